@@ -1,0 +1,205 @@
+"""The scoring job; this file is its description, the rooms it names hold the parts.
+
+list -> what is left to do -> fetch and decode -> CAM and crop -> classify -> Parquet
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from lesioncam import __version__
+from lesioncam.cluster import connected
+from lesioncam.errors import RunBroke
+from lesioncam.schema import Status
+from lesioncam.scoring.plan import Plan, make_plan
+from lesioncam.scoring.progress import Progress
+from lesioncam.scoring.stages import Classify, Compute, Localise, fetch_and_decode, write_part
+from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.storage.listing import Listing
+from lesioncam.storage.results import Results, Rows
+from lesioncam.storage.runs import RunRecord, new_run_id
+from lesioncam.storage.store import Entry
+
+log = logging.getLogger("lesioncam")
+
+_SMALL = 0.05  # CPUs for tasks that mostly wait: reading the manifest, writing parts
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What `lesioncam score` is asked.
+
+    Attributes:
+        images: a directory or prefix, or a CSV or Parquet file of `uri`s.
+        bundle: where the trained model stands.
+        output: where the Parquet goes.
+        retry_failed: do all failed images again, not only those with a transient error.
+        limit: only the first so many images of the listing, or None for all.
+        precision: `auto`, `float32` or `bfloat16`.
+    """
+
+    images: str
+    bundle: str
+    output: str
+    retry_failed: bool = False
+    limit: int | None = None
+    precision: str = "auto"
+
+
+def score(request: ScoreRequest) -> dict[str, Any]:
+    """Score every listed image that has no row yet; returns the run's summary.
+
+    What was written stays whatever happens; the same call goes on from it.
+
+    Raises:
+        InputError: no such images or bundle, or the output is another model's.
+        RunBroke: a listed image ended without a row.
+    """
+    bundle = load_bundle(request.bundle)
+    results = Results(request.output)
+    results.check(bundle.settings.classes, bundle.digest)
+    listing = Listing(request.images)
+    entries = _checked(islice(listing, request.limit))
+    with connected():
+        return _run(request, bundle, results, listing, entries)
+
+
+def _run(
+    request: ScoreRequest,
+    bundle: Bundle,
+    results: Results,
+    listing: Listing,
+    entries: Iterator[Entry],
+) -> dict[str, Any]:
+    started = time.monotonic()
+    plan = make_plan(request.precision)
+    record = RunRecord(results.store, new_run_id())
+    record.write("run", _asked(request, bundle, plan))
+    results.begin()
+    listed = record.record_listing(entries)
+    written = results.rows().written(retry_failed=request.retry_failed)
+    todo = record.record_todo(written)
+    log.info("%s images listed, %s to score", f"{listed:,}", f"{todo:,}")
+
+    progress = Progress(todo, record)
+    try:
+        if todo:
+            for receipt in scored_parts(record, bundle, plan, request.output).iter_rows():
+                progress.add(receipt["outcome"], receipt["count"])
+    finally:
+        progress.close()
+    rows = results.settle(record.run_id)
+
+    summary = _summary(record, rows, listed)
+    seconds = time.monotonic() - started
+    summary |= {
+        "ignored": listing.ignored,
+        "scored_now": todo,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(todo / seconds, 2),
+    }
+    if summary["without_row"]:
+        record.finish({"outcome": "broke", **summary})
+        raise RunBroke(
+            f"{summary['without_row']} of {listed} listed images have no row in "
+            f"{results.store.uri}; run the same command again"
+        )
+    summary = {"outcome": "done", **summary}
+    record.finish(summary)
+    results.succeed()
+    return summary
+
+
+def scored_parts(record: RunRecord, bundle: Bundle, plan: Plan, output: str) -> ray.data.Dataset:
+    """The pipeline from what is left to do to receipts of written parts; nothing runs yet."""
+    settings = bundle.settings
+    compute = Compute(plan.device, plan.precision, plan.threads, plan.batch_size)
+    stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
+    filesystem, todo = record.todo.arrow()
+    actors: dict[str, Any] = {
+        "compute": ray.data.ActorPoolStrategy(size=plan.actors),
+        "num_cpus": plan.actor_cpus,
+        "num_gpus": plan.actor_gpus,
+        "batch_size": plan.batch_size,
+        "batch_format": "pyarrow",
+    }
+    return (
+        ray.data.read_parquet(todo, filesystem=filesystem, num_cpus=_SMALL)
+        .repartition(target_num_rows_per_block=plan.block_rows)
+        .map_batches(
+            fetch_and_decode,
+            fn_kwargs={"canvas_side": settings.canvas_side},
+            num_cpus=plan.decode_cpus,
+            batch_size=plan.block_rows,
+            batch_format="pyarrow",
+        )
+        .map_batches(
+            Localise,
+            fn_constructor_kwargs={"settings": settings, "state": stage1, "compute": compute},
+            **actors,
+        )
+        .map_batches(
+            Classify,
+            fn_constructor_kwargs={
+                "settings": settings,
+                "state": stage2,
+                "compute": compute,
+                "model": bundle.digest,
+                "run_id": record.run_id,
+            },
+            **actors,
+        )
+        .map_batches(
+            write_part,
+            fn_kwargs={"output": output, "run_id": record.run_id},
+            num_cpus=_SMALL,
+            batch_size=None,
+            batch_format="pyarrow",
+        )
+    )
+
+
+def _checked(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The same entries, the first taken already: a listing that fails does so before any write."""
+    first = next(entries)
+    return chain([first], entries)
+
+
+def _asked(request: ScoreRequest, bundle: Bundle, plan: Plan) -> dict[str, Any]:
+    return {
+        **asdict(request),
+        "model": bundle.digest,
+        "plan": asdict(plan),
+        "lesioncam_version": __version__,
+        "started_at": datetime.now(UTC).isoformat(),
+    }
+
+
+def _summary(record: RunRecord, rows: Rows, listed: int) -> dict[str, Any]:
+    """Count what is in the Parquet against what was listed."""
+    outcomes: Counter[str] = Counter()
+    for manifest in record.manifest():
+        there = rows.index.filter(pc.is_in(rows.index["uri"], manifest["uri"].combine_chunks()))
+        kinds = pc.coalesce(there["error_kind"], there["status"])
+        outcomes.update(
+            {item["values"]: item["counts"] for item in pc.value_counts(kinds).to_pylist()}
+        )
+    ok = outcomes.pop(Status.OK, 0)
+    failed = outcomes.total()
+    return {
+        "listed": listed,
+        "ok": ok,
+        "failed": failed,
+        "failed_by_kind": dict(sorted(outcomes.items())),
+        "kept": rows.index.num_rows - ok - failed,
+        "without_row": listed - ok - failed,
+    }

@@ -1,0 +1,62 @@
+"""Plan: how many actors of what size, chosen from what the cluster has."""
+
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from lesioncam.vision.network import native_precision
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the scoring pipeline.
+
+    Attributes:
+        actors: actors of each of the two stages.
+        actor_cpus: CPUs each of them reserves. Together they reserve at most half of the CPUs, so
+            that reading, decoding and writing are never starved.
+        actor_gpus: GPUs each of them reserves; both stages share one.
+        threads: torch threads an actor computes with on a CPU.
+        decode_cpus: CPUs a decode task reserves.
+        batch_size: images a forward pass takes; the last batch is padded to it.
+        block_rows: images that travel, and become durable, together.
+        precision: of the convolutions, `float32` or `bfloat16`.
+    """
+
+    actors: int
+    actor_cpus: float
+    actor_gpus: float
+    threads: int
+    decode_cpus: float
+    batch_size: int
+    block_rows: int
+    precision: str
+
+    @property
+    def device(self) -> str:
+        """Where the actors compute."""
+        return "cuda" if self.actor_gpus else "cpu"
+
+
+def make_plan(precision: str) -> Plan:
+    """Plan for the Ray this process is connected to.
+
+    With GPUs: on each, one actor of each stage, and decoding on all CPUs. Without: the CPUs are
+    divided between the two stages, which cost the same, one thread an actor.
+
+    Args:
+        precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
+    """
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    if precision == "auto":
+        probe = ray.remote(num_cpus=0.1, num_gpus=0.01 if gpus else 0)(_native)
+        precision = ray.get(probe.remote("cuda" if gpus else "cpu"))
+    if gpus:
+        return Plan(gpus, min(0.5, cpus / gpus / 4), 0.5, 1, 1.0, 64, 256, precision)
+    return Plan(max(1, cpus // 2), cpus / max(1, cpus // 2) / 4, 0, 1, 0.25, 16, 64, precision)
+
+
+def _native(device: str) -> str:
+    return native_precision(torch.device(device))

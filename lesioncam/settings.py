@@ -1,0 +1,177 @@
+"""Settings: frozen, typed, checked once when they are made; an unknown key is an error.
+
+Knows nothing about flags or files' places; `--config` and `bundle.json` both come in through
+`from_mapping`.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from lesioncam.errors import InputError
+from lesioncam.schema import DEFAULT_REST_CLASS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How a class activation map becomes a crop. Fractions of the canvas are of its side.
+
+    Attributes:
+        map: which map, a rule of `lesioncam.vision.cam.choose_map`. The default does not follow
+            any one class, so that crops of training images cannot carry their label.
+        threshold: the fraction of the map's range above which a position belongs to the region.
+        padding: added on each side of the region's box, as a fraction of its longer side.
+        smallest: the smallest side of a crop, as a fraction of the canvas.
+    """
+
+    map: str = "maximum"
+    threshold: float = 0.2
+    padding: float = 0.1
+    smallest: float = 0.4
+
+    def __post_init__(self) -> None:
+        _check(self.map in ("predicted", "maximum"), "crop.map", self.map, "predicted or maximum")
+        _check(0 < self.threshold < 1, "crop.threshold", self.threshold, "a number in (0, 1)")
+        _check(0 <= self.padding <= 1, "crop.padding", self.padding, "a number in [0, 1]")
+        _check(0.25 <= self.smallest <= 1, "crop.smallest", self.smallest, "a number in [0.25, 1]")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The training recipe. Every field can stand in the file that `--config` names.
+
+    Attributes:
+        backbone: a key of `lesioncam.vision.network.BACKBONES`.
+        weights: where the backbone's weights come from, or None for random ones.
+        stage1_epochs: passes over the training images for stage 1.
+        stage2_epochs: passes over their crops for stage 2, from stage 1's best weights.
+        batch_size: images a step, over all workers together.
+        learning_rate: the peak of the one-cycle schedule, for the linear layer and stage 1.
+        stage2_learning_rate: likewise for stage 2, which starts from learned weights.
+        weight_decay: on all trained weights.
+        label_smoothing: of the cross-entropy.
+        balance: class weights are (1 / class frequency) to this power; 0 none, 1 full balance.
+        dropout: on the pooled features.
+        frozen_blocks: how many of the VGG's blocks of convolutions, from the input, stay as they
+            were loaded; only applied where weights are loaded.
+        rotate: augmentation turns by any angle up to this many degrees, and flips both ways.
+        zoom: augmentation scales by up to this fraction, up or down.
+        shift: augmentation moves the box by up to this fraction of its side.
+        brightness: augmentation scales brightness and contrast by up to this fraction.
+        val_fraction: the share of images held out of training, by class, to choose the epoch.
+        canvas_scale: the canvas's side in input sides, between 1 and 2.
+        stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
+        rest_class: the class of label rows with no 1.
+        seed: of the split, the initial weights, the order and the augmentation.
+        crop: the crop rule.
+    """
+
+    backbone: str = "vgg16"
+    weights: str | None = None
+    stage1_epochs: int = 10
+    stage2_epochs: int = 6
+    batch_size: int = 32
+    learning_rate: float = 0.01
+    stage2_learning_rate: float = 0.004
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.05
+    balance: float = 0.5
+    dropout: float = 0.5
+    frozen_blocks: int = 2
+    rotate: float = 180.0
+    zoom: float = 0.15
+    shift: float = 0.08
+    brightness: float = 0.15
+    val_fraction: float = 0.15
+    canvas_scale: float = 2.0
+    stage2_weight: float = 0.5
+    rest_class: str = DEFAULT_REST_CLASS
+    seed: int = 0
+    crop: CropRule = field(default_factory=CropRule)
+
+    def __post_init__(self) -> None:
+        for name in ("stage1_epochs", "stage2_epochs", "batch_size"):
+            value = getattr(self, name)
+            _check(value >= 1, name, value, "a whole number of at least 1")
+        for name in ("learning_rate", "stage2_learning_rate"):
+            value = getattr(self, name)
+            _check(0 < value <= 1, name, value, "a number in (0, 1]")
+        for name in ("label_smoothing", "dropout", "zoom", "shift", "brightness", "weight_decay"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, name, value, "a number in [0, 1)")
+        for name in ("balance", "stage2_weight"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, name, value, "a number in [0, 1]")
+        _check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "a number in (0, 1)")
+        _check(1 <= self.canvas_scale <= 2, "canvas_scale", self.canvas_scale, "from 1 to 2")
+        _check(0 <= self.rotate <= 180, "rotate", self.rotate, "degrees from 0 to 180")
+        _check(0 <= self.frozen_blocks <= 5, "frozen_blocks", self.frozen_blocks, "0 to 5")
+        _check(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
+
+
+def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str) -> T:
+    """Make settings of class `kind` from parsed TOML or JSON.
+
+    Args:
+        kind: a frozen dataclass of this package.
+        mapping: its fields, nested settings as nested mappings; those left out keep their default.
+        where: the file (and section) the mapping came from, for messages.
+
+    Raises:
+        InputError: an unknown key, a missing one that has no default, or a value of another type
+            or outside its range.
+    """
+    known = typing.get_type_hints(kind)
+    unknown = sorted(set(mapping) - set(known))
+    if unknown:
+        raise InputError(
+            f"{where}: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(known)}"
+        )
+    values = {
+        name: _convert(known[name], value, f"{where}: {name}") for name, value in mapping.items()
+    }
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except TypeError:
+        needed = [
+            item.name
+            for item in dataclasses.fields(kind)  # type: ignore[arg-type]
+            if item.default is dataclasses.MISSING
+            and item.default_factory is dataclasses.MISSING
+            and item.name not in mapping
+        ]
+        raise InputError(f"{where}: missing {', '.join(needed)}") from None
+
+
+def _convert(expected: Any, value: Any, where: str) -> Any:
+    """Check a parsed value against a field's type; lists become tuples, ints floats."""
+    if dataclasses.is_dataclass(expected) and isinstance(value, Mapping):
+        return from_mapping(typing.cast("type[Any]", expected), value, where)
+    if expected is Any:
+        return value
+    if isinstance(expected, types.UnionType):
+        if value is None:
+            return None
+        expected = next(part for part in typing.get_args(expected) if part is not types.NoneType)
+    origin = typing.get_origin(expected)
+    if origin is tuple and isinstance(value, list):
+        item = typing.get_args(expected)[0]
+        return tuple(_convert(item, part, where) for part in value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = origin or expected
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise InputError(f"{where}: expected {wanted.__name__}, got {value!r}")
+    return value
+
+
+def _check(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise InputError(f"{name} is {value!r}; expected {wanted}")

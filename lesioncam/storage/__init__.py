@@ -1,0 +1,1 @@
+"""Storage: places, listing and manifest, labels, bundles and result files. No Ray."""

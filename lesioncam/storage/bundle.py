@@ -1,0 +1,210 @@
+"""Bundle: a trained model as a directory that is strict, digest-checked and runs no code."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lesioncam.errors import InputError
+from lesioncam.schema import check_classes
+from lesioncam.settings import CropRule, from_mapping
+from lesioncam.storage.store import Store, StoreError, open_store
+from lesioncam.vision.network import BACKBONES, VGGGAP
+
+FORMAT = 1
+BUNDLE_FILE = "bundle.json"
+CARD_FILE = "README.md"
+STAGES = ("stage1", "stage2")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What scoring needs to know to use the weights as they were trained.
+
+    Attributes:
+        classes: the class order of the logits.
+        backbone: a key of `lesioncam.vision.network.BACKBONES`.
+        input_side: the networks' input side s in pixels.
+        canvas_side: the canvas's side S in pixels.
+        mean: the normalisation's, per channel, on pixels scaled to [0, 1].
+        std: likewise.
+        stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
+        crop: the crop rule.
+    """
+
+    classes: tuple[str, ...]
+    backbone: str
+    input_side: int
+    canvas_side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    stage2_weight: float
+    crop: CropRule
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes, "classes")
+        if self.backbone not in BACKBONES:
+            raise InputError(f"backbone {self.backbone!r} is not one of {', '.join(BACKBONES)}")
+        if not self.input_side <= self.canvas_side <= 2 * self.input_side:
+            raise InputError(
+                f"canvas_side is {self.canvas_side}; expected one to two times the input side "
+                f"of {self.input_side}"
+            )
+        if not 0 <= self.stage2_weight <= 1 or len(self.mean) != 3 or len(self.std) != 3:
+            raise InputError("stage2_weight must be in [0, 1], mean and std of three channels")
+
+    def network(self) -> VGGGAP:
+        """A network of this shape, untrained."""
+        return VGGGAP(self.backbone, len(self.classes), self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model.
+
+    Attributes:
+        settings: what scoring needs beside the weights.
+        stage1: the tensors of stage 1 by name.
+        stage2: the tensors of stage 2 by name.
+        digest: of the whole bundle; what score files call `model`. Empty until it is saved.
+        training: facts of the training run, for people.
+        metrics: what it reached, for people.
+    """
+
+    settings: ModelSettings
+    stage1: Mapping[str, Tensor]
+    stage2: Mapping[str, Tensor]
+    digest: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _BundleFile:
+    """`bundle.json` as it is parsed: unknown or missing keys are errors."""
+
+    format: int
+    model: ModelSettings
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    files: dict[str, Any]
+    digest: str
+
+
+def save_bundle(bundle: Bundle, uri: str, card: str) -> str:
+    """Write a bundle; `bundle.json` last, so that a bundle that has it is whole.
+
+    Args:
+        bundle: its `digest` is not used.
+        uri: a directory or s3:// prefix.
+        card: the model card, Markdown.
+
+    Returns:
+        The bundle's digest.
+    """
+    store = open_store(uri)
+    files = {
+        "stage1.safetensors": save(dict(bundle.stage1)),
+        "stage2.safetensors": save(dict(bundle.stage2)),
+        CARD_FILE: card.encode(),
+    }
+    for name, data in files.items():
+        store.write(name, data)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "model": asdict(bundle.settings),
+        "training": dict(bundle.training),
+        "metrics": dict(bundle.metrics),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    content["digest"] = _digest(content)
+    store.write(BUNDLE_FILE, _render(content))
+    return str(content["digest"])
+
+
+def bundle_exists(uri: str) -> bool:
+    """Whether a finished bundle stands there."""
+    return open_store(uri).exists(BUNDLE_FILE)
+
+
+def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
+    """Read and check a bundle.
+
+    Raises:
+        InputError: a file is missing, was changed after it was written, or says what this version
+            does not know.
+    """
+    store = open_store(uri)
+    data = _read(store, BUNDLE_FILE, flag)
+    where = f"{flag}: {uri}/{BUNDLE_FILE}"
+    try:
+        content = json.loads(data)
+        unchanged = data == _render(content) and content.pop("digest") == _digest(content)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{where} is damaged; copy the bundle again or train it anew") from error
+    if not unchanged:
+        raise InputError(f"{where} was changed; copy the bundle again or train it anew")
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{where} has format {content.get('format')!r}; this version reads {FORMAT}"
+        )
+    parsed = from_mapping(_BundleFile, json.loads(data), where)
+    stages = {name: _read_stage(store, name, parsed, flag) for name in STAGES}
+    _check_digest(store, CARD_FILE, parsed, flag)
+    return Bundle(
+        parsed.model, stages["stage1"], stages["stage2"], parsed.digest, parsed.training,
+        parsed.metrics,
+    )  # fmt: skip
+
+
+def load_network(settings: ModelSettings, state: Mapping[str, Tensor]) -> VGGGAP:
+    """A bundle's network for one stage, weights loaded strictly."""
+    network = settings.network()
+    network.load_state_dict(dict(state), strict=True)
+    return network
+
+
+def _read_stage(store: Store, stage: str, parsed: _BundleFile, flag: str) -> dict[str, Tensor]:
+    name = f"{stage}.safetensors"
+    data = _check_digest(store, name, parsed, flag)
+    try:
+        state: dict[str, Tensor] = load(data)
+        load_network(parsed.model, state)
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{flag}: {store.uri}/{name} does not hold the tensors of {parsed.model.backbone}"
+        ) from error
+    return state
+
+
+def _check_digest(store: Store, name: str, parsed: _BundleFile, flag: str) -> bytes:
+    data = _read(store, name, flag)
+    if hashlib.sha256(data).hexdigest() != parsed.files.get(name):
+        raise InputError(
+            f"{flag}: {store.uri}/{name} is not the file that {BUNDLE_FILE} was written for "
+            f"(its digest differs); copy the bundle again or train it anew"
+        )
+    return data
+
+
+def _read(store: Store, name: str, flag: str) -> bytes:
+    try:
+        return store.read(name)
+    except StoreError as error:
+        raise InputError(
+            f"{flag}: {store.uri}/{name}: {error.message}; a bundle is a directory that "
+            f"'lesioncam train' wrote"
+        ) from error
+
+
+def _render(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_render(content)).hexdigest()

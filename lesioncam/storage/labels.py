@@ -1,0 +1,149 @@
+"""Labels: an ISIC ground-truth CSV, read and checked once. Needs neither torch nor Ray."""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from lesioncam.errors import InputError
+from lesioncam.schema import check_classes
+from lesioncam.storage.store import StoreError, read_uri
+
+_ID_COLUMNS = ("image_id", "image")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which class each image is.
+
+    Attributes:
+        classes: the class order: the CSV's columns, then the rest class where rows need one.
+        ranked: the classes whose mean AUC is reported: those with a column of their own (for
+            ISIC-2017 melanoma and seborrheic keratosis, the official metric).
+        ids: image ids, each once.
+        indices: (n,) int64, for each id its class's place in `classes`.
+    """
+
+    classes: tuple[str, ...]
+    ranked: tuple[str, ...]
+    ids: tuple[str, ...]
+    indices: np.ndarray
+
+    @cached_property
+    def by_id(self) -> Mapping[str, int]:
+        """Image id -> place in `classes`."""
+        return dict(zip(self.ids, self.indices.tolist(), strict=True))
+
+    def missing_classes(self, indices: np.ndarray) -> list[str]:
+        """Classes that do not occur among `indices`."""
+        counts = np.bincount(indices, minlength=len(self.classes))
+        return [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
+
+
+def read_labels(uri: str, rest_class: str, flag: str = "--labels") -> Labels:
+    """Read a ground-truth CSV: an id column, then one 0/1 column per class.
+
+    Rows with no 1 belong to `rest_class`.
+
+    Raises:
+        InputError: the file cannot be read, has no id column, a value other than 0 and 1, a row
+            with two classes, or an id that occurs twice.
+    """
+    frame = _read_csv(uri, flag)
+    where = f"{flag}: {uri}"
+    id_column = next((name for name in _ID_COLUMNS if name in frame.columns), None)
+    if id_column is None:
+        raise InputError(
+            f"{where} has no id column; expected {' or '.join(_ID_COLUMNS)}, "
+            f"found {', '.join(frame.columns)}"
+        )
+    if frame.empty:
+        raise InputError(f"{where} has no rows")
+    ids = frame[id_column].str.strip()
+    columns = [name for name in frame.columns if name != id_column]
+    values = frame[columns].apply(pd.to_numeric, errors="coerce")
+    for name in columns:
+        wrong = frame.index[~values[name].isin([0, 1])]
+        if len(wrong):
+            raise InputError(
+                f"{where}: column {name!r} holds {frame[name][wrong[0]]!r} in {_lines(wrong)}; "
+                f"expected 0 or 1 (if it is not a class, remove the column)"
+            )
+    _refuse(where, frame.index[values.sum(axis=1) > 1], "more than one class", "mark one")
+    _refuse(where, frame.index[ids == ""], "no image id", "fill it in")
+    _refuse(where, frame.index[ids.duplicated()], "an id seen before", "keep one row per image")
+    rest = values.sum(axis=1) == 0
+    classes = list(columns)
+    if rest.any():
+        if rest_class in columns:
+            raise InputError(
+                f"{where}: {_lines(frame.index[rest])} hold no 1 and so belong to the rest class, "
+                f"but {rest_class!r} has a column; name another with --rest-class"
+            )
+        classes.append(rest_class)
+    indices = np.where(rest, len(columns), values.to_numpy().argmax(axis=1)).astype(np.int64)
+    return Labels(check_classes(classes, where), tuple(columns), tuple(ids), indices)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Which of some images have a label.
+
+    Attributes:
+        positions: (m,) int64: which of the images.
+        indices: (m,) int64: their classes.
+        unlabelled: images left over.
+        unused: labels left over.
+        duplicates: images left over because an earlier one has the same id.
+    """
+
+    positions: np.ndarray
+    indices: np.ndarray
+    unlabelled: int
+    unused: int
+    duplicates: int
+
+
+def match(labels: Labels, image_ids: Iterable[str]) -> Matched:
+    """Join images to labels by id. Of several images with one id, the first counts."""
+    found: dict[str, int] = {}
+    unlabelled = duplicates = 0
+    for position, name in enumerate(image_ids):
+        if name not in labels.by_id:
+            unlabelled += 1
+        elif name in found:
+            duplicates += 1
+        else:
+            found[name] = position
+    return Matched(
+        np.fromiter(found.values(), np.int64, len(found)),
+        np.fromiter((labels.by_id[name] for name in found), np.int64, len(found)),
+        unlabelled,
+        len(labels.ids) - len(found),
+        duplicates,
+    )
+
+
+def _read_csv(uri: str, flag: str) -> pd.DataFrame:
+    try:
+        data = read_uri(uri)
+    except StoreError as error:
+        raise InputError(f"{flag}: {uri}: {error.message}") from error
+    try:
+        return pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{flag}: {uri} is not a CSV file: {error}") from error
+
+
+def _refuse(where: str, rows: pd.Index, problem: str, mend: str) -> None:
+    if len(rows):
+        raise InputError(f"{where}: {_lines(rows)} have {problem}; {mend}")
+
+
+def _lines(rows: pd.Index) -> str:
+    """Rows as line numbers of the file; ids stay out of messages."""
+    shown = ", ".join(str(row + 2) for row in rows[:3])
+    return f"line {shown}" + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")

@@ -1,0 +1,303 @@
+"""Places: a local directory or an `s3://` prefix, behind the few calls the rest needs.
+
+A write appears whole or not at all in both. Credentials and the endpoint come from the ordinary
+AWS chain (`AWS_ENDPOINT_URL` for S3-compatible servers). Knows nothing about images or scores.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+
+import boto3
+import pyarrow.fs
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from lesioncam.errors import InputError, LesioncamError, RunBroke
+from lesioncam.schema import ErrorKind
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_TEMPORARY = ".tmp-"
+_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+              "ExpiredToken", "InvalidToken"}  # fmt: skip
+
+
+class StoreError(Exception):
+    """An object that could not be read, with the schema's error kind for it."""
+
+    def __init__(self, kind: ErrorKind, message: str):
+        super().__init__(message)
+        self.kind = kind
+        self.message = " ".join(message.split())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or object as a listing shows it.
+
+    Attributes:
+        uri: absolute path, or `s3://bucket/key`, unescaped.
+        size: bytes; None where it could not be found out.
+        etag: S3's, without quotes; None for local files.
+        last_modified: UTC; None where it could not be found out.
+    """
+
+    uri: str
+    size: int | None
+    etag: str | None
+    last_modified: datetime | None
+
+
+class Store(Protocol):
+    """A directory or prefix. Names are relative to it, with `/` between their parts."""
+
+    uri: str
+
+    def join(self, name: str) -> "Store":
+        """The place below this one."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file below this place, at any depth, always in the same order."""
+
+    def read(self, name: str) -> bytes:
+        """Read a file whole; `StoreError` if that fails."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole; it appears complete or not at all, and replaces an older one."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; no error if there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """The same place for pyarrow."""
+
+
+class LocalStore:
+    """A local directory; made at the first write."""
+
+    def __init__(self, path: str):
+        self._root = Path(path).absolute()
+        self.uri = str(self._root)
+
+    def join(self, name: str) -> "LocalStore":
+        return LocalStore(str(self._root / name))
+
+    def entries(self) -> Iterator[Entry]:
+        for folder, folders, names in os.walk(self._root):
+            folders.sort()
+            for name in sorted(names):
+                if not name.startswith(_TEMPORARY):
+                    try:
+                        yield stat_local(str(Path(folder, name)))
+                    except StoreError:  # a dangling link, or gone since: nothing to list
+                        continue
+
+    def read(self, name: str) -> bytes:
+        return read_uri(str(self._root / name))
+
+    def write(self, name: str, data: bytes) -> None:
+        target = self._root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        (self._root / name).unlink(missing_ok=True)
+
+    def exists(self, name: str) -> bool:
+        return (self._root / name).is_file()
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        return pyarrow.fs.LocalFileSystem(), str(self._root)
+
+
+class S3Store:
+    """A prefix in a bucket of S3 or an S3-compatible server."""
+
+    def __init__(self, uri: str):
+        bucket, key = split_s3(uri)
+        self._bucket, self._prefix = bucket, key.strip("/") + "/" if key.strip("/") else ""
+        self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
+
+    def join(self, name: str) -> "S3Store":
+        return S3Store(f"s3://{self._bucket}/{self._prefix}{name}")
+
+    def entries(self) -> Iterator[Entry]:
+        pages = s3_client().get_paginator("list_objects_v2")
+        try:
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for item in page.get("Contents", ()):
+                    if not item["Key"].endswith("/"):  # a console's empty "directory"
+                        yield Entry(
+                            f"s3://{self._bucket}/{item['Key']}",
+                            item["Size"],
+                            item["ETag"].strip('"'),
+                            item["LastModified"].astimezone(UTC),
+                        )
+        except (ClientError, BotoCoreError) as error:
+            raise _refusal(f"cannot list {self.uri}", error) from error
+
+    def read(self, name: str) -> bytes:
+        return _read_s3(self._bucket, self._prefix + name)
+
+    def write(self, name: str, data: bytes) -> None:
+        s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
+
+    def delete(self, name: str) -> None:
+        s3_client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+    def exists(self, name: str) -> bool:
+        try:
+            s3_client().head_object(Bucket=self._bucket, Key=self._prefix + name)
+        except (ClientError, BotoCoreError) as error:
+            if _s3_error(error).kind is ErrorKind.NOT_FOUND:
+                return False
+            raise _refusal(f"cannot reach {self.uri}", error) from error
+        return True
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        return arrow_s3(), f"{self._bucket}/{self._prefix}".rstrip("/")
+
+
+def open_store(uri: str) -> Store:
+    """The place a flag names: a local path, `file://` or `s3://bucket/prefix`."""
+    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    if scheme == "s3":
+        return S3Store(uri)
+    if scheme == "file":
+        return LocalStore(unquote(urlsplit(uri).path))
+    if scheme:
+        raise InputError(f"{uri}: {scheme}:// is not supported; give a local path or s3://")
+    return LocalStore(uri)
+
+
+def split_place(uri: str) -> tuple[Store, str]:
+    """The place and the name of one file: `s3://bucket/a/b.csv` -> (`s3://bucket/a`, `b.csv`)."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    return open_store(parent or ("/" if uri.startswith("/") else ".")), name
+
+
+def read_uri(uri: str) -> bytes:
+    """Read one file or object by its `uri`.
+
+    Raises:
+        StoreError: with kind `not_found`, `permission` or `unreachable`.
+    """
+    if uri.startswith("s3://"):
+        return _read_s3(*split_s3(uri))
+    try:
+        return Path(uri).read_bytes()
+    except OSError as error:
+        raise _local_error(error) from error
+
+
+def stat_uri(uri: str) -> Entry:
+    """What a listing would show of one `uri`; `StoreError` as in `read_uri`."""
+    if not uri.startswith("s3://"):
+        return stat_local(uri)
+    bucket, key = split_s3(uri)
+    try:
+        head = s3_client().head_object(Bucket=bucket, Key=key)
+    except (ClientError, BotoCoreError) as error:
+        raise _s3_error(error) from error
+    modified = head["LastModified"].astimezone(UTC)
+    return Entry(uri, head["ContentLength"], head["ETag"].strip('"'), modified)
+
+
+def stat_local(path: str) -> Entry:
+    """What a listing shows of a local file; `StoreError` as in `read_uri`."""
+    try:
+        stat = Path(path).stat()
+    except OSError as error:
+        raise _local_error(error) from error
+    modified = datetime.fromtimestamp(stat.st_mtime_ns // 1000 / 1e6, UTC)
+    return Entry(path, stat.st_size, None, modified)
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` -> (`bucket`, `key`); keys are taken as they are, nothing is unescaped."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise InputError(f"{uri}: no bucket; expected s3://bucket/prefix")
+    return bucket, key
+
+
+@lru_cache(maxsize=1)
+def s3_client() -> "S3Client":
+    """One client a process; boto3's clients may be shared by threads."""
+    retries = Config(
+        retries={"mode": "adaptive", "max_attempts": 6},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=64,
+    )
+    return boto3.client("s3", config=retries)
+
+
+def arrow_s3() -> pyarrow.fs.FileSystem:
+    """Pyarrow's S3 with the endpoint, region and credentials boto3 would use."""
+    session = boto3.Session()
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise InputError("s3://: no AWS credentials found; set them up as for the aws command")
+    frozen = credentials.get_frozen_credentials()
+    meta = s3_client().meta
+    return pyarrow.fs.S3FileSystem(
+        access_key=frozen.access_key,
+        secret_key=frozen.secret_key,
+        session_token=frozen.token,
+        region=meta.region_name,
+        endpoint_override=meta.endpoint_url,
+    )
+
+
+def _read_s3(bucket: str, key: str) -> bytes:
+    try:
+        return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    except (ClientError, BotoCoreError, OSError) as error:
+        raise _s3_error(error) from error
+
+
+def _s3_error(error: Exception) -> StoreError:
+    if isinstance(error, ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _NOT_FOUND:
+            return StoreError(ErrorKind.NOT_FOUND, "no such object or bucket")
+        if code in _FORBIDDEN:
+            return StoreError(ErrorKind.PERMISSION, f"the store refused: {code}")
+        return StoreError(ErrorKind.UNREACHABLE, f"the store answered {code}")
+    return StoreError(ErrorKind.UNREACHABLE, f"the store cannot be reached: {type(error).__name__}")
+
+
+def _refusal(what: str, error: Exception) -> LesioncamError:
+    """A store's failure outside any one image: the user's to mend, or the store's."""
+    failure = _s3_error(error)
+    kind = RunBroke if failure.kind is ErrorKind.UNREACHABLE else InputError
+    return kind(f"{what}: {failure.message}")
+
+
+def _local_error(error: OSError) -> StoreError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return StoreError(ErrorKind.NOT_FOUND, "no such file")
+    if isinstance(error, PermissionError):
+        return StoreError(ErrorKind.PERMISSION, "the file may not be read")
+    return StoreError(ErrorKind.UNREACHABLE, f"reading failed: {error.strerror}")

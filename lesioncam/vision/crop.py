@@ -1,0 +1,128 @@
+"""From a map to a box, and from a box to a crop. All batched, all on the map's device.
+
+Boxes here are on the canvas: pixels, (x0, y0, x1, y1), x before y, half-open.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from lesioncam.settings import CropRule
+
+
+def peak_region(maps: Tensor, threshold: float) -> Tensor:
+    """The connected component (4-neighbours) that holds each map's peak, above the threshold.
+
+    Zhou et al. take the largest component above 20 % of the peak; the component with the peak is
+    the same one unless the map has a larger, weaker area elsewhere.
+
+    Args:
+        maps: (B, h, w) in [0, 1], as `normalise_map` gives them.
+        threshold: positions with a value of at least this fraction of the peak belong.
+
+    Returns:
+        (B, h, w) bool. Of several equal peaks, the first in row-major order counts.
+    """
+    batch = len(maps)
+    above = maps >= threshold
+    region = torch.zeros_like(above)
+    region.view(batch, -1)[torch.arange(batch), maps.reshape(batch, -1).argmax(dim=1)] = True
+    while True:
+        grown = region.clone()
+        grown[:, 1:] |= region[:, :-1]
+        grown[:, :-1] |= region[:, 1:]
+        grown[:, :, 1:] |= region[:, :, :-1]
+        grown[:, :, :-1] |= region[:, :, 1:]
+        grown &= above
+        if torch.equal(grown, region):
+            return region
+        region = grown
+
+
+def crop_boxes(region: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
+    """The square box around each region, on a canvas of `side` pixels.
+
+    The region's bounding box is scaled to the canvas, padded on each side by `rule.padding` of
+    its longer side, made square around its centre, not smaller than `rule.smallest` of the canvas
+    nor larger than the canvas, and moved inside it. A flat map gives the whole canvas.
+
+    Args:
+        region: (B, h, w) bool, none of them empty.
+        flat: (B,) bool.
+        rule: padding and smallest side.
+        side: the canvas's side S in pixels.
+
+    Returns:
+        (B, 4) int64: x0, y0, x1, y1 on the canvas, half-open, x1 - x0 = y1 - y0.
+    """
+    left, right = _extent(region.any(dim=1))
+    top, bottom = _extent(region.any(dim=2))
+    cell_x, cell_y = side / region.shape[2], side / region.shape[1]
+    x0, x1, y0, y1 = left * cell_x, right * cell_x, top * cell_y, bottom * cell_y
+    length = torch.maximum(x1 - x0, y1 - y0) * (1 + 2 * rule.padding)
+    length = length.clamp(rule.smallest * side, side).round()
+    corner_x = ((x0 + x1 - length) / 2).round().clamp(min=0).minimum(side - length)
+    corner_y = ((y0 + y1 - length) / 2).round().clamp(min=0).minimum(side - length)
+    boxes = torch.stack([corner_x, corner_y, corner_x + length, corner_y + length], dim=1).long()
+    whole = torch.tensor([0, 0, side, side], device=boxes.device)
+    return torch.where(flat[:, None], whole, boxes)
+
+
+def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First occupied position and one past the last: (B, n) bool -> two of (B,) float64."""
+    positions = occupied.shape[1]
+    first = occupied.int().argmax(dim=1)
+    last = positions - occupied.flip(1).int().argmax(dim=1)
+    return first.double(), last.double()
+
+
+def sample_boxes(
+    canvases: Tensor, boxes: Tensor, side: int, affine: Tensor | None = None
+) -> Tensor:
+    """Cut boxes out of canvases and scale them to `side`, bilinearly.
+
+    With the box of the whole canvas this is the shrunken image that stage 1 classifies; with
+    crop boxes it is stage 2's input; with `affine` it is either's augmented form. Canvases are at
+    most twice as fine as the input, so bilinear sampling does not alias.
+
+    Args:
+        canvases: (B, 3, S, S) uint8.
+        boxes: (B, 4), on the canvas; need not lie inside it (border pixels are repeated).
+        side: the input side s.
+        affine: (B, 2, 2) float, applied to coordinates inside the box ((-1, -1) to (1, 1), x
+            before y), or None for none.
+
+    Returns:
+        (B, 3, s, s) uint8.
+    """
+    canvas_side = canvases.shape[-1]
+    boxes = boxes.to(torch.float32) * (2 / canvas_side) - 1
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    centre = (boxes[:, 2:] + boxes[:, :2]) / 2
+    if affine is None:
+        affine = torch.eye(2, device=canvases.device).expand(len(canvases), 2, 2)
+    theta = torch.cat([half[:, :, None] * affine, centre[:, :, None]], dim=2)
+    grid = F.affine_grid(theta, [len(canvases), 3, side, side], align_corners=False)
+    pixels = F.grid_sample(
+        canvases.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def boxes_in_image(boxes: Tensor, side: int, widths: Tensor, heights: Tensor) -> Tensor:
+    """Map canvas boxes to the images' own pixels, rounded outwards so that none is empty.
+
+    Args:
+        boxes: (B, 4) on a canvas of `side` pixels.
+        side: the canvas's side S.
+        widths: (B,) image widths in pixels.
+        heights: (B,) image heights in pixels.
+
+    Returns:
+        (B, 4) int64 in image pixels, x before y, half-open, inside the image.
+    """
+    limits = torch.stack([widths, heights, widths, heights], dim=1)
+    scaled = boxes * limits  # exact in integers; divided by the side below
+    low = torch.div(scaled[:, :2], side, rounding_mode="floor")
+    high = -torch.div(-scaled[:, 2:], side, rounding_mode="floor")
+    return torch.cat([low, torch.minimum(high, limits[:, 2:])], dim=1)

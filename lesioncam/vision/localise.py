@@ -1,0 +1,71 @@
+"""Localise: canvases -> crops, boxes and stage-1 probabilities. The one place that composes them.
+
+Training and scoring both crop through here, so stage 2 learns on crops like those it will meet.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lesioncam.settings import CropRule
+from lesioncam.vision.cam import choose_map, class_activation_maps, normalise_map
+from lesioncam.vision.crop import crop_boxes, peak_region, sample_boxes
+from lesioncam.vision.network import VGGGAP
+
+
+@dataclass(frozen=True)
+class Localised:
+    """What stage 1 found in a batch.
+
+    Attributes:
+        probabilities: (B, K) float32.
+        boxes: (B, 4) int64 on the canvas: x0, y0, x1, y1, half-open.
+        maps: (B, h, w) uint8: the map behind the crop, 0 its minimum and 255 its peak.
+        flat: (B,) bool: the map had no peak and the box is the whole canvas.
+    """
+
+    probabilities: Tensor
+    boxes: Tensor
+    maps: Tensor
+    flat: Tensor
+
+
+@torch.inference_mode()
+def localise(network: VGGGAP, canvases: Tensor, side: int, rule: CropRule) -> Localised:
+    """Classify whole images and find the region that stage 2 looks at.
+
+    Args:
+        network: stage 1, in evaluation mode.
+        canvases: (B, 3, S, S) uint8, on the network's device.
+        side: the input side s.
+        rule: which map, and how it becomes a box.
+    """
+    logits, features = network(sample_boxes(canvases, whole_boxes(canvases), side))
+    maps = class_activation_maps(features, network.linear.weight)
+    chosen, flat = normalise_map(choose_map(maps, logits, rule.map))
+    boxes = crop_boxes(peak_region(chosen, rule.threshold), flat, rule, canvases.shape[-1])
+    return Localised(logits.softmax(dim=1), boxes, (chosen * 255).round().to(torch.uint8), flat)
+
+
+@torch.inference_mode()
+def classify(network: VGGGAP, crops: Tensor) -> Tensor:
+    """Probabilities (B, K) of stage 2 for crops (B, 3, s, s) uint8 on the network's device."""
+    logits, _ = network(crops)
+    return torch.softmax(logits, dim=1)
+
+
+def combine(stage1: Tensor, stage2: Tensor, stage2_weight: float) -> Tensor:
+    """The final probabilities (B, K): the weighted mean of both stages'."""
+    return (1 - stage2_weight) * stage1 + stage2_weight * stage2
+
+
+def whole_boxes(canvases: Tensor) -> Tensor:
+    """(B, 4): for each canvas the box of the whole of it."""
+    side = canvases.shape[-1]
+    return torch.tensor([0, 0, side, side], device=canvases.device).expand(len(canvases), 4)
+
+
+def to_channels_first(canvases: Tensor) -> Tensor:
+    """(B, S, S, 3), as decoding makes them, to (B, 3, S, S), as networks take them; no copy."""
+    return canvases.permute(0, 3, 1, 2)

@@ -1,0 +1,75 @@
+"""Fixtures: a tiny bundle, drawn images, an in-process S3 server, a local Ray."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import ray
+import torch
+from moto.server import ThreadedMotoServer
+
+from lesioncam.cluster import connected
+from lesioncam.settings import CropRule
+from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
+from lesioncam.storage.store import s3_client
+from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+
+CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
+SHARED = Path(__file__).parents[2] / "shared"
+
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs ../shared, real images that are not part of the project"
+)
+
+
+@pytest.fixture(scope="session")
+def model_settings() -> ModelSettings:
+    side = BACKBONES["tiny"].input_side
+    return ModelSettings(
+        CLASSES, "tiny", side, 2 * side, IMAGENET_MEAN, IMAGENET_STD, 0.5, CropRule()
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle_uri(model_settings: ModelSettings, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny bundle with random weights."""
+    uri = str(tmp_path_factory.mktemp("bundle") / "tiny")
+    torch.manual_seed(0)
+    stages = [model_settings.network().state_dict() for _ in range(2)]
+    save_bundle(Bundle(model_settings, *stages), uri, "# A tiny bundle for tests\n")
+    return uri
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A real Ray on two CPUs, shared by the tests."""
+    with connected():
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An in-process S3 server; every process of the test run finds it through the environment."""
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3_client.cache_clear()
+        yield os.environ["AWS_ENDPOINT_URL"]
+    s3_client.cache_clear()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
+    """A fresh, empty bucket's name."""
+    name = f"bucket-{abs(hash(request.node.nodeid)) % 10**10}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
