@@ -25,6 +25,8 @@ def connected() -> Iterator[None]:
     if address:
         ray.init(address=address, **quiet)
     else:
+        # Ray's core prints "errors" of its own making on a healthy run, one per actor pool.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         cpus = max(2, os.cpu_count() or 1)  # Ray Data's listing takes one beside the actors
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False  # we show our own

@@ -87,7 +87,7 @@ def sample_boxes(
 
     Args:
         canvases: (B, 3, S, S) uint8.
-        boxes: (B, 4), on the canvas; need not lie inside it (border pixels are repeated).
+        boxes: (B, 4), on the canvas; need not lie inside it (pixels are mirrored at its border).
         side: the input side s.
         affine: (B, 2, 2) float, applied to coordinates inside the box ((-1, -1) to (1, 1), x
             before y), or None for none.
@@ -104,7 +104,7 @@ def sample_boxes(
     theta = torch.cat([half[:, :, None] * affine, centre[:, :, None]], dim=2)
     grid = F.affine_grid(theta, [len(canvases), 3, side, side], align_corners=False)
     pixels = F.grid_sample(
-        canvases.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+        canvases.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 

@@ -1,0 +1,77 @@
+"""Model card: what a bundle is, in words, for whoever finds it later."""
+
+from typing import Any
+
+from lesioncam.storage.bundle import Bundle
+from lesioncam.vision.metrics import STAGES, Figures
+
+
+def model_card(bundle: Bundle) -> str:
+    """Write the bundle's README.md from its settings, training facts and metrics."""
+    settings, facts = bundle.settings, bundle.training
+    crop = settings.crop
+    lines = [
+        f"# lesioncam bundle: {settings.backbone}, {len(settings.classes)} classes",
+        "",
+        "Two-stage skin-lesion classifier after Jia & Shen, *Skin Lesion Classification using "
+        "Class Activation Map* (arXiv 1703.01053). **Not a medical device**: for research, not "
+        "for diagnosis.",
+        "",
+        "## Data",
+        "",
+        "| class | trained on | held out |",
+        "|---|---:|---:|",
+        *(
+            f"| {name} | {facts['training_images'][name]:,} | {facts['held_out_images'][name]:,} |"
+            for name in settings.classes
+        ),
+        "",
+        "The epoch of each stage was chosen by mean AUC on the held-out images, so their figures "
+        "below are somewhat too good. Validation images, where given, chose nothing.",
+        "",
+        "## Results",
+        "",
+    ]
+    for name, figures in bundle.metrics.items():
+        lines += [f"### {name.replace('_', '-').capitalize()} images", "", *_table(figures), ""]
+    lines += [
+        "## Recipe",
+        "",
+        f"Backbone {settings.backbone} at {settings.input_side} x {settings.input_side} pixels, "
+        f"crops from a canvas of {settings.canvas_side} x {settings.canvas_side}. Crop rule: "
+        f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
+        f"{crop.smallest} of the canvas. Final probabilities: {1 - settings.stage2_weight:g} x "
+        f"stage 1 + {settings.stage2_weight:g} x stage 2. Stage 1 is from epoch "
+        f"{facts['stage1']['best_epoch']}, stage 2 from epoch {facts['stage2']['best_epoch']}. "
+        f"Everything else is in `bundle.json` under `training`.",
+        "",
+        f"Trained {facts['trained_at']} by lesioncam {facts['lesioncam_version']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(figures: Figures) -> list[str]:
+    classes = list(figures["final"])
+    rows = [
+        f"| {name} | " + " | ".join(_cell(figures[stage][name]) for stage in STAGES) + " |"
+        for name in classes
+    ]
+    gain = _cell(figures["gain"])
+    return [
+        "AUC, one class against the rest, with 95 % bootstrap interval:",
+        "",
+        "| | stage 1 | stage 2 | final |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Gain of final over stage 1 in mean AUC: {gain}",
+    ]
+
+
+def _cell(figure: dict[str, Any]) -> str:
+    if figure["auc"] is None:
+        return "undefined"
+    if figure["low"] is None:
+        return f"{figure['auc']:.3f}"
+    return f"{figure['auc']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

@@ -1,0 +1,79 @@
+"""Augmentation: random turns, flips, zoom, shifts and light, drawn for a batch and then applied.
+
+Rotation and flips as in Jia & Shen (arXiv 1703.01053); the rest keeps stage 2 from learning where
+exactly a box sits. Drawing is apart from applying, so that workers can draw for the whole batch and
+apply to their share: how many there are does not change what an image becomes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lesioncam.settings import TrainSettings
+from lesioncam.vision.crop import sample_boxes
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each image of a batch.
+
+    Attributes:
+        affine: (B, 2, 2), turn, flip and zoom, as `sample_boxes` takes it.
+        shift: (B, 2), in sides of the box, x before y.
+        brightness: (B,), a factor on all pixels.
+        contrast: (B,), a factor on their distance from the image's mean.
+    """
+
+    affine: Tensor
+    shift: Tensor
+    brightness: Tensor
+    contrast: Tensor
+
+    def share(self, rank: int, world: int) -> "Draws":
+        """The draws of every `world`-th image, from `rank` on."""
+        parts = (self.affine, self.shift, self.brightness, self.contrast)
+        return Draws(*(part[rank::world] for part in parts))
+
+
+def draw(count: int, settings: TrainSettings, generator: torch.Generator) -> Draws:
+    """Draw the augmentation of `count` images."""
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    angle = uniform(count) * math.radians(settings.rotate)
+    flip = torch.where(uniform(count, 2) < 0, -1.0, 1.0)
+    scale = (1 + settings.zoom) ** uniform(count)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    turn = torch.stack([cos, -sin, sin, cos], dim=1).view(count, 2, 2)
+    return Draws(
+        turn * flip[:, None, :],
+        uniform(count, 2) * settings.shift,
+        1 + uniform(count) * settings.brightness,
+        1 + uniform(count) * settings.brightness,
+    )
+
+
+def augment(canvases: Tensor, boxes: Tensor, draws: Draws, side: int) -> Tensor:
+    """Cut, turn and light a batch.
+
+    Args:
+        canvases: (B, 3, S, S) uint8.
+        boxes: (B, 4) on the canvas: the whole of it for stage 1, the crop for stage 2.
+        draws: of the same B.
+        side: the input side s.
+
+    Returns:
+        (B, 3, s, s) uint8.
+    """
+    boxes = boxes.float()
+    moved = draws.shift.to(boxes.device) * (boxes[:, 2:] - boxes[:, :2])
+    boxes = boxes + torch.cat([moved, moved], dim=1)
+    images = sample_boxes(canvases, boxes, side, draws.affine.to(canvases.device)).float()
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    contrast = draws.contrast.to(images.device).view(-1, 1, 1, 1)
+    brightness = draws.brightness.to(images.device).view(-1, 1, 1, 1)
+    lit = (mean + (images - mean) * contrast) * brightness
+    return lit.round_().clamp_(0, 255).to(torch.uint8)

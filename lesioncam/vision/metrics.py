@@ -1,0 +1,139 @@
+"""Metrics: one-vs-rest AUC with bootstrap intervals, sensitivity and specificity. NumPy only.
+
+An undefined figure (a class without positives or negatives) is None, never 0.5 or 1.
+`R` is the number of bootstrap resamples, `n` the number of images.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+DECISION = 0.5  # probability from which on an image counts as called a class
+STAGES = ("stage1", "stage2", "final")
+
+Figures = dict[str, Any]
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order.
+
+    Ties count half (Mann-Whitney). None if there are no positives or no negatives.
+
+    Args:
+        scores: (n,) float.
+        positive: (n,) bool.
+    """
+    value = float(_weighted_auc(scores, positive, np.ones((1, len(scores))))[0])
+    return None if np.isnan(value) else value
+
+
+def mean_auc(probabilities: np.ndarray, labels: np.ndarray, ranked: Sequence[int]) -> float | None:
+    """Mean one-vs-rest AUC over the `ranked` classes; None if one of them is undefined.
+
+    Args:
+        probabilities: (n, K).
+        labels: (n,) int, places of the classes.
+        ranked: places of the classes the mean is taken over.
+    """
+    values = [auc(probabilities[:, k], labels == k) for k in ranked]
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined and len(defined) == len(values) else None
+
+
+def evaluate_stages(
+    stages: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    ranked: Sequence[str],
+    seed: int = 0,
+) -> Figures:
+    """All figures of `evaluation.json`.
+
+    Intervals are 95 % percentile intervals over resamples of the images, drawn class by class, so
+    that every resample has the same number of each. All stages use the same resamples: the
+    gain's interval is paired.
+
+    Args:
+        stages: `stage1`, `stage2` and `final` -> (n, K) probabilities.
+        labels: (n,) int, places in `classes`.
+        classes: names, K of them.
+        ranked: the names that `mean` is taken over.
+        seed: of the resampling.
+    """
+    weights = _resamples(labels, len(classes), seed)
+    result: Figures = {}
+    means: dict[str, np.ndarray] = {}
+    for stage in STAGES:
+        probabilities = stages[stage]
+        figures: Figures = {}
+        resampled: dict[str, np.ndarray] = {}
+        for k, name in enumerate(classes):
+            positive = labels == k
+            resampled[name] = _weighted_auc(probabilities[:, k], positive, weights)
+            figures[name] = {
+                "auc": auc(probabilities[:, k], positive),
+                **_interval(resampled[name]),
+                "n": len(labels),
+                "positives": int(positive.sum()),
+                **_at_decision(probabilities[:, k], positive),
+            }
+        means[stage] = np.mean([resampled[name] for name in ranked], axis=0)
+        places = [list(classes).index(name) for name in ranked]
+        figures["mean"] = {
+            "auc": mean_auc(probabilities, labels, places),
+            **_interval(means[stage]),
+            "n": len(labels),
+            "positives": int(np.isin(labels, places).sum()),
+        }
+        result[stage] = figures
+    first, last = result["stage1"]["mean"]["auc"], result["final"]["mean"]["auc"]
+    gain = None if first is None or last is None else last - first
+    result["gain"] = {"auc": gain, **_interval(means["final"] - means["stage1"])}
+    return result
+
+
+def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(R,) AUCs of the images counted by each row of `weights` (R, n); NaN where undefined."""
+    _, group = np.unique(scores, return_inverse=True)  # equal scores share a group, lowest first
+    groups = int(group.max()) + 1 if len(group) else 0
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(groups))
+    ordered = weights[:, order]
+    is_positive = positive[order]
+    positives = np.add.reduceat(ordered * is_positive, starts, axis=1) if groups else weights
+    negatives = np.add.reduceat(ordered * ~is_positive, starts, axis=1) if groups else weights
+    below = np.cumsum(negatives, axis=1) - negatives
+    ordered_right = (positives * (below + negatives / 2)).sum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    result = np.full(len(weights), np.nan)
+    np.divide(ordered_right, pairs, out=result, where=pairs > 0)
+    return result
+
+
+def _resamples(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
+    """(R, n): how often each image occurs in each resample."""
+    random = np.random.default_rng(seed)
+    weights = np.zeros((RESAMPLES, len(labels)))
+    for k in range(classes):
+        members = np.flatnonzero(labels == k)
+        if len(members):
+            share = np.full(len(members), 1 / len(members))
+            weights[:, members] = random.multinomial(len(members), share, size=RESAMPLES)
+    return weights
+
+
+def _interval(resampled: np.ndarray) -> Figures:
+    if np.isnan(resampled).any():
+        return {"low": None, "high": None}
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {"low": float(low), "high": float(high)}
+
+
+def _at_decision(scores: np.ndarray, positive: np.ndarray) -> Figures:
+    called = scores >= DECISION
+    return {
+        "sensitivity": float(called[positive].mean()) if positive.any() else None,
+        "specificity": float((~called[~positive]).mean()) if (~positive).any() else None,
+    }
