@@ -43,6 +43,7 @@ class ScoreRequest:
         bundle: where the trained model stands.
         output: where the Parquet goes.
         retry_failed: do all failed images again, not only those with a transient error.
+        max_failed_fraction: the share of the listed images that may fail, or None for any.
         limit: only the first so many images of the listing, or None for all.
         precision: `auto`, `float32` or `bfloat16`.
     """
@@ -51,6 +52,7 @@ class ScoreRequest:
     bundle: str
     output: str
     retry_failed: bool = False
+    max_failed_fraction: float | None = None
     limit: int | None = None
     precision: str = "auto"
 
@@ -102,6 +104,7 @@ def _run(
     summary = _summary(record, rows, listed)
     seconds = time.monotonic() - started
     summary |= {
+        "output": results.store.uri,
         "ignored": listing.ignored,
         "scored_now": todo,
         "seconds": round(seconds, 1),
@@ -113,7 +116,9 @@ def _run(
             f"{summary['without_row']} of {listed} listed images have no row in "
             f"{results.store.uri}; run the same command again"
         )
-    summary = {"outcome": "done", **summary}
+    allowed = 1.0 if request.max_failed_fraction is None else request.max_failed_fraction
+    too_many = summary["failed"] > allowed * listed
+    summary = {"outcome": "too_many_failed" if too_many else "done", **summary}
     record.finish(summary)
     results.succeed()
     return summary

@@ -133,6 +133,19 @@ class Results:
         index = with_version(rows.filter(newest)).select(_INDEX_SCHEMA.names)
         return Rows(index, sizes)
 
+    def read(self, columns: list[str]) -> pa.Table:
+        """These columns of all rows, part after part; None if there is no part yet."""
+        tables = [self._read(name, columns) for name in self.parts()]
+        return pa.concat_tables(tables) if tables else None
+
+    def schema(self) -> pa.Schema | None:
+        """The schema of what is written; None if nothing is."""
+        names = self.parts()
+        if not names:
+            return None
+        filesystem, root = self.store.arrow()
+        return pq.read_schema(f"{root}/{names[0]}", filesystem=filesystem)
+
     def write_part(self, name: str, table: pa.Table) -> None:
         """Write rows as one Parquet file, whole or not at all."""
         write_table(self.store, name, table)

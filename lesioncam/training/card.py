@@ -1,9 +1,7 @@
 """Model card: what a bundle is, in words, for whoever finds it later."""
 
-from typing import Any
-
 from lesioncam.storage.bundle import Bundle
-from lesioncam.vision.metrics import STAGES, Figures
+from lesioncam.vision.metrics import markdown_table
 
 
 def model_card(bundle: Bundle) -> str:
@@ -33,7 +31,12 @@ def model_card(bundle: Bundle) -> str:
         "",
     ]
     for name, figures in bundle.metrics.items():
-        lines += [f"### {name.replace('_', '-').capitalize()} images", "", *_table(figures), ""]
+        lines += [
+            f"### {name.replace('_', '-').capitalize()} images",
+            "",
+            *markdown_table(figures),
+            "",
+        ]
     lines += [
         "## Recipe",
         "",
@@ -49,29 +52,3 @@ def model_card(bundle: Bundle) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _table(figures: Figures) -> list[str]:
-    classes = list(figures["final"])
-    rows = [
-        f"| {name} | " + " | ".join(_cell(figures[stage][name]) for stage in STAGES) + " |"
-        for name in classes
-    ]
-    gain = _cell(figures["gain"])
-    return [
-        "AUC, one class against the rest, with 95 % bootstrap interval:",
-        "",
-        "| | stage 1 | stage 2 | final |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        f"Gain of final over stage 1 in mean AUC: {gain}",
-    ]
-
-
-def _cell(figure: dict[str, Any]) -> str:
-    if figure["auc"] is None:
-        return "undefined"
-    if figure["low"] is None:
-        return f"{figure['auc']:.3f}"
-    return f"{figure['auc']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

@@ -32,6 +32,7 @@ from lesioncam.vision.network import VGGGAP, native_precision
 
 _STATE_FILE = "state.pt"
 _MOMENTUM = 0.9
+_GRADIENT_NORM = 5.0  # longer gradients are cut to this: one odd batch must not undo an epoch
 _EVALUATION_BATCH = 32
 
 
@@ -79,7 +80,7 @@ class StageState:
         network: the weights after them.
         optimizer: likewise.
         schedule: likewise.
-        best: the weights of the epoch with the highest held-out mean AUC.
+        best: the weights of the epoch with the highest held-out mean AUC, the last of equals.
         best_epoch: that epoch, counted from 1.
         history: of each epoch its metrics.
     """
@@ -203,6 +204,7 @@ class _Worker:
             ) * (self.world / len(numbers))  # DDP's mean over workers is the batch's mean loss
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
             self.optimizer.step()
             self.schedule.step()
             total += loss.detach()
@@ -259,7 +261,7 @@ class _Worker:
         state.epoch, state.network = epoch, weights
         state.optimizer, state.schedule = self.optimizer.state_dict(), self.schedule.state_dict()
         best = max((entry["mean_auc"] or 0.0 for entry in state.history), default=-1.0)
-        if (metrics["mean_auc"] or 0.0) > best:
+        if (metrics["mean_auc"] or 0.0) >= best:  # of equals the later, at a lower rate
             state.best, state.best_epoch = weights, epoch
         state.history.append(metrics)
 

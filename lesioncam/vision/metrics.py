@@ -94,6 +94,25 @@ def evaluate_stages(
     return result
 
 
+def markdown_table(figures: Figures) -> list[str]:
+    """The AUCs of `evaluate_stages` as lines of Markdown."""
+    classes = list(figures["final"])
+    rows = [
+        f"| {name} | " + " | ".join(_cell(figures[stage][name]) for stage in STAGES) + " |"
+        for name in classes
+    ]
+    gain = _cell(figures["gain"])
+    return [
+        "AUC, one class against the rest, with 95 % bootstrap interval:",
+        "",
+        "| | stage 1 | stage 2 | final |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Gain of final over stage 1 in mean AUC: {gain}",
+    ]
+
+
 def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(R,) AUCs of the images counted by each row of `weights` (R, n); NaN where undefined."""
     _, group = np.unique(scores, return_inverse=True)  # equal scores share a group, lowest first
@@ -137,3 +156,11 @@ def _at_decision(scores: np.ndarray, positive: np.ndarray) -> Figures:
         "sensitivity": float(called[positive].mean()) if positive.any() else None,
         "specificity": float((~called[~positive]).mean()) if (~positive).any() else None,
     }
+
+
+def _cell(figure: Figures) -> str:
+    if figure["auc"] is None:
+        return "undefined"
+    if figure["low"] is None:
+        return f"{figure['auc']:.3f}"
+    return f"{figure['auc']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

@@ -1,0 +1,13 @@
+"""Score images on a Ray cluster; takes the flags of `lesioncam score`.
+
+ray job submit --address http://HEAD:8265 --working-dir . -- \
+        python jobs/score.py --images s3://bucket/images --bundle s3://bucket/model \
+        --output s3://bucket/scores
+"""
+
+import sys
+
+from lesioncam.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["score", *sys.argv[1:]]))

@@ -1,0 +1,13 @@
+"""Train a bundle on a Ray cluster; takes the flags of `lesioncam train`.
+
+ray job submit --address http://HEAD:8265 --working-dir . -- \
+        python jobs/train.py --images s3://bucket/images --labels s3://bucket/labels.csv \
+        --bundle s3://bucket/model --weights VGG16_Weights.IMAGENET1K_V1 --workers 4
+"""
+
+import sys
+
+from lesioncam.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

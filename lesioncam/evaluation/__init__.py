@@ -1,0 +1,1 @@
+"""Evaluation and report: reads Parquet and labels; needs neither torch nor Ray."""
