@@ -30,7 +30,7 @@ def connected() -> Iterator[None]:
         cpus = max(2, os.cpu_count() or 1)  # Ray Data's listing takes one beside the actors
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False  # we show our own
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:

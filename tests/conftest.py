@@ -37,14 +37,14 @@ def bundle_uri(model_settings: ModelSettings, tmp_path_factory: pytest.TempPathF
     """A tiny bundle with random weights."""
     uri = str(tmp_path_factory.mktemp("bundle") / "tiny")
     torch.manual_seed(0)
-    stages = [model_settings.network().state_dict() for _ in range(2)]
-    save_bundle(Bundle(model_settings, *stages), uri, "# A tiny bundle for tests\n")
+    stage1, stage2 = (model_settings.network().state_dict() for _ in range(2))
+    save_bundle(Bundle(model_settings, stage1, stage2), uri, "# A tiny bundle for tests\n")
     return uri
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A real Ray on two CPUs, shared by the tests."""
+def local_ray(s3_server: str) -> Iterator[None]:
+    """A real Ray on two CPUs, shared by the tests; its workers find the S3 server."""
     with connected():
         yield
     assert not ray.is_initialized()

@@ -95,7 +95,7 @@ def _run(
     progress = Progress(todo, record)
     try:
         if todo:
-            for receipt in scored_parts(record, bundle, plan, request.output).iter_rows():
+            for receipt in scored_parts(record, bundle, plan, results).iter_rows():
                 progress.add(receipt["outcome"], receipt["count"])
     finally:
         progress.close()
@@ -124,7 +124,9 @@ def _run(
     return summary
 
 
-def scored_parts(record: RunRecord, bundle: Bundle, plan: Plan, output: str) -> ray.data.Dataset:
+def scored_parts(
+    record: RunRecord, bundle: Bundle, plan: Plan, results: Results
+) -> ray.data.Dataset:
     """The pipeline from what is left to do to receipts of written parts; nothing runs yet."""
     settings = bundle.settings
     compute = Compute(plan.device, plan.precision, plan.threads, plan.batch_size)
@@ -165,7 +167,7 @@ def scored_parts(record: RunRecord, bundle: Bundle, plan: Plan, output: str) -> 
         )
         .map_batches(
             write_part,
-            fn_kwargs={"output": output, "run_id": record.run_id},
+            fn_kwargs={"output": results.store.uri, "run_id": record.run_id},
             num_cpus=_SMALL,
             batch_size=None,
             batch_format="pyarrow",

@@ -207,6 +207,9 @@ def fit(job: StageJob, request: TrainRequest, compute: Compute, source: Source) 
     Raises:
         RunBroke: workers died too often.
     """
+    # Ray Train's controller collects reports at its health checks only, by default every 2 s, and
+    # the workers wait for it; an epoch of a small network is shorter than that.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     store = open_store(request.storage or f"{request.bundle.rstrip('/')}-checkpoints")
     filesystem, path = store.arrow()
     trainer = ray.train.torch.TorchTrainer(

@@ -1,0 +1,203 @@
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from lesioncam.errors import InputError
+from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
+from lesioncam.evaluation.localisation import compare, iou, localisation
+from lesioncam.schema import BOX_COLUMNS, probability_columns, scores_schema
+from lesioncam.storage.results import Results
+from tests.conftest import CLASSES
+from tests.messy import lesion
+
+LABELS = np.arange(30) % 3
+
+
+def score_rows(folder: Path, count: int = 30) -> pa.Table:
+    """Rows as scoring writes them; image i is of class i % 3 and mostly recognised."""
+    random = np.random.default_rng(0)
+    cam = np.zeros((4, 4), np.uint8)
+    cam[2, 1] = 255
+    columns: dict[str, list[Any]] = {name: [] for name in scores_schema(CLASSES).names}
+    for number in range(count):
+        row: dict[str, Any] = {
+            "uri": str(folder / f"{number:03d}.jpg"),
+            "image_id": f"{number:03d}",
+            "status": "ok",
+            "prediction": CLASSES[number % 3],
+            "width": 320,
+            "height": 240,
+            **dict(zip(BOX_COLUMNS, (64, 96, 192, 192), strict=True)),
+            "cam_flat": False,
+            "cam": cam.tobytes(),
+            "scored_at": datetime.now(UTC),
+            "model": "m",
+        }
+        for stage in ("final", "stage1", "stage2"):
+            raw = np.eye(3)[number % 3] + random.random(3)
+            row |= dict(zip(probability_columns(CLASSES, stage), raw / raw.sum(), strict=True))
+        for name, values in columns.items():
+            values.append(row.get(name))
+    return pa.table(columns, schema=scores_schema(CLASSES))
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        lesion(320, 240, number).save(folder / f"{number:03d}.jpg")
+    results = Results(str(tmp_path / "scores"))
+    results.write_part("part-a.parquet", score_rows(folder).slice(0, 20))
+    results.write_part("part-b.parquet", score_rows(folder).slice(20))
+    results.succeed()
+    return tmp_path / "scores"
+
+
+def write_labels(path: Path, numbers: list[int]) -> str:
+    frame = pd.DataFrame({"image_id": [f"{number:03d}" for number in numbers]})
+    for place, name in enumerate(CLASSES[:2]):
+        frame[name] = [float(number % 3 == place) for number in numbers]
+    frame.to_csv(path, index=False)
+    return str(path)
+
+
+def request(scores: Path, labels: str, **changes: Any) -> EvaluateRequest:
+    return EvaluateRequest(str(scores), labels, changes.pop("output", None), "nevus", **changes)
+
+
+def test_the_documented_shape_is_written(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    content, markdown, where = evaluate(request(scores, labels))
+    assert where == str(scores / "_evaluation")
+    written = json.loads((scores / "_evaluation" / "evaluation.json").read_text())
+    assert written == content
+    for stage in ("stage1", "stage2", "final"):
+        assert set(written[stage]) == {*CLASSES, "mean"}
+        assert {"auc", "low", "high", "n", "positives"} <= set(written[stage]["melanoma"])
+    assert set(written["gain"]) == {"auc", "low", "high"}
+    assert (scores / "_evaluation" / "evaluation.md").read_text() == markdown
+    assert len(pd.read_parquet(scores)) == 30  # what evaluate writes does not disturb reading
+
+
+def test_the_mean_is_of_the_classes_with_a_column(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    final = evaluate(request(scores, labels))[0]["final"]
+    both = (final["melanoma"]["auc"] + final["seborrheic_keratosis"]["auc"]) / 2
+    assert final["mean"]["auc"] == pytest.approx(both)
+
+
+def test_what_does_not_match_is_counted(scores: Path, tmp_path: Path) -> None:
+    results = Results(str(scores))
+    duplicate = score_rows(tmp_path / "elsewhere", 1)
+    failed = score_rows(tmp_path / "broken", 2).to_pandas()
+    failed["status"] = "failed"
+    results.write_part("part-c.parquet", duplicate)
+    results.write_part("part-d.parquet", pa.Table.from_pandas(failed, scores_schema(CLASSES)))
+    labels = write_labels(tmp_path / "labels.csv", [*range(12), 900])
+    assert evaluate(request(scores, labels))[0]["images"] == {
+        "evaluated": 12,
+        "images_without_label": 18,
+        "labels_without_image": 1,
+        "images_with_a_duplicate_id": 1,
+        "failed_images": 2,
+    }
+
+
+def test_an_undefined_figure_is_null(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", [0, 2, 3, 5])  # no seborrheic keratosis
+    content = evaluate(request(scores, labels))[0]
+    assert content["final"]["seborrheic_keratosis"]["auc"] is None
+    assert content["final"]["mean"]["auc"] is None
+    assert content["gain"]["auc"] is None
+    assert content["final"]["melanoma"]["auc"] is not None
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["image_id", "melanoma"], "are not those of the scores"),
+        (["image_id", "melanoma", "wart"], "are not those of the scores"),
+    ],
+)
+def test_labels_of_other_classes_are_refused(
+    scores: Path, tmp_path: Path, columns: list[str], message: str
+) -> None:
+    frame = pd.DataFrame({"image_id": ["000", "001", "002"], "melanoma": [1, 0, 0]})
+    frame["wart"] = [0, 1, 0]
+    frame[columns].to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(InputError, match=message):
+        evaluate(request(scores, str(tmp_path / "labels.csv")))
+    assert not (scores / "_evaluation").exists()
+
+
+def test_no_scores_and_no_match_are_refused(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", [900, 901])
+    with pytest.raises(InputError, match="none of its 2 ids"):
+        evaluate(request(scores, labels))
+    with pytest.raises(InputError, match="--scores: no Parquet in"):
+        evaluate(request(tmp_path / "images", labels))
+
+
+def test_overlays_are_a_picture_of_pairs(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", [0, 1, 2])
+    evaluate(request(scores, labels, overlays=3))
+    with Image.open(scores / "_evaluation" / "overlays.png") as sheet:
+        assert sheet.size == (3 * 2 * 224, 224 + 16)
+        assert sheet.convert("RGB").getpixel((round(64 / 320 * 224), 120)) == (255, 255, 255)
+
+
+def test_localisation_by_hand(tmp_path: Path) -> None:
+    mask = np.zeros((240, 320), bool)
+    mask[96:192, 64:192] = True  # exactly the box
+    row = score_rows(tmp_path, 1).to_pylist()[0]  # the peak is at x 120, y 150
+    assert compare(mask, row) == {
+        "peak_inside": 1.0,
+        "box_iou": 1.0,
+        "lesion_kept": 1.0,
+        "centre_inside": 1.0,
+        "central_box_iou": pytest.approx(128 * 96 / (192 * 144)),
+    }
+    half = np.zeros((120, 160), bool)  # another size, the same frame
+    half[48:96, 64:96] = True  # the right half of the box
+    found = compare(half, row)
+    assert found["box_iou"] == pytest.approx(0.5)
+    assert found["lesion_kept"] == 1.0
+    assert found["peak_inside"] == 0.0
+
+
+def test_boxes_apart_have_no_iou() -> None:
+    assert iou((0, 0, 10, 10), (20, 20, 30, 30)) == 0
+
+
+def test_localisation_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    full = np.full((24, 32), 255, np.uint8)
+    Image.fromarray(full).save(masks / "000_segmentation.png")
+    Image.fromarray(full * 0).save(masks / "001.png")
+    Image.fromarray(full).convert("1").save(masks / "002.png")
+    rows = score_rows(tmp_path, 4).to_pandas()
+    found = localisation(rows, str(masks))
+    assert (found["masks"], found["empty_masks"], found["peak_inside"]) == (2, 1, 1.0)
+    with pytest.raises(InputError, match="--masks: no evaluated image"):
+        localisation(rows, str(tmp_path / "nowhere"))
+
+
+def test_evaluation_needs_neither_torch_nor_ray() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, lesioncam.cli, lesioncam.evaluation.evaluate; "
+        "print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,278 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from lesioncam.errors import InputError
+from lesioncam.schema import BOX_COLUMNS, probability_columns, scores_schema
+from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.storage.bundle import Bundle, ModelSettings, load_bundle, save_bundle
+from tests.conftest import CLASSES
+from tests.messy import Expected, fill, lesion
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+PROBABILITIES = [
+    name for stage in ("final", "stage1", "stage2") for name in probability_columns(CLASSES, stage)
+]
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Expected]]:
+    folder = tmp_path_factory.mktemp("messy") / "images"
+    return folder, fill(folder)
+
+
+@pytest.fixture(scope="module")
+def scored(
+    messy: tuple[Path, dict[str, Expected]],
+    bundle_uri: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    local_ray: None,
+) -> tuple[Path, dict[str, Any]]:
+    """The messy folder, scored once: where, and the run's summary."""
+    output = tmp_path_factory.mktemp("scores") / "out"
+    return output, score(ScoreRequest(str(messy[0]), bundle_uri, str(output)))
+
+
+def read(output: Path | str) -> pd.DataFrame:
+    return pd.read_parquet(output).set_index("uri").sort_index()
+
+
+def draw(folder: Path, count: int, first: int = 0) -> None:
+    folder.mkdir(exist_ok=True)
+    for number in range(first, first + count):
+        lesion(120, 90, number).save(folder / f"{number}.jpg")
+
+
+def test_every_listed_file_has_one_row_with_the_right_status_and_size(
+    messy: tuple[Path, dict[str, Expected]], scored: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, expected = messy
+    rows = read(scored[0])
+    assert sorted(rows.index) == sorted(str(folder / name) for name in expected)
+    for name, wanted in expected.items():
+        row = rows.loc[str(folder / name)]
+        assert row["status"] == ("ok" if wanted.kind is None else "failed"), name
+        assert (None if row.isna()["error_kind"] else row["error_kind"]) == wanted.kind, name
+        size = row[["width", "height"]]
+        assert (None if size.isna().all() else tuple(size)) == wanted.size, name
+
+
+def test_good_rows_are_complete_and_their_boxes_lie_in_the_image(
+    scored: tuple[Path, dict[str, Any]],
+) -> None:
+    rows = read(scored[0])
+    good = rows[rows["status"] == "ok"]
+    x0, y0, x1, y1 = (good[name] for name in BOX_COLUMNS)
+    assert ((x0 >= 0) & (x0 < x1) & (x1 <= good["width"])).all()
+    assert ((y0 >= 0) & (y0 < y1) & (y1 <= good["height"])).all()
+    for stage in ("final", "stage1", "stage2"):
+        np.testing.assert_allclose(good[probability_columns(CLASSES, stage)].sum(axis=1), 1, 1e-5)
+    final = good[probability_columns(CLASSES)]
+    assert ("p_" + good["prediction"] == final.idxmax(axis=1)).all()
+    assert good["error"].isna().all()
+    side = {len(cam) for cam in good["cam"]}
+    assert side == {12 * 12}  # 96 pixels through three max-pools
+    assert all(np.frombuffer(cam, np.uint8).max() == 255 for cam in good["cam"])
+
+
+def test_failed_rows_say_why_and_hold_no_figures(scored: tuple[Path, dict[str, Any]]) -> None:
+    rows = read(scored[0])
+    bad = rows[rows["status"] == "failed"]
+    assert len(bad) == 4
+    assert (
+        bad[[*PROBABILITIES, "prediction", "cam", "cam_flat", *BOX_COLUMNS]].isna().all(axis=None)
+    )
+    assert bad["error"].str.len().gt(5).all()
+    assert not bad["error"].str.contains("\n").any()
+
+
+def test_rows_name_their_source_and_their_model(
+    scored: tuple[Path, dict[str, Any]], bundle_uri: str
+) -> None:
+    rows = read(scored[0])
+    for uri, row in rows.iterrows():
+        assert row["size"] == Path(str(uri)).stat().st_size
+        assert row["image_id"] == Path(str(uri)).stem
+        modified = pd.Timestamp(Path(str(uri)).stat().st_mtime, unit="s", tz="UTC")
+        assert abs(row["last_modified"] - modified) < pd.Timedelta("1ms")
+    assert rows["etag"].isna().all()
+    assert set(rows["model"]) == {load_bundle(bundle_uri).digest}
+    assert rows["run_id"].nunique() == 1
+
+
+def test_pandas_reads_the_documented_types(scored: tuple[Path, dict[str, Any]]) -> None:
+    types = pd.read_parquet(scored[0]).dtypes.astype(str)
+    for name in ("width", "height", *BOX_COLUMNS):
+        assert types[name] == "Int32"
+    assert types["size"] == "Int64"
+    assert types["cam_flat"] == "boolean"
+    assert set(types[PROBABILITIES]) == {"float32"}
+    assert set(types[["last_modified", "scored_at"]]) == {"datetime64[us, UTC]"}
+
+
+def test_summary_and_records_count_what_is_in_the_parquet(
+    scored: tuple[Path, dict[str, Any]],
+) -> None:
+    output, summary = scored
+    assert summary["outcome"] == "done"
+    assert (summary["listed"], summary["ok"], summary["failed"]) == (19, 15, 4)
+    kinds = {"empty": 1, "not_an_image": 1, "too_large": 1, "truncated": 1}
+    assert summary["failed_by_kind"] == kinds
+    assert summary["ignored"] == 2
+    assert (output / "_SUCCESS").exists()
+    (run,) = (output / "_lesioncam" / "runs").iterdir()
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert not (run / "progress.json").exists()
+
+
+def test_a_bucket_gives_the_same_rows_as_the_folder(
+    messy: tuple[Path, dict[str, Expected]],
+    scored: tuple[Path, dict[str, Any]],
+    bundle_uri: str,
+    bucket: str,
+    model_settings: ModelSettings,
+) -> None:
+    folder, expected = messy
+    client = boto3.client("s3")
+    for name in [*expected, "notes.txt", "x_superpixels.png"]:
+        client.upload_file(str(folder / name), bucket, f"night 1/{name}")
+    client.put_object(Bucket=bucket, Key="night 1/odd/", Body=b"")
+    original = load_bundle(bundle_uri)
+    save_bundle(
+        Bundle(model_settings, original.stage1, original.stage2),
+        f"s3://{bucket}/model",
+        "# A tiny bundle for tests\n",
+    )
+    score(ScoreRequest(f"s3://{bucket}/night 1", f"s3://{bucket}/model", f"s3://{bucket}/scores"))
+
+    parts = [
+        item["Key"]
+        for item in client.list_objects_v2(Bucket=bucket, Prefix="scores/")["Contents"]
+        if item["Key"].count("/") == 1 and item["Key"].endswith(".parquet")
+    ]
+    local = folder.parent / "from_s3"
+    local.mkdir()
+    for number, key in enumerate(parts):
+        client.download_file(bucket, key, str(local / f"{number}.parquet"))
+    there, here = read(local), read(scored[0])
+    there.index = there.index.str.removeprefix(f"s3://{bucket}/night 1/")
+    here.index = here.index.str.removeprefix(f"{folder}/")
+    here, there = here.sort_index(), there.sort_index()
+    assert list(there.index) == list(here.index)
+    np.testing.assert_allclose(there[PROBABILITIES], here[PROBABILITIES], atol=1e-5)
+    same = ["status", "error_kind", "width", "height", "size", "prediction", *BOX_COLUMNS, "cam"]
+    pd.testing.assert_frame_equal(there[same], here[same])
+    assert there["etag"].notna().all()
+
+
+def test_running_again_does_only_what_is_left(tmp_path: Path, bundle_uri: str) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    draw(images, 5)
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    assert score(request)["scored_now"] == 5
+    first = read(output)
+    assert score(request)["scored_now"] == 0
+    draw(images, 2, first=5)
+    assert score(request)["scored_now"] == 2
+    rows = read(output)
+    assert len(rows) == 7
+    pd.testing.assert_frame_equal(rows.loc[first.index], first)
+
+
+def test_a_changed_image_is_done_again_and_its_row_replaced(
+    tmp_path: Path, bundle_uri: str
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    draw(images, 3)
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    score(request)
+    lesion(64, 48).save(images / "1.jpg")
+    (images / "2.jpg").unlink()
+    summary = score(request)
+    assert (summary["listed"], summary["scored_now"], summary["kept"]) == (2, 1, 1)
+    rows = read(output)
+    assert len(rows) == 3
+    assert rows.loc[str(images / "1.jpg"), "width"] == 64
+
+
+def test_retry_failed_does_the_failed_ones_again(tmp_path: Path, bundle_uri: str) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    draw(images, 2)
+    (images / "broken.jpg").write_bytes(b"")
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    score(request)
+    assert score(request)["scored_now"] == 0
+    again = ScoreRequest(str(images), bundle_uri, str(output), retry_failed=True)
+    assert score(again)["scored_now"] == 1
+    assert len(read(output)) == 3
+
+
+@pytest.mark.parametrize("kind", ["only good", "only broken"])
+def test_one_schema_in_every_file(tmp_path: Path, bundle_uri: str, kind: str) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    if kind == "only good":
+        draw(images, 3)
+    else:
+        images.mkdir()
+        for number in range(3):
+            (images / f"{number}.png").write_bytes(b"")
+    score(ScoreRequest(str(images), bundle_uri, str(output)))
+    (part,) = output.glob("*.parquet")
+    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+
+
+def test_a_list_of_uris_is_scored_and_a_missing_one_told(tmp_path: Path, bundle_uri: str) -> None:
+    draw(tmp_path / "images", 2)
+    uris = [str(tmp_path / "images" / name) for name in ("0.jpg", "1.jpg", "gone.jpg", "0.jpg")]
+    pd.DataFrame({"uri": uris}).to_csv(tmp_path / "list.csv", index=False)
+    output = tmp_path / "out"
+    summary = score(ScoreRequest(str(tmp_path / "list.csv"), bundle_uri, str(output)))
+    assert (summary["listed"], summary["ok"], summary["ignored"]) == (3, 2, 1)
+    assert read(output).loc[uris[2], "error_kind"] == "not_found"
+
+
+def test_too_many_failures_are_an_outcome_of_their_own(tmp_path: Path, bundle_uri: str) -> None:
+    draw(tmp_path / "images", 1)
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"")
+    request = ScoreRequest(
+        str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"), max_failed_fraction=0.4
+    )
+    assert score(request)["outcome"] == "too_many_failed"
+
+
+def test_a_limit_scores_the_first_of_the_listing(tmp_path: Path, bundle_uri: str) -> None:
+    draw(tmp_path / "images", 4)
+    request = ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"), limit=2)
+    assert score(request)["listed"] == 2
+    assert len(read(tmp_path / "out")) == 2
+
+
+def test_another_model_on_the_same_output_is_refused(
+    tmp_path: Path, bundle_uri: str, model_settings: ModelSettings
+) -> None:
+    draw(tmp_path / "images", 1)
+    output = tmp_path / "out"
+    score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(output)))
+    before = sorted(output.rglob("*"))
+    stages = [model_settings.network().state_dict() for _ in range(2)]
+    other = str(tmp_path / "other")
+    digest = save_bundle(Bundle(model_settings, stages[0], stages[1]), other, "other\n")
+    with pytest.raises(InputError, match=digest) as error:
+        score(ScoreRequest(str(tmp_path / "images"), other, str(output)))
+    assert load_bundle(bundle_uri).digest in str(error.value)
+    assert sorted(output.rglob("*")) == before
+
+
+def test_bad_input_writes_nothing(tmp_path: Path, bundle_uri: str) -> None:
+    (tmp_path / "images").mkdir()
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match="--images: no images in"):
+        score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(output)))
+    assert not output.exists()

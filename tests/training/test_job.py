@@ -1,0 +1,195 @@
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from lesioncam.demo import draw_images
+from lesioncam.errors import InputError
+from lesioncam.settings import TrainSettings
+from lesioncam.storage.bundle import load_bundle
+from lesioncam.training.job import TrainRequest, train
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SMALL = TrainSettings(
+    backbone="tiny",
+    stage1_epochs=2,
+    stage2_epochs=1,
+    batch_size=8,
+    learning_rate=0.02,
+    dropout=0.0,
+    val_fraction=0.25,
+)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 drawn lesions of three classes and their labels."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_images(folder, 36, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(
+    drawn: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> tuple[Path, dict[str, Any]]:
+    """A bundle that one worker trained, and what `train` returned."""
+    bundle = tmp_path_factory.mktemp("trained") / "model"
+    validation = {"val_images": f"{drawn}/images", "val_labels": f"{drawn}/labels.csv"}
+    return bundle, train(request(drawn, bundle, **validation))
+
+
+def request(drawn: Path, bundle: Path | str, **changes: Any) -> TrainRequest:
+    settings = replace(SMALL, **changes.pop("settings", {}))
+    return TrainRequest(f"{drawn}/images", f"{drawn}/labels.csv", str(bundle), settings, **changes)
+
+
+def history(bundle: Path, stage: str = "stage1") -> list[dict[str, float]]:
+    entries: list[dict[str, float]] = load_bundle(str(bundle)).training[stage]["history"]
+    return entries
+
+
+def test_one_command_ends_in_a_bundle_that_says_what_it_is(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, returned = trained
+    bundle = load_bundle(str(folder))
+    assert bundle.digest == returned["model"]
+    assert bundle.settings.classes == ("melanoma", "seborrheic_keratosis", "nevus")
+    assert bundle.training["training_images"] == dict.fromkeys(bundle.settings.classes, 9)
+    assert bundle.training["held_out_images"] == dict.fromkeys(bundle.settings.classes, 3)
+    assert [entry["epoch"] for entry in history(folder)] == [1, 2]
+    assert set(bundle.metrics) == {"held_out", "validation"}
+    assert bundle.metrics["validation"]["final"]["mean"]["n"] == 36
+    assert any(
+        not np.array_equal(bundle.stage1[name], bundle.stage2[name]) for name in bundle.stage1
+    )
+    card = (folder / "README.md").read_text()
+    assert "Not a medical device" in card
+    assert "DRAWN_" not in card + (folder / "bundle.json").read_text()
+
+
+def test_a_finished_bundle_is_refused(drawn: Path, trained: tuple[Path, dict[str, Any]]) -> None:
+    with pytest.raises(InputError, match=r"--bundle: .* finished bundle"):
+        train(request(drawn, trained[0]))
+
+
+def test_two_workers_see_the_same_batches_as_one(
+    drawn: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    train(request(drawn, tmp_path / "two", workers=2))
+    two = [entry["loss"] for entry in history(tmp_path / "two")]
+    one = [entry["loss"] for entry in history(trained[0])]
+    np.testing.assert_allclose(two, one, rtol=0.01)
+
+
+def test_a_worker_that_dies_is_replaced_and_training_goes_on(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    epochs, bundle = 60, tmp_path / "model"
+    killed: list[int] = []
+
+    def kill_after_a_checkpoint() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if list(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint_*/state.pt")):
+                for process in train_workers():
+                    process.kill()
+                    killed.append(process.pid)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_after_a_checkpoint)
+    killer.start()
+    with caplog.at_level(logging.INFO, "lesioncam"):
+        train(request(drawn, bundle, settings={"stage1_epochs": epochs}))
+    killer.join()
+    assert killed
+    assert "stage 1: going on from the checkpoint after epoch" in caplog.text
+    assert [entry["epoch"] for entry in history(bundle)] == list(range(1, epochs + 1))
+
+
+def train_workers() -> Iterator[psutil.Process]:
+    """The Ray Train workers that this process's own Ray started."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                yield process
+        except psutil.Error:  # it ended meanwhile
+            continue
+
+
+def test_the_same_command_goes_on_from_finished_stages(
+    drawn: Path, trained: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = trained[0]
+    first = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").unlink()
+    with caplog.at_level(logging.INFO, "lesioncam"):
+        train(request(drawn, bundle))
+    assert "stage 1: going on from the checkpoint after epoch 2" in caplog.text
+    assert "stage 2: going on from the checkpoint after epoch 1" in caplog.text
+    again = json.loads((bundle / "bundle.json").read_text())
+    for stage in ("stage1.safetensors", "stage2.safetensors"):
+        assert again["files"][stage] == first["files"][stage]
+
+
+def test_all_may_be_in_a_bucket_with_other_classes_and_a_broken_image(
+    drawn: Path, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = boto3.client("s3")
+    for path in (drawn / "images").iterdir():
+        client.upload_file(str(path), bucket, f"images/{path.name}")
+    client.put_object(Bucket=bucket, Key="images/DRAWN_00000.jpg", Body=b"")
+    labels = pd.read_csv(drawn / "labels.csv").rename(columns={"image_id": "image"})
+    labels["malignant"] = labels["melanoma"]
+    labels["benign"] = 1 - labels["melanoma"]
+    labels[["image", "malignant", "benign"]].to_csv(tmp_path / "two.csv", index=False)
+    client.upload_file(str(tmp_path / "two.csv"), bucket, "two.csv")
+    with caplog.at_level(logging.INFO, "lesioncam"):
+        train(
+            TrainRequest(
+                f"s3://{bucket}/images", f"s3://{bucket}/two.csv", f"s3://{bucket}/model", SMALL
+            )
+        )
+    assert "--images: 1 images cannot be used: 1 empty" in caplog.text
+    bundle = load_bundle(f"s3://{bucket}/model")
+    assert bundle.settings.classes == ("malignant", "benign")
+    counts = (bundle.training["training_images"], bundle.training["held_out_images"])
+    assert sum(sum(part.values()) for part in counts) == 35
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda frame: frame.drop(columns="image_id"), "no id column"),
+        (lambda frame: frame.replace({"melanoma": {1.0: 0.5}}), "column 'melanoma' holds '0.5'"),
+        (lambda frame: frame.assign(image_id="x" + frame["image_id"]), "none of its 36 ids"),
+        (lambda frame: frame[frame["melanoma"] == 0], "class 'melanoma' has 0 images"),
+    ],
+)
+def test_bad_labels_are_one_line_and_nothing_is_written(
+    drawn: Path, tmp_path: Path, edit: Any, message: str
+) -> None:
+    edit(pd.read_csv(drawn / "labels.csv")).to_csv(tmp_path / "labels.csv", index=False)
+    bad = replace(request(drawn, tmp_path / "model"), labels=f"{tmp_path}/labels.csv")
+    with pytest.raises(InputError, match=message) as error:
+        train(bad)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+
+
+def test_more_gpus_than_there_are_is_bad_input(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--gpu: 2 workers need a GPU each"):
+        train(request(drawn, tmp_path / "model", workers=2, gpu=True))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lesioncam.training.stage import balanced_weights, freeze_blocks
+from lesioncam.vision.network import VGGGAP
+
+
+def test_freezing_stops_at_the_block() -> None:
+    network = VGGGAP("tiny", 3)
+    freeze_blocks(network, 2)
+    convolutions = [module for module in network.features if isinstance(module, nn.Conv2d)]
+    assert [c.weight.requires_grad for c in convolutions] == [False, False, True, True]
+    assert network.linear.weight.requires_grad
+
+
+def test_freezing_no_block_freezes_nothing() -> None:
+    network = VGGGAP("tiny", 3)
+    freeze_blocks(network, 0)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"), [(0.0, [1.0, 1.0]), (1.0, [2.0, 2 / 3]), (0.5, [1.464, 0.845])]
+)
+def test_class_weights_by_hand(power: float, expected: list[float]) -> None:
+    labels = np.array([0, 1, 1, 1])  # frequencies 1/4 and 3/4
+    weights = balanced_weights(labels, 2, power)
+    torch.testing.assert_close(weights, torch.tensor(expected), atol=1e-3, rtol=0)
+    assert float(weights[torch.from_numpy(labels)].mean()) == pytest.approx(1)

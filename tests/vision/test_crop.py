@@ -1,0 +1,334 @@
+"""From a map to a box and from a box to a crop, on cases worked by hand."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from lesioncam.settings import CropRule
+from lesioncam.vision.crop import boxes_in_image, crop_boxes, peak_region, sample_boxes
+
+WEIGHT = {"#": 0.5, "@": 1.0, ".": 0.1}  # in the region, the peak, below the threshold
+
+
+def drawn(picture: str) -> Tensor:
+    """A map (h, w) from a drawing: `@` is the peak, `#` above the threshold, `.` below."""
+    return torch.tensor([[WEIGHT[mark] for mark in row] for row in picture.split()])
+
+
+def as_picture(region: Tensor) -> list[str]:
+    return ["".join(".#"[int(value)] for value in row) for row in region]
+
+
+def region_of(picture: str) -> list[str]:
+    return as_picture(peak_region(drawn(picture)[None], 0.2)[0])
+
+
+def rectangle(x0: int, y0: int, x1: int, y1: int, cells: int = 10) -> Tensor:
+    """A region (1, cells, cells) that is one rectangle of positions, half-open."""
+    region = torch.zeros(1, cells, cells, dtype=torch.bool)
+    region[:, y0:y1, x0:x1] = True
+    return region
+
+
+def box_of(region: Tensor, rule: CropRule, side: int = 100, flat: bool = False) -> list[int]:
+    (box,) = crop_boxes(region, torch.tensor([flat]), rule, side).tolist()
+    return [int(value) for value in box]
+
+
+def random_canvases(count: int, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def whole(count: int, side: int) -> Tensor:
+    return torch.tensor([[0, 0, side, side]] * count)
+
+
+# Region
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        pytest.param(
+            "@#...  #..##  ..###  ..###", "##... #.... ..... .....", id="smaller, with the peak"
+        ),
+        pytest.param("@.. .#. ..#", "#.. ... ...", id="diagonal neighbours do not join"),
+        pytest.param(".#. #@# .#.", ".#. ### .#.", id="four neighbours join"),
+        pytest.param(
+            "#...@ #...# #...# #####", "#...# #...# #...# #####", id="down, along and up a U"
+        ),
+        pytest.param(
+            "##### #...# #.@.# #...# #####", "..... ..... ..#.. ..... .....", id="inside a ring"
+        ),
+        pytest.param("##### ....# @###. #...# #####", "..... ..... ####. #...# #####", id="spiral"),
+        pytest.param("### #@# ###", "### ### ###", id="everything"),
+        pytest.param("... .@. ...", "... .#. ...", id="one position"),
+        pytest.param("@.@ ... @..", "#.. ... ...", id="first of equal peaks"),
+        pytest.param("..@ ##. @..", "..# ... ...", id="first in row-major order"),
+        pytest.param("#..@", "...#", id="one row"),
+    ],
+)
+def test_region_by_hand(picture: str, expected: str) -> None:
+    assert region_of(picture) == expected.split()
+
+
+def test_position_at_the_threshold_belongs() -> None:
+    maps = torch.tensor([[[1.0, 0.25, 0.2499]]])
+    assert as_picture(peak_region(maps, 0.25)[0]) == ["##."]
+
+
+def test_region_follows_a_path_as_long_as_the_map() -> None:
+    rows = 15
+    snake = [
+        "#" * 15 if row % 2 == 0 else ("." * 14 + "#" if row % 4 == 1 else "#" + "." * 14)
+        for row in range(rows)
+    ]
+    picture = "@" + " ".join(snake)[1:]
+    assert region_of(picture) == snake
+
+
+def test_regions_of_a_batch_equal_singles() -> None:
+    maps = torch.rand(20, 14, 14, generator=torch.Generator().manual_seed(1))
+    together = peak_region(maps, 0.6)
+    singles = torch.cat([peak_region(one[None], 0.6) for one in maps])
+    assert torch.equal(together, singles)
+    assert together.any(dim=(1, 2)).all()
+
+
+def test_map_is_left_as_it_was() -> None:
+    maps = drawn(".#. #@# ...")[None]
+    before = maps.clone()
+    peak_region(maps, 0.2)
+    assert torch.equal(maps, before)
+
+
+# Box
+
+BARE = CropRule(padding=0.0, smallest=0.25)
+
+
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [
+        pytest.param((2, 3, 6, 7), [20, 30, 60, 70], id="square stays"),
+        pytest.param((2, 4, 8, 6), [20, 20, 80, 80], id="wide becomes square about its centre"),
+        pytest.param((4, 2, 6, 8), [20, 20, 80, 80], id="tall becomes square about its centre"),
+        pytest.param((0, 4, 3, 7), [0, 40, 30, 70], id="left edge"),
+        pytest.param((0, 2, 2, 8), [0, 20, 60, 80], id="pushed in from the left"),
+        pytest.param((8, 2, 10, 8), [40, 20, 100, 80], id="pushed in from the right"),
+        pytest.param((2, 0, 8, 2), [20, 0, 80, 60], id="pushed in from the top"),
+        pytest.param((2, 8, 8, 10), [20, 40, 80, 100], id="pushed in from the bottom"),
+        pytest.param((4, 4, 5, 5), [32, 32, 57, 57], id="smallest side"),
+        pytest.param((0, 0, 1, 1), [0, 0, 25, 25], id="smallest side in the top left"),
+        pytest.param((9, 0, 10, 1), [75, 0, 100, 25], id="smallest side in the top right"),
+        pytest.param((0, 9, 1, 10), [0, 75, 25, 100], id="smallest side in the bottom left"),
+        pytest.param((9, 9, 10, 10), [75, 75, 100, 100], id="smallest side in the bottom right"),
+        pytest.param((0, 0, 10, 10), [0, 0, 100, 100], id="everything"),
+        pytest.param((0, 4, 10, 5), [0, 0, 100, 100], id="as wide as the canvas"),
+    ],
+)
+def test_box_by_hand(region: tuple[int, int, int, int], expected: list[int]) -> None:
+    assert box_of(rectangle(*region), BARE) == expected
+
+
+@pytest.mark.parametrize(
+    ("region", "padding", "expected"),
+    [
+        pytest.param((3, 3, 7, 7), 0.25, [20, 20, 80, 80], id="on each side"),
+        pytest.param((3, 4, 7, 6), 0.25, [20, 20, 80, 80], id="a fraction of the longer side"),
+        pytest.param((4, 4, 6, 6), 0.5, [30, 30, 70, 70], id="doubles"),
+        pytest.param((0, 3, 4, 7), 0.25, [0, 20, 60, 80], id="moved inside, not cut"),
+        pytest.param((1, 1, 9, 9), 0.25, [0, 0, 100, 100], id="not larger than the canvas"),
+        pytest.param((4, 4, 5, 5), 0.5, [32, 32, 57, 57], id="counts towards the smallest side"),
+    ],
+)
+def test_padding_by_hand(
+    region: tuple[int, int, int, int], padding: float, expected: list[int]
+) -> None:
+    assert box_of(rectangle(*region), CropRule(padding=padding, smallest=0.25)) == expected
+
+
+@pytest.mark.parametrize(
+    ("smallest", "expected"),
+    [(0.5, [20, 30, 70, 80]), (0.6, [15, 25, 75, 85]), (1.0, [0, 0] + [100] * 2)],
+)
+def test_smallest_side_is_about_the_same_centre(smallest: float, expected: list[int]) -> None:
+    assert box_of(rectangle(4, 5, 5, 6), CropRule(padding=0.0, smallest=smallest)) == expected
+
+
+def test_cells_scale_to_any_canvas() -> None:
+    region = rectangle(7, 0, 14, 7, cells=14)
+    assert box_of(region, BARE, side=448) == [224, 0, 448, 224]
+    assert box_of(region, BARE, side=224) == [112, 0, 224, 112]
+
+
+def test_region_is_that_of_x_and_y_not_the_other_way_round() -> None:
+    assert box_of(rectangle(6, 1, 9, 4), BARE) == [60, 10, 90, 40]
+
+
+def test_holes_and_shape_do_not_matter_only_extent() -> None:
+    region = torch.zeros(1, 10, 10, dtype=torch.bool)
+    region[0, 2, 5] = region[0, 6, 3] = region[0, 4, 7] = True
+    assert box_of(region, BARE) == box_of(rectangle(3, 2, 8, 7), BARE)
+
+
+def test_flat_map_gives_the_whole_canvas() -> None:
+    regions = torch.cat([rectangle(2, 3, 6, 7)] * 3 + [torch.zeros(1, 10, 10, dtype=torch.bool)])
+    flat = torch.tensor([False, True, False, True])
+    part, everything = [20, 30, 60, 70], [0, 0, 100, 100]
+    boxes = crop_boxes(regions, flat, BARE, 100)
+    assert boxes.dtype == torch.int64
+    assert boxes.tolist() == [part, everything, part, everything]
+
+
+@pytest.mark.parametrize("side", [97, 192, 448])
+@pytest.mark.parametrize("rule", [BARE, CropRule(), CropRule(padding=1.0, smallest=0.33)], ids=str)
+def test_every_box_is_square_inside_and_large_enough(side: int, rule: CropRule) -> None:
+    cells = 7
+    spans = list(itertools.combinations(range(cells + 1), 2))
+    places = [(x0, y0, x1, y1) for x0, x1 in spans for y0, y1 in spans]
+    regions = torch.cat([rectangle(*place, cells=cells) for place in places])
+    boxes = crop_boxes(regions, torch.zeros(len(places), dtype=torch.bool), rule, side)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    assert torch.equal(width, height)
+    assert boxes.min() >= 0
+    assert boxes.max() <= side
+    assert width.min() >= round(rule.smallest * side)
+    # The region's own box lies inside, but for a pixel's rounding.
+    extents = torch.tensor(places) * (side / cells)
+    assert (boxes[:, :2] <= extents[:, :2] + 1).all()
+    assert (boxes[:, 2:] >= extents[:, 2:] - 1).all()
+
+
+# Crop
+
+
+@pytest.mark.parametrize("side", [7, 96, 192, 224, 448])
+def test_whole_box_at_the_canvas_side_is_the_canvas(side: int) -> None:
+    canvases = random_canvases(2, side)
+    crops = sample_boxes(canvases, whole(2, side), side)
+    assert crops.dtype == torch.uint8
+    assert torch.equal(crops, canvases)
+
+
+@pytest.mark.parametrize("side", [6, 96, 224])
+def test_shrunk_by_two_is_mean_of_two_by_two(side: int) -> None:
+    canvases = random_canvases(2, 2 * side)
+    blocks = canvases.double().unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
+    crops = sample_boxes(canvases, whole(2, 2 * side), side).double()
+    assert (crops - blocks).abs().max() <= 0.501  # rounding; either way where it is a half
+    assert (crops - blocks).mean().abs() < 0.02
+
+
+@pytest.mark.parametrize("x", [0, 8])
+@pytest.mark.parametrize("y", [0, 8])
+def test_quadrant_at_its_own_side_is_its_pixels(x: int, y: int) -> None:
+    canvases = random_canvases(1, 16)
+    crop = sample_boxes(canvases, torch.tensor([[x, y, x + 8, y + 8]]), 8)
+    assert torch.equal(crop, canvases[:, :, y : y + 8, x : x + 8])
+
+
+def test_box_enlarged_by_two_is_bilinear_by_hand() -> None:
+    row = torch.tensor([0, 0, 40, 80, 0, 0], dtype=torch.uint8)
+    canvases = row.expand(1, 3, 6, 6)
+    crop = sample_boxes(canvases, torch.tensor([[2, 2, 4, 4]]), 4)
+    assert crop[0, 0].tolist() == [[30, 50, 70, 60]] * 4
+
+
+def test_batch_of_crops_equals_singles() -> None:
+    canvases = random_canvases(6, 64)
+    boxes = torch.tensor([[0, 0, 64, 64], [1, 2, 33, 34], [20, 10, 60, 50], [0, 32, 32, 64]])
+    boxes = torch.cat([boxes, torch.tensor([[31, 0, 64, 33], [5, 5, 59, 59]])])
+    together = sample_boxes(canvases, boxes, 32)
+    singles = [sample_boxes(canvases[i : i + 1], boxes[i : i + 1], 32) for i in range(6)]
+    assert torch.equal(together, torch.cat(singles))
+
+
+@pytest.mark.parametrize(("scales", "axis"), [((-1.0, 1.0), 3), ((1.0, -1.0), 2)])
+def test_affine_flip_is_the_crop_flipped(scales: tuple[float, float], axis: int) -> None:
+    canvases = random_canvases(2, 64)
+    boxes = torch.tensor([[0, 0, 64, 64], [8, 24, 40, 56]])
+    flip = torch.diag(torch.tensor(scales)).expand(2, 2, 2)
+    flipped = sample_boxes(canvases, boxes, 32, flip)
+    plain = sample_boxes(canvases, boxes, 32)
+    assert (flipped.int() - plain.flip(axis).int()).abs().max() <= 1
+    assert (flipped != plain).float().mean() > 0.5
+
+
+def test_affine_quarter_turn_moves_right_to_top() -> None:
+    canvases = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    canvases[:, :, :, 6:] = 255
+    # Output (x, y) reads from input (-y, x): the output's top reads the input's right.
+    turn = torch.tensor([[[0.0, -1.0], [1.0, 0.0]]])
+    crop = sample_boxes(canvases, whole(1, 8), 8, turn)
+    assert crop[0, 0, :2].eq(255).all()
+    assert crop[0, 0, 2:].eq(0).all()
+
+
+def test_identity_affine_changes_nothing() -> None:
+    canvases = random_canvases(2, 64)
+    boxes = torch.tensor([[3, 5, 43, 45], [0, 0, 64, 64]])
+    identity = torch.eye(2).expand(2, 2, 2)
+    plain = sample_boxes(canvases, boxes, 32)
+    assert torch.equal(sample_boxes(canvases, boxes, 32, identity), plain)
+
+
+def test_box_across_the_border_keeps_its_inner_part() -> None:
+    canvases = random_canvases(1, 16)
+    crop = sample_boxes(canvases, torch.tensor([[8, 8, 24, 24]]), 16)
+    assert torch.equal(crop[:, :, :8, :8], canvases[:, :, 8:, 8:])
+
+
+def test_channels_last_canvases_give_the_same() -> None:
+    canvases = random_canvases(2, 64)
+    boxes = torch.tensor([[3, 5, 43, 45], [0, 0, 64, 64]])
+    strided = canvases.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(sample_boxes(strided, boxes, 32), sample_boxes(canvases, boxes, 32))
+
+
+# Box in the image
+
+
+@pytest.mark.parametrize(
+    ("box", "width", "height", "expected"),
+    [
+        pytest.param([0, 0, 100, 100], 640, 480, [0, 0, 640, 480], id="whole"),
+        pytest.param([25, 50, 75, 100], 640, 480, [160, 240, 480, 480], id="scaled apart"),
+        pytest.param([25, 50, 75, 100], 100, 100, [25, 50, 75, 100], id="same size"),
+        pytest.param([10, 10, 45, 45], 55, 33, [5, 3, 25, 15], id="rounded outwards"),
+        pytest.param([10, 10, 50, 50], 1, 1, [0, 0, 1, 1], id="one pixel"),
+        pytest.param([60, 60, 100, 100], 1, 500, [0, 300, 1, 500], id="one pixel wide"),
+        pytest.param([0, 30, 40, 70], 500, 1, [0, 0, 200, 1], id="one pixel high"),
+        pytest.param([50, 50, 100, 100], 3, 3, [1, 1, 3, 3], id="three pixels"),
+        pytest.param([0, 1, 99, 100], 30_000, 20_000, [0, 200, 29_700, 20_000], id="large"),
+    ],
+)
+def test_box_in_image_by_hand(box: list[int], width: int, height: int, expected: list[int]) -> None:
+    found = boxes_in_image(torch.tensor([box]), 100, torch.tensor([width]), torch.tensor([height]))
+    assert found.dtype == torch.int64
+    assert found.tolist() == [expected]
+
+
+def test_boxes_in_image_are_inside_not_empty_and_cover() -> None:
+    side = 14
+    spans = list(itertools.combinations(range(side + 1), 2))
+    boxes = torch.tensor([[x0, x0 // 2, x1, x1] for x0, x1 in spans])
+    for width, height in [(1, 1), (1, 9), (2, 3), (13, 15), (100, 7), (6001, 3999)]:
+        widths, heights = torch.full((len(boxes),), width), torch.full((len(boxes),), height)
+        found = boxes_in_image(boxes, side, widths, heights)
+        x0, y0, x1, y1 = found.T
+        assert ((x0 >= 0) & (x0 < x1) & (x1 <= width)).all()
+        assert ((y0 >= 0) & (y0 < y1) & (y1 <= height)).all()
+        exact = boxes * torch.tensor([width, height, width, height]) / side
+        assert (found[:, :2] <= exact[:, :2] + 1e-3).all()
+        assert (found[:, 2:] >= exact[:, 2:] - 1e-3).all()
+        assert ((found - exact).abs() < 1).all()
+
+
+def test_boxes_of_a_batch_each_use_their_own_image() -> None:
+    boxes = torch.tensor([[0, 0, 50, 50], [50, 50, 100, 100]])
+    found = boxes_in_image(boxes, 100, torch.tensor([10, 200]), torch.tensor([20, 400]))
+    assert found.tolist() == [[0, 0, 5, 10], [100, 200, 200, 400]]

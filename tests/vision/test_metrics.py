@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from lesioncam.vision.metrics import auc, evaluate_stages, markdown_table, mean_auc
+
+CLASSES = ("a", "b", "rest")
+
+
+def pairs(scores: np.ndarray, positive: np.ndarray) -> float:
+    """AUC by its definition, pair by pair."""
+    wins = [
+        1.0 if p > n else 0.5 if p == n else 0.0
+        for p in scores[positive]
+        for n in scores[~positive]
+    ]
+    return sum(wins) / len(wins)
+
+
+def test_auc_by_hand() -> None:
+    scores = np.array([0.1, 0.4, 0.35, 0.8])
+    assert auc(scores, np.array([False, False, True, True])) == pytest.approx(0.75)
+
+
+def test_ties_count_half() -> None:
+    assert auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
+
+
+def test_auc_is_its_definition_with_ties() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        scores = random.integers(0, 8, 40) / 8
+        positive = random.random(40) < 0.3
+        assert auc(scores, positive) == pytest.approx(pairs(scores, positive))
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False]])
+def test_auc_of_one_class_is_undefined(positive: list[bool]) -> None:
+    assert auc(np.array([0.1, 0.9]), np.array(positive)) is None
+
+
+def test_a_mean_with_an_undefined_class_is_undefined() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2]])
+    assert mean_auc(probabilities, np.array([0, 0]), [0, 1]) is None
+
+
+def random_stages(n: int = 120) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 3, n)
+    truth = np.eye(3)[labels]
+    stages = {}
+    for stage, noise in (("stage1", 2.0), ("stage2", 1.0), ("final", 0.8)):
+        raw = np.exp(truth + random.normal(0, noise, (n, 3)))
+        stages[stage] = raw / raw.sum(axis=1, keepdims=True)
+    return stages, labels
+
+
+def test_figures_are_consistent() -> None:
+    stages, labels = random_stages()
+    figures = evaluate_stages(stages, labels, CLASSES, ("a", "b"))
+    for stage in ("stage1", "stage2", "final"):
+        for name in (*CLASSES, "mean"):
+            entry = figures[stage][name]
+            assert entry["low"] < entry["auc"] < entry["high"]
+            assert entry["n"] == 120
+        one, other = (figures[stage][name]["auc"] for name in ("a", "b"))
+        assert figures[stage]["mean"]["auc"] == pytest.approx((one + other) / 2)
+        assert figures[stage]["a"]["positives"] == (labels == 0).sum()
+    gain = figures["final"]["mean"]["auc"] - figures["stage1"]["mean"]["auc"]
+    assert figures["gain"]["auc"] == pytest.approx(gain)
+    assert 0 < figures["gain"]["low"] < gain < figures["gain"]["high"]
+
+
+def test_the_gain_is_paired() -> None:
+    stages, labels = random_stages()
+    same = dict.fromkeys(stages, stages["stage1"])
+    gain = evaluate_stages(same, labels, CLASSES, ("a", "b"))["gain"]
+    assert gain == {"auc": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_the_interval_covers_the_true_auc_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(2)
+    covered = 0
+    for trial in range(60):
+        labels = np.repeat([0, 1], 60)
+        scores = random.normal(labels == 0, 1)  # true AUC: Phi(1 / sqrt 2) = 0.7602
+        stage = np.stack([scores, -scores], axis=1)
+        figures = evaluate_stages(
+            dict.fromkeys(("stage1", "stage2", "final"), stage), labels, ("x", "y"), ("x",), trial
+        )
+        entry = figures["final"]["x"]
+        covered += entry["low"] <= 0.7602 <= entry["high"]
+    assert 51 <= covered <= 60
+
+
+def test_sensitivity_and_specificity_by_hand() -> None:
+    stage = np.array([[0.6, 0.4, 0.0], [0.4, 0.6, 0.0], [0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    labels = np.array([0, 0, 2, 2])
+    figures = evaluate_stages(
+        dict.fromkeys(("stage1", "stage2", "final"), stage), labels, CLASSES, ("a", "b")
+    )["final"]
+    assert (figures["a"]["sensitivity"], figures["a"]["specificity"]) == (0.5, 0.5)
+    assert (figures["b"]["sensitivity"], figures["b"]["specificity"]) == (None, 0.75)
+    assert figures["b"]["auc"] is figures["b"]["low"] is figures["mean"]["auc"] is None
+
+
+def test_the_table_shows_undefined_as_such() -> None:
+    stage = np.array([[0.6, 0.4], [0.4, 0.6]])
+    same = dict.fromkeys(("stage1", "stage2", "final"), stage)
+    table = "\n".join(markdown_table(evaluate_stages(same, np.array([0, 0]), ("a", "b"), ("a",))))
+    assert "| a | undefined | undefined | undefined |" in table
