@@ -88,9 +88,9 @@ def test_readme_commands_name_real_flags() -> None:
     from lesioncam.cli import _parser
 
     readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^lesioncam (\w+)((?:[^\n]*\\\n)*[^\n]*)", readme, re.M)
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))
+    commands = re.findall(r"^lesioncam (\w+)((?:[^\n]*\\\n)*[^\n]*)", blocks, re.M)
     assert {verb for verb, _ in commands} >= {"train", "score", "evaluate"}
     for verb, rest in commands:
-        words = [word for word in rest.replace("\\\n", " ").split() if word != "#"]
-        flags = _parser().parse_args([verb, *words])
+        flags = _parser().parse_args([verb, *rest.replace("\\\n", " ").split()])
         assert flags.verb.__name__ == f"_{verb}"

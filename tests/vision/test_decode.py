@@ -393,9 +393,9 @@ def test_photograph_sized_jpeg_is_nearly_as_decoded_in_full() -> None:
 
 
 def test_bomb_is_refused_by_its_header() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     error = failure(png(60_000, 60_000, zlib.compress(b"")))
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert error.kind == ErrorKind.TOO_LARGE
     assert error.size == (60_000, 60_000)
     assert "60000 x 60000" in error.message
