@@ -5,8 +5,8 @@ schema's error kinds.
 """
 
 import io
-import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,7 +28,17 @@ _FOREIGN = (
     (0, b"%PDF", "PDF"),
     (128, b"DICM", "DICOM"),
 )
+_OURS = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF87a", "GIF"),
+    (0, b"GIF89a", "GIF"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (8, b"WEBP", "WebP"),
+)
 _WHITE = 255
+_INT32_MAX = 2**31 - 1
 
 
 class DecodeError(Exception):
@@ -85,46 +95,62 @@ def decode(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Decoded:
         raise DecodeError(
             ErrorKind.TOO_LARGE,
             f"{size[0]} x {size[1]} pixels; the limit is {max_pixels / 1e6:g} megapixels",
-            size,
+            size if max(size) <= _INT32_MAX else None,
         )
-    orientation = _orientation(image)
-    width, height = size[::-1] if orientation >= 5 else size
     image.draft("RGB" if image.mode == "YCbCr" else image.mode, (side, side))
     try:
+        # Before anything asks for EXIF: Pillow may load a PNG to find it, and a second load after
+        # one that failed passes. TIFF is turned upright by loading, and then says so.
         image.load()
+        if image.format == "TIFF":
+            size = image.size
+        orientation = _orientation(image)
         canvas = _to_rgb(image, (side, side))
     except DecodeError as error:
-        raise DecodeError(error.kind, error.message, (width, height)) from error
+        raise DecodeError(error.kind, error.message, size) from error
     except MemoryError as error:
-        raise DecodeError(ErrorKind.TOO_LARGE, "not enough memory", (width, height)) from error
+        raise DecodeError(ErrorKind.TOO_LARGE, "not enough memory", size) from error
     except Exception as error:  # Pillow's decoders raise many types on damaged pixel data
         raise DecodeError(
-            ErrorKind.TRUNCATED, f"damaged or incomplete pixel data: {error}", (width, height)
+            ErrorKind.TRUNCATED, f"damaged or incomplete pixel data: {error}", size
         ) from error
+    width, height = size[::-1] if orientation >= 5 else size
     return Decoded(_turn(canvas, orientation), width, height)
 
 
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     Image.MAX_IMAGE_PIXELS = None  # ours is `max_pixels`; Pillow's own is below it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata
-        try:
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
-        except UnidentifiedImageError:
-            raise _not_ours(data) from None
-        except Exception as error:  # a header that starts well and breaks off or lies
-            raise DecodeError(ErrorKind.TRUNCATED, f"damaged header: {error}") from error
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise _not_ours(data) from None
+    except Exception as error:  # a header that starts well and breaks off or lies
+        raise DecodeError(ErrorKind.TRUNCATED, f"damaged header: {error}") from error
 
 
 def _not_ours(data: bytes) -> DecodeError:
     for offset, magic, name in _FOREIGN:
         if data[offset : offset + len(magic)] == magic:
             return DecodeError(ErrorKind.UNSUPPORTED, f"{name} is not supported; {_SUPPORTED}")
-    for magic, name in ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG")):
-        if data.startswith(magic):
+    if _has_tiff_directory(data):
+        return DecodeError(ErrorKind.UNSUPPORTED, "this kind of TIFF is not supported")
+    for offset, magic, name in _OURS:
+        if data[offset : offset + len(magic)] == magic:
             return DecodeError(ErrorKind.TRUNCATED, f"the {name} header is damaged or incomplete")
+    if data[:2] == b"BM" and data[6:10] == bytes(4):
+        return DecodeError(ErrorKind.TRUNCATED, "the BMP header is damaged or incomplete")
     return DecodeError(ErrorKind.NOT_AN_IMAGE, f"not an image file; {_SUPPORTED}")
+
+
+def _has_tiff_directory(data: bytes) -> bool:
+    """Whether a TIFF's first directory is there in full: it is sound, but Pillow cannot read it."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return False
+    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    start = int.from_bytes(data[4:8], order)
+    entries = int.from_bytes(data[start : start + 2], order)
+    return start >= 8 and entries > 0 and start + 2 + 12 * entries <= len(data)
 
 
 def _orientation(image: Image.Image) -> int:

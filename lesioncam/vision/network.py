@@ -128,7 +128,7 @@ def _read_weights(network: VGGGAP, weights: str) -> Mapping[str, Tensor]:
             raise InputError(
                 f"--weights: {weights} is not a file of tensors only; save its state_dict"
             ) from error
-        if not isinstance(state, Mapping):
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise InputError(f"--weights: {weights} holds no mapping of names to tensors")
         return state
     try:

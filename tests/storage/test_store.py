@@ -141,7 +141,7 @@ def test_entries_span_many_pages(bucket: str, monkeypatch: pytest.MonkeyPatch) -
         def paginate(self, **kwargs: Any) -> Any:
             return real(**kwargs, PaginationConfig={"PageSize": 2})
 
-    monkeypatch.setattr(s3_client(), "get_paginator", lambda name: Small())
+    monkeypatch.setattr(s3_client(), "get_paginator", lambda _: Small())
     assert names(store) == [str(number) for number in range(7)]
 
 

@@ -1,0 +1,206 @@
+"""Labels: the official CSV as it is, and every refusal in one line without an image id."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesioncam.errors import InputError
+from lesioncam.storage.labels import Labels, match, read_labels
+from lesioncam.storage.store import open_store
+from tests.conftest import CLASSES, SHARED, needs_shared
+from tests.storage.conftest import refused
+
+OFFICIAL = (
+    "image_id,melanoma,seborrheic_keratosis\n"
+    "ISIC_1,0.0,0.0\n"
+    "ISIC_2,1.0,0.0\n"
+    "ISIC_3,0.0,1.0\n"
+    "ISIC_4,0.0,0.0\n"
+)
+
+
+def read(place: str, text: str | bytes, rest_class: str = "nevus") -> Labels:
+    open_store(place).write("labels.csv", text if isinstance(text, bytes) else text.encode())
+    return read_labels(f"{place}/labels.csv", rest_class)
+
+
+def by_name(labels: Labels) -> dict[str, str]:
+    return {name: labels.classes[index] for name, index in labels.by_id.items()}
+
+
+def test_reads_the_official_format(place: str) -> None:
+    labels = read(place, OFFICIAL)
+    assert labels.classes == CLASSES
+    assert labels.ranked == ("melanoma", "seborrheic_keratosis")
+    assert labels.ids == ("ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4")
+    assert labels.indices.tolist() == [2, 0, 1, 2]
+    assert labels.indices.dtype == np.int64
+    assert labels.by_id == {"ISIC_1": 2, "ISIC_2": 0, "ISIC_3": 1, "ISIC_4": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OFFICIAL.replace("image_id", "image"),
+        OFFICIAL.replace("\n", "\r\n"),
+        OFFICIAL.replace(".0", ""),
+        OFFICIAL.rstrip("\n"),
+        OFFICIAL + "\n\n",
+        "\ufeff" + OFFICIAL,
+        OFFICIAL.replace("ISIC_3", '" ISIC_3 "'),
+    ],
+    ids=["image", "crlf", "whole numbers", "no last newline", "blank end", "mark", "blanks"],
+)
+def test_reads_its_variants_alike(place: str, text: str) -> None:
+    labels, official = read(place, text), read(place, OFFICIAL)
+    assert by_name(labels) == by_name(official)
+    assert labels.classes == official.classes
+    assert labels.ranked == official.ranked
+
+
+def test_the_id_column_may_stand_anywhere(place: str) -> None:
+    labels = read(place, "b,image,a\n0,x,1\n1,y,0\n")
+    assert labels.classes == ("b", "a")
+    assert by_name(labels) == {"x": "a", "y": "b"}
+
+
+def test_ids_stay_text(place: str) -> None:
+    assert read(place, "image,a\n007,1\n7,0\nNA,1\n1e3,0\n").ids == ("007", "7", "NA", "1e3")
+
+
+def test_rows_without_a_1_are_of_the_rest_class(place: str) -> None:
+    labels = read(place, OFFICIAL, rest_class="other")
+    assert labels.classes == ("melanoma", "seborrheic_keratosis", "other")
+    assert by_name(labels)["ISIC_4"] == "other"
+
+
+def test_a_fully_one_hot_file_has_no_rest_class(place: str) -> None:
+    labels = read(place, "image,MEL,NV,BCC\na,1,0,0\nb,0,1,0\nc,0,0,1\n", rest_class="NV")
+    assert labels.classes == labels.ranked == ("MEL", "NV", "BCC")
+    assert labels.indices.tolist() == [0, 1, 2]
+
+
+def test_missing_classes_are_those_that_do_not_occur(place: str) -> None:
+    labels = read(place, OFFICIAL)
+    assert labels.missing_classes(labels.indices) == []
+    assert labels.missing_classes(np.array([2, 2, 0])) == ["seborrheic_keratosis"]
+    assert labels.missing_classes(np.array([], np.int64)) == list(CLASSES)
+
+
+REFUSALS = {
+    "no id column": ("name,a,b\nISIC_7,1,0\n", ["image_id", "image", "id column"]),
+    "no header": ("ISIC_7,1.0,0.0\nISIC_8,0.0,0.0\n", ["image_id", "id column"]),
+    "half": ("image,a,b\nISIC_6,1,0\nISIC_7,0.5,0\n", ["'a'", "0.5", "line 3"]),
+    "two": ("image,a,b\nISIC_7,0,2\n", ["'b'", "line 2"]),
+    "minus one": ("image,a,b\nISIC_7,0,-1\n", ["'b'", "line 2"]),
+    "text": ("image,a,b\nISIC_7,0,yes\n", ["'b'", "line 2"]),
+    "no value": ("image,a,b\nISIC_6,0,1\nISIC_7,0,\n", ["'b'", "line 3"]),
+    "nan": ("image,a,b\nISIC_7,nan,1\n", ["'a'", "line 2"]),
+    "short row": ("image,a,b\nISIC_6,0,1\nISIC_7,0\n", ["'b'", "line 3"]),
+    "two classes": ("image,a,b\nISIC_6,1,0\nISIC_7,1,1\n", ["line 3", "more than one class"]),
+    "same id": ("image,a,b\nISIC_7,1,0\nISIC_6,1,0\nISIC_7,0,1\n", ["line 4"]),
+    "same id but blanks": ("image,a,b\nISIC_7,1,0\n ISIC_7 ,0,1\n", ["line 3"]),
+    "no id": ("image,a,b\nISIC_7,1,0\n,0,1\n", ["line 3", "no image id"]),
+    "blank id": ("image,a,b\nISIC_7,1,0\n  ,0,1\n", ["line 3", "no image id"]),
+    "many lines": (
+        "image,a,b\n" + "".join(f"ISIC_7{i},1,1\n" for i in range(5)),
+        ["line 2, 3, 4 and 2 more"],
+    ),
+    "no rows": ("image,a,b\n", ["no rows"]),
+    "no class column": ("image\nISIC_7\nISIC_8\n", ["class"]),
+    "one class": ("image,a\nISIC_7,1\nISIC_8,1\n", ["1 class"]),
+    "rest class has a column": ("image,nevus,b\nISIC_6,1,0\nISIC_7,0,0\n",
+                                ["line 3", "'nevus'", "--rest-class"]),
+    "bad class name": ("image,a b,c\nISIC_7,1,0\n", ["'a b'"]),
+    "class mean": ("image,mean,c\nISIC_7,1,0\n", ["'mean'"]),
+    "same column": ("image,a,a\nISIC_7,0,0\nISIC_8,1,0\n", ["twice"]),
+    "both id columns": ("image_id,image,a\nISIC_6,ISIC_7,1\nISIC_8,ISIC_9,0\n", ["image"]),
+    "after a blank line": ("image,a,b\nISIC_6,1,0\n\nISIC_7,1,1\n", ["line 4"]),
+    "line break in an id": ('image,a,b\n"ISIC\n6",1,0\nISIC_7,1,1\n', []),
+    "long row": ("image,a,b\nISIC_6,1,0\nISIC_7,1,0,0,0\n", ["line 3"]),
+    "every row long": ("image,a,b\nISIC_7,0,1,0\nISIC_8,0,1,1\nISIC_9,0,0,0\n", []),
+    "semicolons": ("image;a;b\nISIC_7;1;0\n", ["id column"]),
+    "empty": ("", []),
+    "newline": ("\n", []),
+    "open quote": ('image,a,b\n"ISIC_7,1,0\n', []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "parts"), REFUSALS.values(), ids=REFUSALS)
+def test_refuses_in_one_line_without_ids(tmp_path: Path, text: str, parts: list[str]) -> None:
+    where = str(tmp_path / "labels.csv")
+    with refused("--labels", where, *parts, kind=InputError, without=("ISIC_",)):
+        read(str(tmp_path), text)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x89PNG\r\n\x1a\n\xff\xfe", b"\x00" * 100, b"image,a\n\xff,1\n"]
+)
+def test_refuses_what_is_not_a_csv(place: str, data: bytes) -> None:
+    with refused("--labels", f"{place}/labels.csv", kind=InputError):
+        read(place, data)
+
+
+def test_refuses_a_file_that_is_not_there(place: str) -> None:
+    with refused("--labels", f"{place}/labels.csv", "no such", kind=InputError):
+        read_labels(f"{place}/labels.csv", "nevus")
+
+
+def test_a_server_that_is_away_is_one_line(unreachable: str) -> None:
+    with refused("--labels", f"{unreachable}/labels.csv"):
+        read_labels(f"{unreachable}/labels.csv", "nevus")
+
+
+def test_names_the_flag_it_was_given(place: str) -> None:
+    with refused("--val-labels", kind=InputError, without=("--labels",)):
+        read_labels(f"{place}/labels.csv", "nevus", "--val-labels")
+
+
+# Images and labels
+
+
+def test_match_joins_by_id_and_counts_the_rest(place: str) -> None:
+    labels = read(place, OFFICIAL)
+    found = match(labels, ["ISIC_9", "ISIC_3", "ISIC_1", "ISIC_3", "ISIC_8", "ISIC_1", "ISIC_9"])
+    assert found.positions.tolist() == [1, 2]
+    assert found.indices.tolist() == [1, 2]
+    assert found.positions.dtype == found.indices.dtype == np.int64
+    assert (found.unlabelled, found.unused, found.duplicates) == (3, 2, 2)
+
+
+def test_match_of_nothing_leaves_all_labels(place: str) -> None:
+    found = match(read(place, OFFICIAL), [])
+    assert found.positions.tolist() == found.indices.tolist() == []
+    assert (found.unlabelled, found.unused, found.duplicates) == (0, 4, 0)
+
+
+def test_match_of_all_leaves_nothing(place: str) -> None:
+    labels = read(place, OFFICIAL)
+    found = match(labels, iter(reversed(labels.ids)))
+    assert found.positions.tolist() == [0, 1, 2, 3]
+    assert found.indices.tolist() == labels.indices.tolist()[::-1]
+    assert (found.unlabelled, found.unused, found.duplicates) == (0, 0, 0)
+
+
+# The real files
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("split", "counts"), [("Training", [374, 254, 1372]), ("Validation", [30, 42, 78])]
+)
+def test_reads_the_real_files(split: str, counts: list[int]) -> None:
+    path = SHARED / "isic2017" / f"ISIC-2017_{split}_Part3_GroundTruth.csv"
+    labels = read_labels(str(path), "nevus")
+    assert labels.classes == CLASSES
+    assert labels.ranked == CLASSES[:2]
+    assert np.bincount(labels.indices).tolist() == counts
+    assert len(set(labels.ids)) == sum(counts)
+
+
+@needs_shared
+def test_refuses_the_real_metadata() -> None:
+    path = SHARED / "isic2017" / "ISIC-2017_Training_Data_metadata.csv"
+    with refused("--labels", str(path), "age_approximate", "line 2", without=("ISIC_",)):
+        read_labels(str(path), "nevus")

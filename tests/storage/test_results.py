@@ -1,0 +1,513 @@
+"""Results: the one rule of what is left to do, the newest rows, settling, and refusals."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lesioncam.errors import InputError
+from lesioncam.schema import (
+    BOX_COLUMNS,
+    MANIFEST_SCHEMA,
+    ErrorKind,
+    Status,
+    probability_columns,
+    scores_schema,
+)
+from lesioncam.storage.listing import image_id
+from lesioncam.storage.results import SUCCESS, Results, left_to_do
+from tests.storage.conftest import refused
+
+CLASSES = ("melanoma", "nevus")
+SCHEMA = scores_schema(CLASSES)
+MODEL, OTHER_MODEL = "1" * 64, "2" * 64
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+Row = dict[str, Any]
+
+
+def scored(
+    uri: str,
+    kind: ErrorKind | None = None,
+    *,
+    minute: int = 0,
+    etag: str | None = "e1",
+    size: int | None = 10,
+    modified: datetime | None = NOON,
+    model: str = MODEL,
+    width: int = 640,
+) -> Row:
+    """A row as scoring writes it; failed where there is an error kind."""
+    row: Row = {
+        "uri": uri,
+        "image_id": image_id(uri),
+        "size": size,
+        "etag": etag,
+        "last_modified": modified,
+        "model": model,
+        "run_id": f"run-{minute}",
+        "lesioncam_version": "0.1.0",
+        "scored_at": NOON + timedelta(minutes=minute),
+    }
+    if kind:
+        return row | {"status": Status.FAILED, "error_kind": kind, "error": "no good"}
+    row |= {"status": Status.OK, "prediction": "nevus", "width": width, "height": 480}
+    row |= {"cam_flat": False, "cam": bytes(range(16))}
+    row |= dict.fromkeys(BOX_COLUMNS, 7)
+    return row | {
+        column: 0.5
+        for stage in ("final", "stage1", "stage2")
+        for column in probability_columns(CLASSES, stage)
+    }
+
+
+def table(rows: Iterable[Row], classes: tuple[str, ...] = CLASSES) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=scores_schema(classes))
+
+
+def results_of(place: str, **parts: list[Row]) -> Results:
+    """An output that holds these parts, by the names of their files."""
+    results = Results(place)
+    for name, rows in parts.items():
+        results.write_part(f"{name}.parquet", table(rows))
+    return results
+
+
+def listed(*rows: Row) -> pa.Table:
+    """A manifest of the objects these rows were made from."""
+    names = MANIFEST_SCHEMA.names[1:]
+    manifest = [
+        {"row": number, **{name: row[name] for name in names}} for number, row in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)
+
+
+def left(manifest: pa.Table, results: Results, *, retry_failed: bool = False) -> list[str]:
+    rows = left_to_do(manifest, results.rows().written(retry_failed=retry_failed))
+    uris: list[str] = rows["uri"].to_pylist()
+    return uris
+
+
+def read_all(results: Results) -> list[Row]:
+    """Every row under an output, in the order of uri and time."""
+    filesystem, root = results.store.arrow()
+    tables = [pq.read_table(f"{root}/{n}", filesystem=filesystem) for n in results.parts()]
+    rows: list[Row] = pa.concat_tables(tables).to_pylist()
+    return sorted(rows, key=lambda row: (row["uri"], row["scored_at"]))
+
+
+def as_read(rows: Iterable[Row]) -> list[Row]:
+    """What `read_all` gives for rows that were each written once."""
+    return sorted(table(rows).to_pylist(), key=lambda row: (row["uri"], row["scored_at"]))
+
+
+# What is left to do
+
+
+def test_with_nothing_written_all_is_left(place: str) -> None:
+    manifest = listed(scored("/b"), scored("/a", etag=None), scored("/c", size=None))
+    assert left(manifest, Results(place)) == ["/b", "/a", "/c"]
+
+
+def test_written_rows_are_not_left(place: str) -> None:
+    rows = [scored("/a"), scored("/b", etag=None), scored("/c", ErrorKind.EMPTY)]
+    results = results_of(place, one=rows[:1], two=rows[1:])
+    assert left(listed(*rows), results) == []
+    assert left(listed(scored("/new"), *rows), results) == ["/new"]
+
+
+def test_what_is_left_keeps_the_order_and_columns_of_the_manifest(place: str) -> None:
+    rows = [scored(f"/{number}", size=number) for number in (5, 3, 9, 1, 7)]
+    manifest = listed(*rows)
+    found = left_to_do(manifest, results_of(place, a=[rows[2]]).rows().written(retry_failed=False))
+    assert found.schema.equals(MANIFEST_SCHEMA)
+    assert found.to_pylist() == manifest.take([0, 1, 3, 4]).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"etag": "e1"}, {"etag": "e2"}),
+        ({"etag": None, "size": 10}, {"etag": None, "size": 11}),
+        ({"etag": None, "modified": NOON}, {"etag": None, "modified": NOON + timedelta(0, 0, 1)}),
+        ({"etag": None, "size": None, "modified": None}, {"etag": None}),
+    ],
+    ids=["etag", "size", "time", "known now"],
+)
+def test_a_changed_object_is_left(place: str, before: Any, after: Any) -> None:
+    results = results_of(place, a=[scored("/a", **before), scored("/b")])
+    assert left(listed(scored("/a", **after), scored("/b")), results) == ["/a"]
+    assert left(listed(scored("/a", **before), scored("/b")), results) == []
+
+
+def test_an_object_with_the_same_etag_is_the_same(place: str) -> None:
+    results = results_of(place, a=[scored("/a")])
+    assert left(listed(scored("/a", modified=NOON + timedelta(1), size=11)), results) == []
+
+
+def test_the_version_is_the_newest_rows(place: str) -> None:
+    results = results_of(place, a=[scored("/a", etag="e1"), scored("/a", etag="e2", minute=1)])
+    assert left(listed(scored("/a", etag="e1")), results) == ["/a"]
+    assert left(listed(scored("/a", etag="e2")), results) == []
+
+
+@pytest.mark.parametrize("kind", ErrorKind)
+def test_transient_failures_are_left(tmp_path: Path, kind: ErrorKind) -> None:
+    rows = [scored("/ok"), scored("/failed", kind)]
+    expected = ["/failed"] if kind in ("permission", "unreachable") else []
+    assert left(listed(*rows), results_of(str(tmp_path), a=rows)) == expected
+
+
+def test_retrying_leaves_all_that_failed(place: str) -> None:
+    rows = [scored("/ok"), *(scored(f"/{kind}", kind) for kind in ErrorKind)]
+    found = left(listed(*rows), results_of(place, a=rows), retry_failed=True)
+    assert found == [f"/{kind}" for kind in ErrorKind]
+
+
+def test_what_could_not_be_looked_at_counts_once_written(place: str) -> None:
+    row = scored("/gone", ErrorKind.NOT_FOUND, etag=None, size=None, modified=None)
+    assert left(listed(row), results_of(place, a=[row])) == []
+
+
+def test_the_same_version_of_another_image_does_not_count(place: str) -> None:
+    results = results_of(place, a=[scored("/a")])
+    assert left(listed(scored("/a"), scored("/copy of a")), results) == ["/copy of a"]
+
+
+# The newest row
+
+
+def test_the_newest_row_counts_wherever_it_stands(place: str) -> None:
+    newer, older = scored("/a", ErrorKind.PERMISSION, minute=1), scored("/a")
+    results = results_of(place, a=[newer, scored("/b")], b=[older], c=[scored("/b", minute=-1)])
+    rows = results.rows()
+    assert rows.index.sort_by("uri").select(["uri", "status", "part", "place"]).to_pylist() == [
+        {"uri": "/a", "status": "failed", "part": 0, "place": 0},
+        {"uri": "/b", "status": "ok", "part": 0, "place": 1},
+    ]
+    assert rows.parts == {"a.parquet": 2, "b.parquet": 1, "c.parquet": 1}
+    assert left(listed(older), results) == ["/a"]
+
+
+def test_of_equally_new_rows_the_last_part_counts(place: str) -> None:
+    results = results_of(
+        place, b=[scored("/a", ErrorKind.EMPTY)], c=[scored("/a")], a=[scored("/a")]
+    )
+    (row,) = results.rows().index.to_pylist()
+    assert (row["part"], row["status"]) == (2, "ok")
+
+
+def test_the_newest_of_one_part_counts(place: str) -> None:
+    rows = [scored("/a", minute=minute, width=100 + minute) for minute in (1, 3, 2)]
+    (found,) = results_of(place, a=rows).rows().index.to_pylist()
+    assert found["place"] == 1
+
+
+def test_an_output_without_parts_has_no_rows(place: str) -> None:
+    rows = Results(place).rows()
+    assert rows.index.num_rows == 0
+    assert rows.parts == {}
+    assert rows.written(retry_failed=True).num_rows == 0
+
+
+def test_a_part_without_rows_does_no_harm(place: str) -> None:
+    assert results_of(place, a=[]).rows().index.num_rows == 0
+    results = results_of(place, a=[], b=[scored("/a")])
+    assert left(listed(scored("/a"), scored("/b")), results) == ["/b"]
+    results.settle("run-9")
+    assert read_all(results) == as_read([scored("/a")])
+
+
+# Settling
+
+
+def mixed() -> tuple[dict[str, list[Row]], list[Row]]:
+    """Parts with rows older and newer, failed and ok; and the rows that count."""
+    kept = [
+        scored("/a", minute=2, width=1),
+        scored("/b", ErrorKind.EMPTY),
+        scored("/c", minute=1, width=3),
+        scored("/d", ErrorKind.UNREACHABLE, minute=3),
+        scored("/e", width=5, etag=None),
+        scored("/f é#%.jpg", width=6),
+        *(scored(f"/g{number}", width=7) for number in range(4)),
+    ]
+    a, b, c, d, e, f, *g = kept
+    parts = {
+        "part-1": [scored("/a", width=9), b, scored("/c", ErrorKind.PERMISSION)],
+        "part-2": [c, scored("/d", width=9, minute=2)],
+        "part-3": [d, a],
+        "part-4": [scored("/a", minute=1, width=9)],
+        "part-5": [e, f],
+        "part-6": g[:2],
+        "part-7": g[2:],
+    }
+    return parts, kept
+
+
+def test_settling_leaves_the_newest_row_of_each_image(place: str) -> None:
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    rows = results.settle("run-9")
+    assert read_all(results) == as_read(kept)
+    assert rows.index.equals(results.rows().index)
+    assert rows.parts == results.rows().parts
+    assert rows.index["uri"].to_pylist() == [row["uri"] for row in kept]
+
+
+def test_settling_merges_small_parts(place: str) -> None:
+    parts, _ = mixed()
+    results = results_of(place, **parts)
+    results.settle("run-9")
+    assert len(results.parts()) == 1
+    assert len(list(results.store.entries())) == 1
+
+
+def test_settling_leaves_large_clean_parts_alone(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 4)
+    large = [scored(f"/{number}") for number in range(4)]
+    results = results_of(place, **{"part-1": large, "part-2": [scored("/x")]})
+    before = list(results.store.entries())
+    results.settle("run-8")
+    assert list(results.store.entries()) == before
+    results.write_part("part-3.parquet", table([scored("/y")]))
+    results.settle("run-9")
+    assert before[0] in results.store.entries()
+    assert len(results.parts()) == 2
+    assert read_all(results) == as_read([*large, scored("/x"), scored("/y")])
+
+
+def test_settling_drops_old_rows_of_large_parts(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 4)
+    old = [scored(f"/{number}", width=1) for number in range(4)]
+    new = [scored("/2", minute=1, width=2), *(scored(f"/{number}") for number in (7, 8, 9))]
+    results = results_of(place, **{"part-1": old, "part-2": new})
+    results.settle("run-9")
+    assert read_all(results) == as_read([*old[:2], old[3], *new])
+
+
+def test_settled_files_reach_the_size_aimed_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 6)
+    rows = [scored(f"/{number:02d}") for number in range(20)]
+    results = results_of(place, **{f"part-{i:02d}": rows[2 * i : 2 * i + 2] for i in range(10)})
+    found = results.settle("run-9")
+    assert sorted(found.parts.values()) == [2, 6, 6, 6]
+    assert read_all(results) == as_read(rows)
+
+
+def test_settling_twice_changes_nothing(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part_rows in (200_000, 3):
+        monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", part_rows)
+        parts, kept = mixed()
+        results = results_of(f"{place}/{part_rows}", **parts)
+        once = results.settle("run-8")
+        entries = list(results.store.entries())
+        again = results.settle("run-9")
+        assert read_all(results) == as_read(kept)
+        assert again.index.num_rows == once.index.num_rows
+        assert list(results.store.entries()) == entries
+
+
+def test_settling_nothing_is_no_error(place: str) -> None:
+    results = Results(place)
+    assert results.settle("run-9").index.num_rows == 0
+    assert list(results.store.entries()) == []
+
+
+def test_settling_leaves_records_alone(place: str) -> None:
+    parts, _ = mixed()
+    results = results_of(place, **parts)
+    results.store.write("_lesioncam/runs/run-1/manifest/000000.parquet", b"1")
+    results.store.write("notes.txt", b"1")
+    results.settle("run-9")
+    assert results.store.exists("_lesioncam/runs/run-1/manifest/000000.parquet")
+    assert results.store.exists("notes.txt")
+
+
+def kill_at(patch: pytest.MonkeyPatch, results: Results, call: str, allowed: int) -> None:
+    """The process dies at a call of the store after so many."""
+    real = getattr(results.store, call)
+    budget = iter(range(allowed))
+
+    def until_killed(*args: Any) -> None:
+        if next(budget, None) is None:
+            raise KeyboardInterrupt
+        real(*args)
+
+    patch.setattr(results.store, call, until_killed)
+
+
+@pytest.mark.parametrize("next_run", ["run-8", "run-9"])
+@pytest.mark.parametrize(
+    ("call", "allowed"), [("write", 1), ("delete", 0), ("delete", 3), ("delete", 6)]
+)
+def test_a_killed_settling_loses_nothing(
+    place: str, monkeypatch: pytest.MonkeyPatch, call: str, allowed: int, next_run: str
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 6)
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    with monkeypatch.context() as patch:
+        kill_at(patch, results, call, allowed)
+        with pytest.raises(KeyboardInterrupt):
+            results.settle("run-8")
+    assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
+    newest = results.rows().index
+    assert newest.num_rows == len(kept)
+    assert newest["status"].to_pylist() == [row["status"] for row in kept]
+    results.settle(next_run)
+    assert read_all(results) == as_read(kept)
+
+
+def test_one_run_may_settle_more_than_once(place: str) -> None:
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    results.settle("run-8")
+    results.write_part("part-8.parquet", table([scored("/z")]))
+    results.settle("run-8")
+    assert read_all(results) == as_read([*kept, scored("/z")])
+
+
+# What pandas reads
+
+
+def test_pandas_reads_the_output_and_nothing_else(place: str) -> None:
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    results.store.write("_lesioncam/runs/run-1/manifest/000000.parquet", b"no scores")
+    results.succeed()
+    for settled in (False, True):
+        if settled:
+            results.settle("run-9")
+        filesystem, root = results.store.arrow()
+        frame = pd.read_parquet(root, filesystem=filesystem)
+        assert list(frame.columns) == SCHEMA.names
+        assert set(frame["uri"]) == {row["uri"] for row in kept}
+        assert str(frame["width"].dtype) == str(frame["box_x0"].dtype) == "Int32"
+        assert str(frame["size"].dtype) == "Int64"
+        assert str(frame["cam_flat"].dtype) == "boolean"
+        assert frame.loc[frame["status"] == "failed", "p_nevus"].isna().all()
+
+
+def test_every_file_has_the_schema_to_the_letter(place: str) -> None:
+    results = results_of(place, a=[scored("/a")], b=[scored("/b", ErrorKind.EMPTY)])
+    for _ in range(2):
+        filesystem, root = results.store.arrow()
+        for name in results.parts():
+            schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
+            assert schema.equals(SCHEMA, check_metadata=True)
+        results.settle("run-9")
+
+
+# Refusals
+
+
+def test_an_empty_output_is_not_refused(place: str) -> None:
+    Results(place).check(CLASSES, MODEL)
+
+
+def test_the_same_model_is_not_refused(place: str) -> None:
+    parts, _ = mixed()
+    results = results_of(place, empty=[], **parts)
+    results.check(CLASSES, MODEL)
+    results.settle("run-9")
+    results.check(CLASSES, MODEL)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
+def test_another_model_is_refused_with_both_digests(place: str, classes: tuple[str, ...]) -> None:
+    results = results_of(place, a=[scored("/a")], b=[scored("/b")])
+    with refused("--output", place, MODEL, OTHER_MODEL, "another output", kind=InputError):
+        results.check(classes, OTHER_MODEL)
+
+
+def test_one_row_of_another_model_is_refused(place: str) -> None:
+    rows = [scored("/a"), scored("/b", model=OTHER_MODEL), scored("/c")]
+    with refused("--output", MODEL, OTHER_MODEL, kind=InputError):
+        results_of(place, a=[scored("/d")], b=rows).check(CLASSES, MODEL)
+
+
+def test_foreign_parquet_is_refused(place: str) -> None:
+    results = results_of(place, a=[scored("/a")])
+    results.write_part("b.parquet", pa.table({"uri": ["/a"], "age": [50]}))
+    with refused("--output", f"{place}/b.parquet", "not written by lesioncam", kind=InputError):
+        results.check(CLASSES, MODEL)
+
+
+def test_what_is_no_parquet_is_refused(place: str) -> None:
+    results = results_of(place, a=[scored("/a")])
+    results.store.write("b.parquet", b"no Parquet at all")
+    with refused("--output", f"{place}/b.parquet", kind=InputError):
+        results.check(CLASSES, MODEL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.append_column("more", pa.array([1])),
+        lambda rows: rows.drop_columns("cam_flat"),
+        lambda rows: rows.select(list(reversed(rows.column_names))),
+        lambda rows: rows.set_column(
+            rows.column_names.index("width"), "width", rows["width"].cast(pa.int64())
+        ),
+        lambda rows: rows.drop_columns("p_nevus"),
+    ],
+    ids=["one more", "one less", "another order", "another type", "another class"],
+)
+def test_other_columns_are_refused(place: str, change: Any) -> None:
+    results = Results(place)
+    results.write_part("a.parquet", change(table([scored("/a")])))
+    with refused("--output", f"{place}/a.parquet", "columns", kind=InputError):
+        results.check(CLASSES, MODEL)
+
+
+# Files
+
+
+def test_parts_are_parquet_files_at_the_top(place: str) -> None:
+    results = results_of(place, b=[scored("/b")], a=[scored("/a")])
+    others = ["_hidden.parquet", "_lesioncam/runs/r/manifest/0.parquet", "nested/c.parquet",
+              "notes.txt", "parquet", "d.parquet.tmp", SUCCESS]  # fmt: skip
+    for name in others:
+        results.store.write(name, b"")
+    assert results.parts() == ["a.parquet", "b.parquet"]
+    assert results.rows().index.num_rows == 2
+    results.check(CLASSES, MODEL)
+
+
+def test_a_part_written_again_is_replaced(place: str) -> None:
+    results = results_of(place, a=[scored("/a"), scored("/b")])
+    results.write_part("a.parquet", table([scored("/c")]))
+    assert read_all(results) == as_read([scored("/c")])
+
+
+def test_success_is_removed_first_and_written_last(place: str) -> None:
+    results = Results(place)
+    results.begin()
+    assert not results.store.exists("_SUCCESS")
+    results.succeed()
+    assert results.store.read("_SUCCESS") == b""
+    results.begin()
+    assert not results.store.exists("_SUCCESS")
+
+
+def test_reads_columns_of_all_parts(place: str) -> None:
+    results = results_of(place, b=[scored("/b")], a=[scored("/a"), scored("/c", ErrorKind.EMPTY)])
+    found = results.read(["uri", "status"])
+    assert found.to_pydict() == {"uri": ["/a", "/c", "/b"], "status": ["ok", "failed", "ok"]}
+    schema = results.schema()
+    assert schema is not None
+    assert schema.equals(SCHEMA)
+
+
+def test_an_output_without_parts_has_no_schema(place: str) -> None:
+    assert Results(place).schema() is None

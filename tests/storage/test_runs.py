@@ -1,0 +1,167 @@
+"""Runs: the records of one run, under the output but no part of its scores."""
+
+import json
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from lesioncam.schema import MANIFEST_SCHEMA
+from lesioncam.storage.listing import read_tables
+from lesioncam.storage.results import Results, with_version
+from lesioncam.storage.runs import RunRecord, new_run_id
+from lesioncam.storage.store import Entry, Store, open_store
+
+ENTRIES = [
+    Entry("/x/0.jpg", 5, None, datetime(2024, 5, 1, tzinfo=UTC)),
+    Entry("/x/1 é#.jpg", 6, "e1", None),
+    Entry("/x/2.jpg", None, None, None),
+    Entry("/x/3.jpg", 7, "e3", datetime(2024, 5, 1, tzinfo=UTC)),
+    Entry("/x/4.jpg", 8, "e4", datetime(2024, 5, 1, tzinfo=UTC)),
+]
+NOTHING = pa.table({"uri": pa.array([], pa.string()), "version": pa.array([], pa.string())})
+
+
+@pytest.fixture
+def two_rows_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+
+
+def record_at(place: str) -> RunRecord:
+    return RunRecord(open_store(place), "run-1")
+
+
+def written(record: RunRecord, *rows: int) -> pa.Table:
+    """Some of what was listed, as `Rows.written` gives it."""
+    listed = with_version(pa.concat_tables(record.manifest()))
+    return listed.select(["uri", "version"]).take(list(rows))
+
+
+def todo(record: RunRecord) -> list[int]:
+    tables = list(read_tables(record.todo))
+    assert all(table.schema.equals(MANIFEST_SCHEMA) for table in tables)
+    return [row for table in tables for row in table["row"].to_pylist()]
+
+
+def names(store: Store) -> list[str]:
+    return [entry.uri.removeprefix(store.uri + "/") for entry in store.entries()]
+
+
+def test_the_manifest_is_the_listing(place: str, two_rows_a_file: None) -> None:
+    record = record_at(place)
+    assert record.record_listing(iter(ENTRIES)) == 5
+    tables = list(record.manifest())
+    assert [table.num_rows for table in tables] == [2, 2, 1]
+    rows = pa.concat_tables(tables)
+    assert rows["row"].to_pylist() == [0, 1, 2, 3, 4]
+    assert [Entry(**row) for row in rows.drop_columns("row").to_pylist()] == ENTRIES
+
+
+def test_without_rows_all_is_to_do(place: str, two_rows_a_file: None) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    assert record.record_todo(NOTHING) == 5
+    assert todo(record) == [0, 1, 2, 3, 4]
+
+
+def test_written_rows_are_not_to_do(place: str, two_rows_a_file: None) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    assert record.record_todo(written(record, 0, 2, 3)) == 2
+    assert todo(record) == [1, 4]
+    tables = pa.concat_tables(read_tables(record.todo)).drop_columns("row")
+    assert [Entry(**row) for row in tables.to_pylist()] == [ENTRIES[1], ENTRIES[4]]
+
+
+def test_a_file_with_nothing_to_do_is_not_written(place: str, two_rows_a_file: None) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    assert record.record_todo(written(record, 2, 3)) == 3
+    assert len(names(record.todo)) == 2
+    assert todo(record) == [0, 1, 4]
+
+
+def test_with_all_rows_nothing_is_to_do(place: str, two_rows_a_file: None) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    assert record.record_todo(written(record, 4, 3, 2, 1, 0)) == 0
+    assert names(record.todo) == []
+
+
+def test_a_changed_object_is_to_do(place: str) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    older = written(record, 0, 1, 2, 3, 4).drop_columns("version")
+    older = older.append_column("version", pa.array(["5@0", "older", "", "e3", "e4"]))
+    assert record.record_todo(older) == 2
+    assert todo(record) == [0, 1]
+
+
+def test_arrow_finds_what_is_to_do(place: str) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    record.record_todo(NOTHING)
+    filesystem, root = record.todo.arrow()
+    found = filesystem.get_file_info(pa.fs.FileSelector(root))
+    assert [info.base_name for info in found] == ["000000.parquet"]
+
+
+@pytest.mark.parametrize("name", ["run", "progress", "summary"])
+def test_records_are_json_under_the_run(place: str, name: str) -> None:
+    content = {"images": "s3://b/é", "done": 3, "seconds": 1.5, "limit": None}
+    record_at(place).write(name, content)
+    data = open_store(place).read(f"_lesioncam/runs/run-1/{name}.json")
+    assert json.loads(data) == content
+    assert data.endswith(b"}\n")
+
+
+def test_finish_writes_the_summary_and_ends_the_progress(place: str) -> None:
+    record = record_at(place)
+    record.write("run", {"asked": 1})
+    record.write("progress", {"done": 3})
+    record.finish({"outcome": "done"})
+    store = open_store(place)
+    assert set(names(store)) == {
+        "_lesioncam/runs/run-1/run.json",
+        "_lesioncam/runs/run-1/summary.json",
+    }
+    assert json.loads(store.read("_lesioncam/runs/run-1/summary.json")) == {"outcome": "done"}
+
+
+def test_finish_needs_no_progress(place: str) -> None:
+    record_at(place).finish({"outcome": "done"})
+    assert names(open_store(place)) == ["_lesioncam/runs/run-1/summary.json"]
+
+
+def test_runs_keep_apart(place: str) -> None:
+    one, other = (RunRecord(open_store(place), run_id) for run_id in ("run-1", "run-10"))
+    one.record_listing(ENTRIES)
+    other.record_listing(ENTRIES[:2])
+    assert pa.concat_tables(one.manifest()).num_rows == 5
+    assert pa.concat_tables(other.manifest()).num_rows == 2
+
+
+def test_records_are_no_scores(place: str) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    record.record_todo(NOTHING)
+    record.finish({})
+    assert Results(place).parts() == []
+    assert Results(place).rows().index.num_rows == 0
+
+
+def test_run_ids_are_distinct_and_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len({new_run_id() for _ in range(50)}) == 50
+
+    class Clock(datetime):
+        moment = datetime(2024, 9, 30, 23, 59, 59, tzinfo=UTC)
+
+        @classmethod
+        def now(cls, _: object = None) -> datetime:  # type: ignore[override]
+            return cls.moment
+
+    monkeypatch.setattr("lesioncam.storage.runs.datetime", Clock)
+    first = new_run_id()
+    Clock.moment = datetime(2024, 10, 1, tzinfo=UTC)
+    assert first < new_run_id()
+    assert first.replace("-", "").isalnum()

@@ -1,0 +1,103 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lesioncam.cli import main
+from lesioncam.schema import BOX_COLUMNS, probability_columns
+from tests.conftest import CLASSES
+from tests.messy import lesion
+
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """A Ray head with its job server, as `ray start` makes it; its dashboard's address."""
+    address = f"http://127.0.0.1:{(dashboard := free_port())}"
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command += [
+        f"--port={free_port()}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-agent-listen-port={free_port()}",  # another Ray here may have the usual one
+    ]
+    # Jobs say `python`: it must be this environment's, as it would be on a cluster's nodes.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"PATH": path},
+    )
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Submit a job and wait for its end; tries again while the head is still starting."""
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            [*command, "python", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        starting = "Failed to connect" in done.stderr or "No available agent" in done.stderr
+        if not starting or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
+
+
+def test_a_submitted_job_gives_the_rows_of_the_verb(
+    head: str, tmp_path: Path, bundle_uri: str, local_ray: None
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(6):
+        lesion(120, 90, number).save(images / f"{number}.jpg")
+    (images / "broken.jpg").write_bytes(b"")
+    flags = ("--images", images, "--bundle", bundle_uri, "--output")
+    done = submit(head, "jobs/score.py", *flags, tmp_path / "job")
+    assert done.returncode == 0, done.stdout
+    assert "7 images listed: 6 ok, 1 failed (1 empty)" in done.stdout
+    assert main(["score", *map(str, flags), str(tmp_path / "verb")]) == 0
+
+    rows = [
+        pd.read_parquet(tmp_path / name).sort_values("uri", ignore_index=True)
+        for name in ("job", "verb")
+    ]
+    exact = ["uri", "status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS, "model"]
+    pd.testing.assert_frame_equal(rows[0][exact], rows[1][exact])
+    final = probability_columns(CLASSES)
+    pd.testing.assert_frame_equal(rows[0][final], rows[1][final], atol=1e-5)
+
+
+def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: str) -> None:
+    flags = ("--images", tmp_path / "nowhere", "--bundle", bundle_uri, "--output", tmp_path / "o")
+    done = submit(head, "jobs/score.py", *flags)
+    assert done.returncode != 0
+    assert "lesioncam: --images: no such directory" in done.stdout
+    assert not (tmp_path / "o").exists()
