@@ -50,6 +50,8 @@ class ModelSettings:
         check_classes(self.classes, "classes")
         if self.backbone not in BACKBONES:
             raise InputError(f"backbone {self.backbone!r} is not one of {', '.join(BACKBONES)}")
+        if self.input_side < 32:
+            raise InputError(f"input_side is {self.input_side}; expected at least 32 pixels")
         if not self.input_side <= self.canvas_side <= 2 * self.input_side:
             raise InputError(
                 f"canvas_side is {self.canvas_side}; expected one to two times the input side "
@@ -57,6 +59,8 @@ class ModelSettings:
             )
         if not 0 <= self.stage2_weight <= 1 or len(self.mean) != 3 or len(self.std) != 3:
             raise InputError("stage2_weight must be in [0, 1], mean and std of three channels")
+        if min(self.std) <= 0:
+            raise InputError(f"std is {self.std}; expected numbers above 0")
 
     def network(self) -> VGGGAP:
         """A network of this shape, untrained."""
@@ -145,7 +149,7 @@ def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
     try:
         content = json.loads(data)
         unchanged = data == _render(content) and content.pop("digest") == _digest(content)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{where} is damaged; copy the bundle again or train it anew") from error
     if not unchanged:
         raise InputError(f"{where} was changed; copy the bundle again or train it anew")

@@ -57,13 +57,17 @@ def read_labels(uri: str, rest_class: str, flag: str = "--labels") -> Labels:
     id_column = next((name for name in _ID_COLUMNS if name in frame.columns), None)
     if id_column is None:
         raise InputError(
-            f"{where} has no id column; expected {' or '.join(_ID_COLUMNS)}, "
-            f"found {', '.join(frame.columns)}"
+            f"{where} has no id column; its first line must name one of its {len(frame.columns)} "
+            f"columns {' or '.join(_ID_COLUMNS)}"
         )
     if frame.empty:
         raise InputError(f"{where} has no rows")
     ids = frame[id_column].str.strip()
     columns = [name for name in frame.columns if name != id_column]
+    if not columns or set(columns) & set(_ID_COLUMNS):
+        raise InputError(
+            f"{where}: expected one id column, {' or '.join(_ID_COLUMNS)}, and one column per class"
+        )
     values = frame[columns].apply(pd.to_numeric, errors="coerce")
     for name in columns:
         wrong = frame.index[~values[name].isin([0, 1])]
@@ -133,9 +137,16 @@ def _read_csv(uri: str, flag: str) -> pd.DataFrame:
     except StoreError as error:
         raise InputError(f"{flag}: {uri}: {error.message}") from error
     try:
-        return pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
+        rows = pd.read_csv(
+            io.BytesIO(data), header=None, dtype=str, keep_default_na=False, skip_blank_lines=False
+        ).fillna("")
     except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{flag}: {uri} is not a CSV file: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{flag}: {uri} is not a CSV file: {reason}") from error
+    frame = rows.iloc[1:].set_axis(rows.iloc[0].tolist(), axis=1)
+    if not frame.columns.is_unique:
+        raise InputError(f"{flag}: {uri}: a column occurs twice; each class needs its own")
+    return frame[(frame != "").any(axis=1)]
 
 
 def _refuse(where: str, rows: pd.Index, problem: str, mend: str) -> None:
@@ -145,5 +156,5 @@ def _refuse(where: str, rows: pd.Index, problem: str, mend: str) -> None:
 
 def _lines(rows: pd.Index) -> str:
     """Rows as line numbers of the file; ids stay out of messages."""
-    shown = ", ".join(str(row + 2) for row in rows[:3])
+    shown = ", ".join(str(row + 1) for row in rows[:3])
     return f"line {shown}" + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")

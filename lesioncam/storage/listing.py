@@ -20,6 +20,7 @@ from lesioncam.storage.store import (
     Entry,
     Store,
     StoreError,
+    local_path,
     open_store,
     read_uri,
     stat_uri,
@@ -140,14 +141,22 @@ def _read_uris(source: str, flag: str) -> list[str]:
         else:
             frame = pd.read_parquet(data)
     except Exception as error:  # parsers raise many types
-        raise InputError(f"{flag}: {source} cannot be read as a table: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{flag}: {source} cannot be read as a table: {reason}") from error
     if "uri" not in frame.columns:
         raise InputError(
-            f"{flag}: {source} has no column 'uri'; it has {', '.join(map(str, frame.columns))}"
+            f"{flag}: {source} has no column 'uri' among its {len(frame.columns)}; name it in the "
+            f"first line"
         )
     if frame["uri"].isna().any() or (frame["uri"] == "").any():
         raise InputError(f"{flag}: {source} has rows without a uri; fill or remove them")
-    return [uri if "://" in uri else str(Path(uri).absolute()) for uri in frame["uri"].astype(str)]
+    return [_absolute(uri) for uri in frame["uri"].astype(str)]
+
+
+def _absolute(uri: str) -> str:
+    if "://" in uri and not uri.startswith("file://"):
+        return uri
+    return str(Path(local_path(uri)).absolute())
 
 
 def _stat_or_unknown(uri: str) -> Entry:

@@ -4,8 +4,9 @@ The one rule of resume, new images and retries is here: the work of a run is its
 images whose newest row counts as written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -93,7 +94,10 @@ class Results:
         """
         filesystem, root = self.store.arrow()
         for name in self.parts():
-            schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
+            try:
+                schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
+            except pa.ArrowInvalid:  # not Parquet at all
+                schema = pa.schema([])
             if "model" not in schema.names or not classes_of(schema):
                 raise InputError(
                     f"--output: {self.store.uri}/{name} was not written by lesioncam; "
@@ -127,16 +131,19 @@ class Results:
             return Rows(_INDEX_SCHEMA.empty_table(), sizes)
         order = [("uri", "ascending"), ("scored_at", "descending"), ("part", "descending")]
         rows = pa.concat_tables(tables).sort_by(order)
-        uris = rows["uri"].combine_chunks()
+        uris = rows["uri"].cast(pa.large_string()).combine_chunks()  # may be more than 2 GiB
         first = pa.array([True] if len(uris) else [], pa.bool_())
         newest = pa.concat_arrays([first, pc.not_equal(uris[1:], uris[:-1])])
         index = with_version(rows.filter(newest)).select(_INDEX_SCHEMA.names)
         return Rows(index, sizes)
 
     def read(self, columns: list[str]) -> pa.Table:
-        """These columns of all rows, part after part; None if there is no part yet."""
-        tables = [self._read(name, columns) for name in self.parts()]
-        return pa.concat_tables(tables) if tables else None
+        """These columns of the newest row of each image; there must be a part.
+
+        The same with or without `_SUCCESS`: a run under way may have written an image anew.
+        """
+        rows = self.rows()
+        return pa.concat_tables(self._newest(rows, rows.parts.keys(), columns))
 
     def schema(self) -> pa.Schema | None:
         """The schema of what is written; None if nothing is."""
@@ -158,15 +165,16 @@ class Results:
         """
         rows = self.rows()
         current = {item["values"]: item["counts"] for item in _counts(rows.index["part"])}
-        names = list(rows.parts)
-        stale = [n for i, n in enumerate(names) if current.get(i, 0) < rows.parts[n]]
-        small = [n for n in names if rows.parts[n] < PART_ROWS // 2]
-        replaced = sorted({*stale, *(small if len(small) > 1 else [])})
+        stale = {n for i, n in enumerate(rows.parts) if current.get(i, 0) < rows.parts[n]}
+        small = {n for n, size in rows.parts.items() if size < PART_ROWS // 2}
+        replaced = stale | (small if len(small) > 1 else set())
         if not replaced:
             return rows
-        kept = (self._kept(name, names.index(name), rows.index) for name in replaced)
-        for number, table in enumerate(_regroup(kept)):
-            self.write_part(f"settled-{run_id}-{number:05d}.parquet", table)
+        kept = self._newest(rows, replaced)
+        names_left = (f"settled-{run_id}-{number:05d}.parquet" for number in count())
+        unused = (name for name in names_left if name not in rows.parts)
+        for table in _regroup(kept):
+            self.write_part(next(unused), table)
         for name in replaced:
             self.store.delete(name)
         return self.rows()
@@ -185,9 +193,18 @@ class Results:
             f"{root}/{name}", columns=columns, filesystem=filesystem, partitioning=None
         )
 
-    def _kept(self, name: str, number: int, index: pa.Table) -> pa.Table:
-        places = index.filter(pc.equal(index["part"], number))["place"]
-        return self._read(name).take(places)
+    def _newest(
+        self, rows: Rows, names: Collection[str], columns: list[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """Of each of these parts the rows that are an image's newest."""
+        index = rows.index.select(["part", "place"]).sort_by([("part", "ascending")])
+        start = 0
+        current = {item["values"]: item["counts"] for item in _counts(index["part"])}
+        for number, name in enumerate(rows.parts):
+            size = current.get(number, 0)
+            if name in names:
+                yield self._read(name, columns).take(index["place"].slice(start, size))
+            start += size
 
 
 def _counts(column: pa.ChunkedArray) -> list[dict[str, int]]:

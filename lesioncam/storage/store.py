@@ -4,9 +4,11 @@ A write appears whole or not at all in both. Credentials and the endpoint come f
 AWS chain (`AWS_ENDPOINT_URL` for S3-compatible servers). Knows nothing about images or scores.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,7 +19,13 @@ from urllib.parse import unquote, urlsplit
 import boto3
 import pyarrow.fs
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import ErrorKind
@@ -95,7 +103,7 @@ class LocalStore:
         return LocalStore(str(self._root / name))
 
     def entries(self) -> Iterator[Entry]:
-        for folder, folders, names in os.walk(self._root):
+        for folder, folders, names in os.walk(self._root, onerror=self._unlisted):
             folders.sort()
             for name in sorted(names):
                 if not name.startswith(_TEMPORARY):
@@ -103,6 +111,11 @@ class LocalStore:
                         yield stat_local(str(Path(folder, name)))
                     except StoreError:  # a dangling link, or gone since: nothing to list
                         continue
+
+    def _unlisted(self, error: OSError) -> None:
+        """Images in a folder that cannot be listed would go missing without a word."""
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise InputError(f"cannot list all of {self.uri}: {error.strerror}") from error
 
     def read(self, name: str) -> bytes:
         return read_uri(str(self._root / name))
@@ -142,8 +155,8 @@ class S3Store:
         return S3Store(f"s3://{self._bucket}/{self._prefix}{name}")
 
     def entries(self) -> Iterator[Entry]:
-        pages = s3_client().get_paginator("list_objects_v2")
-        try:
+        with _told(f"cannot list {self.uri}"):
+            pages = s3_client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):  # a console's empty "directory"
@@ -153,17 +166,17 @@ class S3Store:
                             item["ETag"].strip('"'),
                             item["LastModified"].astimezone(UTC),
                         )
-        except (ClientError, BotoCoreError) as error:
-            raise _refusal(f"cannot list {self.uri}", error) from error
 
     def read(self, name: str) -> bytes:
         return _read_s3(self._bucket, self._prefix + name)
 
     def write(self, name: str, data: bytes) -> None:
-        s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
+        with _told(f"cannot write to {self.uri}"):
+            s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def delete(self, name: str) -> None:
-        s3_client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
+        with _told(f"cannot delete from {self.uri}"):
+            s3_client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
     def exists(self, name: str) -> bool:
         try:
@@ -184,16 +197,10 @@ def open_store(uri: str) -> Store:
     if scheme == "s3":
         return S3Store(uri)
     if scheme == "file":
-        return LocalStore(unquote(urlsplit(uri).path))
+        return LocalStore(local_path(uri))
     if scheme:
         raise InputError(f"{uri}: {scheme}:// is not supported; give a local path or s3://")
     return LocalStore(uri)
-
-
-def split_place(uri: str) -> tuple[Store, str]:
-    """The place and the name of one file: `s3://bucket/a/b.csv` -> (`s3://bucket/a`, `b.csv`)."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    return open_store(parent or ("/" if uri.startswith("/") else ".")), name
 
 
 def read_uri(uri: str) -> bytes:
@@ -205,15 +212,15 @@ def read_uri(uri: str) -> bytes:
     if uri.startswith("s3://"):
         return _read_s3(*split_s3(uri))
     try:
-        return Path(uri).read_bytes()
-    except OSError as error:
+        return Path(local_path(uri)).read_bytes()
+    except (OSError, ValueError) as error:
         raise _local_error(error) from error
 
 
 def stat_uri(uri: str) -> Entry:
     """What a listing would show of one `uri`; `StoreError` as in `read_uri`."""
     if not uri.startswith("s3://"):
-        return stat_local(uri)
+        return stat_local(local_path(uri))
     bucket, key = split_s3(uri)
     try:
         head = s3_client().head_object(Bucket=bucket, Key=key)
@@ -227,10 +234,15 @@ def stat_local(path: str) -> Entry:
     """What a listing shows of a local file; `StoreError` as in `read_uri`."""
     try:
         stat = Path(path).stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _local_error(error) from error
     modified = datetime.fromtimestamp(stat.st_mtime_ns // 1000 / 1e6, UTC)
     return Entry(path, stat.st_size, None, modified)
+
+
+def local_path(uri: str) -> str:
+    """The path of a local `uri`: what `file://` stands before is unescaped, a path is itself."""
+    return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -285,6 +297,10 @@ def _s3_error(error: Exception) -> StoreError:
         if code in _FORBIDDEN:
             return StoreError(ErrorKind.PERMISSION, f"the store refused: {code}")
         return StoreError(ErrorKind.UNREACHABLE, f"the store answered {code}")
+    if isinstance(error, ParamValidationError):
+        return StoreError(ErrorKind.NOT_FOUND, "not a possible name of an object or bucket")
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return StoreError(ErrorKind.PERMISSION, "no AWS credentials found")
     return StoreError(ErrorKind.UNREACHABLE, f"the store cannot be reached: {type(error).__name__}")
 
 
@@ -295,9 +311,21 @@ def _refusal(what: str, error: Exception) -> LesioncamError:
     return kind(f"{what}: {failure.message}")
 
 
-def _local_error(error: OSError) -> StoreError:
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        raise _refusal(what, error) from error
+
+
+def _local_error(error: OSError | ValueError) -> StoreError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return StoreError(ErrorKind.NOT_FOUND, "no such file")
+    if isinstance(error, IsADirectoryError):
+        return StoreError(ErrorKind.NOT_FOUND, "a directory, not a file")
+    if isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return StoreError(ErrorKind.NOT_FOUND, "not a possible name of a file")
     if isinstance(error, PermissionError):
         return StoreError(ErrorKind.PERMISSION, "the file may not be read")
     return StoreError(ErrorKind.UNREACHABLE, f"reading failed: {error.strerror}")
