@@ -87,6 +87,9 @@ def _add_train(verbs: Any) -> None:
     _add_images(parser)
     _add_labels(parser)
     parser.add_argument("--bundle", required=True, metavar="URI", help="where the model goes")
+    parser.add_argument(
+        "--masks", metavar="URI", help="lesion masks, <image_id>.png, to pull stage 1's maps onto"
+    )
     parser.add_argument("--val-images", metavar="URI", help="images that are only reported on")
     parser.add_argument("--val-labels", metavar="CSV", help="their labels")
     parser.add_argument(
@@ -206,6 +209,7 @@ def _train(flags: argparse.Namespace) -> int:
             labels=flags.labels,
             bundle=flags.bundle,
             settings=settings,
+            masks=flags.masks,
             val_images=flags.val_images,
             val_labels=flags.val_labels,
             workers=flags.workers,

@@ -60,6 +60,7 @@ class TrainSettings:
         dropout: on the pooled features.
         frozen_blocks: how many of the VGG's blocks of convolutions, from the input, stay as they
             were loaded; only applied where weights are loaded.
+        mask_weight: of the loss that pulls stage 1's maps onto the lesion, where `--masks` has one.
         rotate: augmentation turns by any angle up to this many degrees, and flips both ways.
         zoom: augmentation scales by up to this fraction, up or down.
         shift: augmentation moves the box by up to this fraction of its side.
@@ -84,6 +85,7 @@ class TrainSettings:
     balance: float = 0.5
     dropout: float = 0.5
     frozen_blocks: int = 2
+    mask_weight: float = 0.3
     rotate: float = 180.0
     zoom: float = 0.15
     shift: float = 0.08
@@ -105,7 +107,7 @@ class TrainSettings:
         for name in ("label_smoothing", "dropout", "zoom", "shift", "brightness", "weight_decay"):
             value = getattr(self, name)
             _check(0 <= value < 1, name, value, "a number in [0, 1)")
-        for name in ("balance", "stage2_weight"):
+        for name in ("balance", "stage2_weight", "mask_weight"):
             value = getattr(self, name)
             _check(0 <= value <= 1, name, value, "a number in [0, 1]")
         _check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "a number in (0, 1)")

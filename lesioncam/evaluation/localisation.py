@@ -4,20 +4,17 @@ Everything is compared in fractions of the image, so masks may have another size
 but must show the same frame.
 """
 
-import io
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from lesioncam.errors import InputError
 from lesioncam.schema import BOX_COLUMNS
-from lesioncam.storage.store import open_store, read_uri
+from lesioncam.storage.masks import find_masks, read_mask
 
 CENTRAL_SIDE = 0.6  # of the fixed central box that boxes are compared with
-_SUFFIX = "_segmentation"
 
 Box = tuple[float, float, float, float]
 
@@ -39,16 +36,11 @@ def localisation(rows: pd.DataFrame, masks: str) -> dict[str, Any]:
     Raises:
         InputError: no image has a mask.
     """
-    by_id = {
-        entry.uri.rsplit("/", 1)[-1].rsplit(".", 1)[0].removesuffix(_SUFFIX): entry.uri
-        for entry in open_store(masks).entries()
-        if entry.uri.lower().endswith(".png")
-    }
+    by_id = find_masks(masks)
     rows = rows[rows["image_id"].isin(by_id)]
     found: list[dict[str, float]] = []
     for row in rows.to_dict("records"):
-        with Image.open(io.BytesIO(read_uri(by_id[row["image_id"]]))) as image:
-            mask = np.asarray(image.convert("L")) > 127
+        mask = read_mask(by_id[row["image_id"]])
         if mask.any():
             found.append(compare(mask, row))
     if not found:

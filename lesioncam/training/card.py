@@ -43,7 +43,8 @@ def model_card(bundle: Bundle) -> str:
         f"Backbone {settings.backbone} at {settings.input_side} x {settings.input_side} pixels, "
         f"crops from a canvas of {settings.canvas_side} x {settings.canvas_side}. Crop rule: "
         f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
-        f"{crop.smallest} of the canvas. Final probabilities: {1 - settings.stage2_weight:g} x "
+        f"{crop.smallest} of the canvas. Lesion masks that guided stage 1's maps: "
+        f"{facts['masks']:,}. Final probabilities: {1 - settings.stage2_weight:g} x "
         f"stage 1 + {settings.stage2_weight:g} x stage 2. Stage 1 is from epoch "
         f"{facts['stage1']['best_epoch']}, stage 2 from epoch {facts['stage2']['best_epoch']}. "
         f"Everything else is in `bundle.json` under `training`.",

@@ -37,6 +37,7 @@ from lesioncam.training.source import (
     hold_out,
     match_source,
     match_validation,
+    read_masks,
     read_source,
 )
 from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
@@ -58,6 +59,7 @@ class TrainRequest:
         labels: an ISIC ground-truth CSV.
         bundle: where the trained model goes; must not hold one yet.
         settings: the recipe.
+        masks: lesion masks of (some of) the images, or None.
         val_images: images that are only ever reported on, or None.
         val_labels: their labels, or None.
         workers: Ray Train workers.
@@ -69,6 +71,7 @@ class TrainRequest:
     labels: str
     bundle: str
     settings: TrainSettings
+    masks: str | None = None
     val_images: str | None = None
     val_labels: str | None = None
     workers: int = 1
@@ -116,6 +119,7 @@ def _run(
     canvases, good = read_source(source, model.canvas_side)
     indices, held_out = source.indices[good], held_out[good]
     check_classes(labels, indices, held_out)
+    masks = None if request.masks is None else read_masks(source, good, request.masks)
     board = Board.create()
     whole = np.tile([0, 0, model.canvas_side, model.canvas_side], (len(good), 1))
     job = StageJob(
@@ -128,6 +132,7 @@ def _run(
         canvases=canvases,
         boxes=whole,
         labels=indices,
+        masks=masks,
         held_out=held_out,
         ranked=tuple(labels.classes.index(name) for name in labels.ranked),
         threads=compute.threads,
@@ -142,6 +147,7 @@ def _run(
         epochs=request.settings.stage2_epochs,
         learning_rate=request.settings.stage2_learning_rate,
         boxes=boxes,
+        masks=None,  # its crops hold little else
     )
     stage2 = fit(job, request, compute, source)
 
@@ -152,7 +158,7 @@ def _run(
     if validation is not None:
         pixels, good = read_source(validation, model.canvas_side)
         metrics["validation"] = figures(trained, labels, pixels, validation.indices[good], compute)
-    trained = replace(trained, training=_facts(request, labels, source, job, stage1, stage2))
+    trained = replace(trained, training=_facts(request, labels, source, job, stage1, stage2, masks))
     trained = replace(trained, metrics=metrics)
     digest = save_bundle(trained, request.bundle, model_card(trained))
     return {"model": digest, "bundle": open_store(request.bundle).uri, "metrics": metrics}
@@ -237,7 +243,13 @@ def fit(job: StageJob, request: TrainRequest, compute: Compute, source: Source) 
 
 def _fingerprint(job: StageJob, request: TrainRequest, source: Source) -> str:
     """What makes a run the same run: the recipe and the labelled images, in order."""
-    asked = [asdict(request.settings), source.uris, source.indices.tolist(), job.stage]
+    asked = [
+        asdict(request.settings),
+        request.masks,
+        source.uris,
+        source.indices.tolist(),
+        job.stage,
+    ]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
@@ -261,6 +273,7 @@ def _facts(
     job: StageJob,
     stage1: StageState,
     stage2: StageState,
+    masks: np.ndarray | None,
 ) -> dict[str, Any]:
     """Training facts for the bundle: counts and settings, no image's name."""
 
@@ -277,6 +290,7 @@ def _facts(
         "training_images": counts(~job.held_out),
         "held_out_images": counts(job.held_out),
         "left_over": dict(source.left_over),
+        "masks": 0 if masks is None else int(masks.any(axis=(1, 2)).sum()),
         "workers": request.workers,
         "stage1": {"best_epoch": stage1.best_epoch, "history": stage1.history},
         "stage2": {"best_epoch": stage2.best_epoch, "history": stage2.history},

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,13 @@ import numpy as np
 from lesioncam.errors import InputError
 from lesioncam.storage.labels import Labels, match, read_labels
 from lesioncam.storage.listing import Listing, image_id
+from lesioncam.storage.masks import find_masks, read_mask
 from lesioncam.training.canvases import Canvases, decode_canvases
 
 log = logging.getLogger("lesioncam")
+
+_MASK_SIDE = 64  # masks are compared with maps of 14 x 14
+_MASK_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,30 @@ def read_source(source: Source, canvas_side: int) -> tuple[Canvases, np.ndarray]
     if not len(good):
         raise InputError(f"{source.flag}: none of the {len(source.uris)} images can be decoded")
     return canvases, good
+
+
+def read_masks(source: Source, good: np.ndarray, masks: str) -> np.ndarray:
+    """The lesion masks of a source's decoded images: (m, side, side) bool, empty for those without.
+
+    Raises:
+        InputError: no image has a mask, or one cannot be read.
+    """
+    by_id = find_masks(masks)
+    names = [image_id(source.uris[number]) for number in good]
+    lesions = np.zeros((len(names), _MASK_SIDE, _MASK_SIDE), bool)
+    with_mask = [number for number, name in enumerate(names) if name in by_id]
+    if not with_mask:
+        raise InputError(f"--masks: none of the masks in {masks} is of an image of {source.flag}")
+    with ThreadPoolExecutor(_MASK_THREADS) as threads:
+        uris = [by_id[names[number]] for number in with_mask]
+        for number, mask in zip(with_mask, threads.map(_small_mask, uris), strict=True):
+            lesions[number] = mask
+    log.info("--masks: %s of %s images have one", f"{len(with_mask):,}", f"{len(names):,}")
+    return lesions
+
+
+def _small_mask(uri: str) -> np.ndarray:
+    return read_mask(uri, _MASK_SIDE)
 
 
 def check_classes(labels: Labels, indices: np.ndarray, held_out: np.ndarray) -> None:

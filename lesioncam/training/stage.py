@@ -24,9 +24,10 @@ from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import ModelSettings, load_network
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.progress import Board
-from lesioncam.vision.augment import augment, draw
+from lesioncam.vision.augment import Draws, augment, draw, turn
+from lesioncam.vision.cam import class_activation_maps, mask_loss
 from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import to_channels_first
+from lesioncam.vision.localise import to_channels_first, whole_boxes
 from lesioncam.vision.metrics import mean_auc
 from lesioncam.vision.network import VGGGAP, native_precision
 
@@ -50,6 +51,8 @@ class StageJob:
         canvases: the decoded images, training and held-out ones.
         boxes: (n, 4) int, of each image what the stage sees of its canvas.
         labels: (n,) int.
+        masks: (n, m, m) bool, the lesions in the canvases' frame, empty where there is no mask; or
+            None to train without.
         held_out: (n,) bool.
         ranked: places of the classes whose mean AUC chooses the checkpoint.
         threads: torch threads a worker computes with on a CPU.
@@ -65,6 +68,7 @@ class StageJob:
     canvases: Canvases
     boxes: np.ndarray
     labels: np.ndarray
+    masks: np.ndarray | None
     held_out: np.ndarray
     ranked: tuple[int, ...]
     threads: int
@@ -194,14 +198,19 @@ class _Worker:
             images = augment(*self._pixels(share), draws, self.job.model.input_side)
             target = torch.from_numpy(self.job.labels[share]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-                logits, _ = self.model(images)
+                logits, features = self.model(images)
             loss = F.cross_entropy(
                 logits.float(),
                 target,
                 self.class_weights,
                 label_smoothing=self.job.settings.label_smoothing,
                 reduction="sum",
-            ) * (self.world / len(numbers))  # DDP's mean over workers is the batch's mean loss
+            )
+            if self.job.masks is not None:
+                loss = loss + self.job.settings.mask_weight * self._mask_loss(
+                    features, self.job.masks[share], draws
+                )
+            loss = loss * (self.world / len(numbers))  # so DDP's mean is over the whole batch
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
@@ -213,6 +222,13 @@ class _Worker:
             torch.distributed.all_reduce(mean)
             mean /= self.world
         return float(mean)
+
+    def _mask_loss(self, features: Tensor, masks: np.ndarray, draws: Draws) -> Tensor:
+        """The batch's summed `mask_loss`, its masks turned as its images were."""
+        lesions = torch.from_numpy(masks).to(self.device)[:, None].to(torch.uint8) * 255
+        inside = turn(lesions, whole_boxes(lesions), draws, features.shape[-1])[:, 0] / 255
+        maps = class_activation_maps(features, self.network.linear.weight)
+        return mask_loss(maps, inside).sum()
 
     def _epoch_batches(self, epoch: int) -> Iterator[np.ndarray]:
         """The epoch's batches over all workers, in an order that only seed and epoch decide.

@@ -47,9 +47,9 @@ def draw(count: int, settings: TrainSettings, generator: torch.Generator) -> Dra
     flip = torch.where(uniform(count, 2) < 0, -1.0, 1.0)
     scale = (1 + settings.zoom) ** uniform(count)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    turn = torch.stack([cos, -sin, sin, cos], dim=1).view(count, 2, 2)
+    rotation = torch.stack([cos, -sin, sin, cos], dim=1).view(count, 2, 2)
     return Draws(
-        turn * flip[:, None, :],
+        rotation * flip[:, None, :],
         uniform(count, 2) * settings.shift,
         1 + uniform(count) * settings.brightness,
         1 + uniform(count) * settings.brightness,
@@ -68,12 +68,17 @@ def augment(canvases: Tensor, boxes: Tensor, draws: Draws, side: int) -> Tensor:
     Returns:
         (B, 3, s, s) uint8.
     """
-    boxes = boxes.float()
-    moved = draws.shift.to(boxes.device) * (boxes[:, 2:] - boxes[:, :2])
-    boxes = boxes + torch.cat([moved, moved], dim=1)
-    images = sample_boxes(canvases, boxes, side, draws.affine.to(canvases.device)).float()
+    images = turn(canvases, boxes, draws, side).float()
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     contrast = draws.contrast.to(images.device).view(-1, 1, 1, 1)
     brightness = draws.brightness.to(images.device).view(-1, 1, 1, 1)
     lit = (mean + (images - mean) * contrast) * brightness
     return lit.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def turn(canvases: Tensor, boxes: Tensor, draws: Draws, side: int) -> Tensor:
+    """The geometry of `augment` alone, for pictures of any number of channels: masks too."""
+    boxes = boxes.float()
+    moved = draws.shift.to(boxes.device) * (boxes[:, 2:] - boxes[:, :2])
+    boxes = boxes + torch.cat([moved, moved], dim=1)
+    return sample_boxes(canvases, boxes, side, draws.affine.to(canvases.device))

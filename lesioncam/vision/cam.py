@@ -27,6 +27,27 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bchw,kc->bkhw", features.float(), weight.float())
 
 
+def mask_loss(maps: Tensor, masks: Tensor) -> Tensor:
+    """How much of each image's class maps lies outside its lesion, as a loss to train by.
+
+    Each class's map, divided by its standard deviation, becomes a distribution over positions by a
+    softmax; the loss is minus the logarithm of its share inside the mask, meaned over the classes.
+    All classes count alike, so the label does not show in where the maps sit.
+
+    Args:
+        maps: (B, K, h, w).
+        masks: (B, h, w) float in [0, 1], the share of each cell that is lesion.
+
+    Returns:
+        (B,) float32; 0 where a mask is empty.
+    """
+    flat = maps.flatten(2)
+    scaled = flat / flat.std(dim=2, keepdim=True).clamp(min=FLAT_RANGE)
+    share = (scaled.softmax(dim=2) * masks.flatten(1)[:, None]).sum(dim=2)
+    loss = -share.clamp(min=1e-6).log().mean(dim=1)
+    return torch.where(masks.flatten(1).any(dim=1), loss, torch.zeros_like(loss))
+
+
 def choose_map(maps: Tensor, logits: Tensor, rule: str) -> Tensor:
     """Reduce the class maps to the one that is cropped after.
 

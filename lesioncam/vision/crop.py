@@ -86,7 +86,7 @@ def sample_boxes(
     most twice as fine as the input, so bilinear sampling does not alias.
 
     Args:
-        canvases: (B, 3, S, S) uint8.
+        canvases: (B, 3, S, S) uint8, or of another number of channels.
         boxes: (B, 4), on the canvas; need not lie inside it (pixels are mirrored at its border).
         side: the input side s.
         affine: (B, 2, 2) float, applied to coordinates inside the box ((-1, -1) to (1, 1), x
@@ -102,7 +102,7 @@ def sample_boxes(
     if affine is None:
         affine = torch.eye(2, device=canvases.device).expand(len(canvases), 2, 2)
     theta = torch.cat([half[:, :, None] * affine, centre[:, :, None]], dim=2)
-    grid = F.affine_grid(theta, [len(canvases), 3, side, side], align_corners=False)
+    grid = F.affine_grid(theta, [*canvases.shape[:2], side, side], align_corners=False)
     pixels = F.grid_sample(
         canvases.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
 from lesioncam.demo import draw_images
 from lesioncam.errors import InputError
@@ -34,9 +35,14 @@ SMALL = TrainSettings(
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 drawn lesions of three classes and their labels."""
+    """36 drawn lesions of three classes and their labels; and masks of 20 of them."""
     folder = tmp_path_factory.mktemp("drawn")
     draw_images(folder, 36, seed=3)
+    (folder / "masks").mkdir()
+    for number in range(20):
+        mask = Image.new("1", (480, 360))
+        mask.paste(1, (120, 90, 360, 270))
+        mask.save(folder / "masks" / f"DRAWN_{number:05d}.png")
     return folder
 
 
@@ -52,7 +58,8 @@ def trained(
 
 def request(drawn: Path, bundle: Path | str, **changes: Any) -> TrainRequest:
     settings = replace(SMALL, **changes.pop("settings", {}))
-    return TrainRequest(f"{drawn}/images", f"{drawn}/labels.csv", str(bundle), settings, **changes)
+    places = (f"{drawn}/images", f"{drawn}/labels.csv", str(bundle))
+    return TrainRequest(*places, settings, masks=f"{drawn}/masks", **changes)
 
 
 def history(bundle: Path, stage: str = "stage1") -> list[dict[str, float]]:
@@ -69,6 +76,7 @@ def test_one_command_ends_in_a_bundle_that_says_what_it_is(
     assert bundle.settings.classes == ("melanoma", "seborrheic_keratosis", "nevus")
     assert bundle.training["training_images"] == dict.fromkeys(bundle.settings.classes, 9)
     assert bundle.training["held_out_images"] == dict.fromkeys(bundle.settings.classes, 3)
+    assert bundle.training["masks"] == 20
     assert [entry["epoch"] for entry in history(folder)] == [1, 2]
     assert set(bundle.metrics) == {"held_out", "validation"}
     assert bundle.metrics["validation"]["final"]["mean"]["n"] == 36

@@ -1,5 +1,7 @@
 """Class activation maps: formulas on cases worked by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from lesioncam.vision.cam import (
     MAP_RULES,
     choose_map,
     class_activation_maps,
+    mask_loss,
     normalise_map,
 )
 from lesioncam.vision.network import VGGGAP
@@ -116,3 +119,39 @@ def test_normalised_maps_do_not_depend_on_scale_or_offset() -> None:
     torch.testing.assert_close(moved, scaled, atol=1e-5, rtol=0)
     assert (scaled.amin(dim=(1, 2)) == 0).all()
     assert (scaled.amax(dim=(1, 2)) == 1).all()
+
+
+def test_mask_loss_by_hand() -> None:
+    maps = torch.tensor([[[[0.0, 2.0], [0.0, 2.0]]]])  # standard deviation 2 / sqrt 3
+    mask = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    high, low = math.exp(math.sqrt(3)), 1.0
+    expected = -math.log(high / (2 * high + 2 * low))
+    assert mask_loss(maps, mask).tolist() == pytest.approx([expected])
+
+
+def test_mask_loss_of_a_map_inside_its_mask_is_small_and_outside_large() -> None:
+    peak = torch.zeros(1, 2, 8, 8)
+    peak[..., 3:5, 3:5] = 10
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 2:6, 2:6] = 1
+    assert mask_loss(peak, mask).item() < mask_loss(peak, 1 - mask).item() / 3
+
+
+def test_an_image_without_a_mask_costs_nothing_and_pulls_nothing() -> None:
+    maps = torch.randn(2, 3, 4, 4, requires_grad=True)
+    masks = torch.zeros(2, 4, 4)
+    masks[1, 1:3, 1:3] = 1
+    loss = mask_loss(maps, masks)
+    loss.sum().backward()
+    assert loss[0] == 0
+    assert loss[1] > 0
+    assert maps.grad is not None
+    assert maps.grad[0].abs().max() == 0
+    assert maps.grad[1].abs().max() > 0
+
+
+def test_mask_loss_of_a_flat_map_is_finite() -> None:
+    maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    mask_loss(maps, torch.ones(1, 4, 4)).sum().backward()
+    assert maps.grad is not None
+    assert torch.isfinite(maps.grad).all()

@@ -1,0 +1,49 @@
+"""Masks: lesion outlines as PNG files, one an image, in the image's own frame.
+
+Used to pull stage 1's maps onto the lesion, and to check where maps and boxes sit. Needs neither
+torch nor Ray.
+"""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from lesioncam.errors import InputError
+from lesioncam.storage.listing import image_id
+from lesioncam.storage.store import StoreError, open_store, read_uri
+
+_SUFFIX = "_segmentation"  # the ISIC archive's
+
+
+def find_masks(uri: str) -> Mapping[str, str]:
+    """Image id -> uri of its mask: `<image_id>.png` or `<image_id>_segmentation.png` below `uri`.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = {
+        image_id(entry.uri).removesuffix(_SUFFIX): entry.uri
+        for entry in open_store(uri).entries()
+        if entry.uri.lower().endswith(".png")
+    }
+    if not found:
+        raise InputError(f"--masks: no masks in {uri}; expected <image_id>.png")
+    return found
+
+
+def read_mask(uri: str, side: int | None = None) -> np.ndarray:
+    """Read a mask as (h, w) bool, or squashed to (side, side).
+
+    Raises:
+        InputError: it cannot be read as an image.
+    """
+    try:
+        with Image.open(io.BytesIO(read_uri(uri)), formats=["PNG"]) as image:
+            grey = image.convert("L")
+            if side is not None:
+                grey = grey.resize((side, side), Image.Resampling.BOX)
+            return np.asarray(grey) > 127
+    except (StoreError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"--masks: {uri} is not a PNG mask; mend or remove it") from error
