@@ -94,7 +94,7 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument("--val-labels", metavar="CSV", help="their labels")
     parser.add_argument(
         "--val-fraction",
-        type=float,
+        type=_inner_fraction,
         metavar="F",
         help="share of --images held out to choose the epoch by (0.15)",
     )
@@ -193,9 +193,8 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rest-class",
-        default=DEFAULT_REST_CLASS,
         metavar="NAME",
-        help="the class of rows with no 1 (%(default)s)",
+        help=f"the class of rows with no 1 ({DEFAULT_REST_CLASS})",
     )
 
 
@@ -262,7 +261,7 @@ def _evaluate(flags: argparse.Namespace) -> int:
             scores=flags.scores,
             labels=flags.labels,
             output=flags.output,
-            rest_class=flags.rest_class,
+            rest_class=flags.rest_class or DEFAULT_REST_CLASS,
             masks=flags.masks,
             overlays=flags.overlays,
         )
@@ -286,11 +285,9 @@ def _settings(flags: argparse.Namespace) -> TrainSettings:
     settings = TrainSettings() if flags.config is None else _read_config(flags.config)
     given: dict[str, Any] = {
         name: value
-        for name in ("val_fraction", "weights", "backbone")
+        for name in ("val_fraction", "weights", "backbone", "rest_class")
         if (value := getattr(flags, name)) is not None
     }
-    if flags.rest_class != DEFAULT_REST_CLASS:
-        given["rest_class"] = flags.rest_class
     if flags.epochs is not None:
         given["stage1_epochs"], given["stage2_epochs"] = flags.epochs
     return replace(settings, **given)
@@ -326,6 +323,13 @@ def _fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def _inner_fraction(text: str) -> float:
+    value = _fraction(text)
+    if value in (0, 1):
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value
 
 

@@ -120,6 +120,7 @@ def draw_demo(folder: Path) -> None:
     done = folder / "test" / "labels.csv"
     if done.exists():
         return
+    log.info("drawing %d training and %d test images", TRAINING_IMAGES, TEST_IMAGES)
     draw_images(folder / "train", TRAINING_IMAGES, seed=1)
     break_images(folder / "test")
     draw_images(folder / "test", TEST_IMAGES, seed=2)
@@ -130,7 +131,6 @@ def run_demo(folder: Path) -> str:
 
     A second run goes on from what the first left: nothing is drawn, trained or scored twice.
     """
-    log.info("drawing %d training and %d test images", TRAINING_IMAGES, TEST_IMAGES)
     draw_demo(folder)
     training, test = folder / "train", folder / "test"
     bundle, scores = str(folder / "bundle"), str(folder / "scores")

@@ -17,13 +17,16 @@ from lesioncam.schema import DEFAULT_REST_CLASS
 T = TypeVar("T")
 
 
+MAP_RULES = ("predicted", "maximum")
+
+
 @dataclass(frozen=True)
 class CropRule:
     """How a class activation map becomes a crop. Fractions of the canvas are of its side.
 
     Attributes:
-        map: which map, a rule of `lesioncam.vision.cam.choose_map`. The default does not follow
-            any one class, so that crops of training images cannot carry their label.
+        map: which map, a rule of `lesioncam.vision.cam.choose_map`. The default follows the
+            predicted class, and so a training image's label, less than that class's own map.
         threshold: the fraction of the map's range above which a position belongs to the region.
         padding: added on each side of the region's box, as a fraction of its longer side.
         smallest: the smallest side of a crop, as a fraction of the canvas.
@@ -35,7 +38,7 @@ class CropRule:
     smallest: float = 0.4
 
     def __post_init__(self) -> None:
-        _check(self.map in ("predicted", "maximum"), "crop.map", self.map, "predicted or maximum")
+        _check(self.map in MAP_RULES, "crop.map", self.map, " or ".join(MAP_RULES))
         _check(0 < self.threshold < 1, "crop.threshold", self.threshold, "a number in (0, 1)")
         _check(0 <= self.padding <= 1, "crop.padding", self.padding, "a number in [0, 1]")
         _check(0.25 <= self.smallest <= 1, "crop.smallest", self.smallest, "a number in [0.25, 1]")
@@ -112,6 +115,12 @@ class TrainSettings:
             _check(0 <= value <= 1, name, value, "a number in [0, 1]")
         _check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "a number in (0, 1)")
         _check(1 <= self.canvas_scale <= 2, "canvas_scale", self.canvas_scale, "from 1 to 2")
+        _check(
+            self.crop.smallest * self.canvas_scale >= 0.5,
+            "crop.smallest",
+            self.crop.smallest,
+            "at least 0.5 / canvas_scale, so that a crop has half the input's pixels each way",
+        )
         _check(0 <= self.rotate <= 180, "rotate", self.rotate, "degrees from 0 to 180")
         _check(0 <= self.frozen_blocks <= 5, "frozen_blocks", self.frozen_blocks, "0 to 5")
         _check(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")

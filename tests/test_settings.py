@@ -137,7 +137,7 @@ def test_wrong_type_in_crop_names_the_table() -> None:
         ("balance", [0.0, 1.0], [-0.1, 1.1]),
         ("stage2_weight", [0.0, 1.0], [-0.1, 1.1]),
         ("val_fraction", [0.01, 0.99], [0.0, 1.0, -0.5]),
-        ("canvas_scale", [1.0, 2.0], [0.99, 2.01]),
+        ("canvas_scale", [1.25, 2.0], [0.99, 2.01]),
         ("rotate", [0.0, 180.0], [-1.0, 181.0]),
         ("frozen_blocks", [0, 5], [-1, 6]),
         ("seed", [0, 2**40], [-1]),
@@ -168,6 +168,13 @@ def test_ranges_of_crop(key: str, good: list[Any], bad: list[Any]) -> None:
         assert f"crop.{key} is {value!r}; expected " in refusal({"crop": {key: value}})
         with pytest.raises(InputError, match=rf"^crop\.{key} is "):
             CropRule(**{key: value})
+
+
+def test_a_crop_has_at_least_half_the_inputs_pixels_each_way() -> None:
+    assert train(canvas_scale=1.0, crop={"smallest": 0.5}).crop.smallest == 0.5
+    assert "crop.smallest is 0.4; expected at least 0.5 / canvas_scale" in refusal(
+        {"canvas_scale": 1.0, "crop": {"smallest": 0.4}}
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

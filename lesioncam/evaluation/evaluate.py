@@ -73,10 +73,10 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     markdown = "\n".join(lines) + "\n"
 
     store = open_store(request.output or f"{results.store.uri}/_evaluation")
-    if request.overlays:
-        store.write(OVERLAYS_FILE, overlay_sheet(joined, request.overlays, classes))
     store.write(MARKDOWN_FILE, markdown.encode())
     store.write(JSON_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    if request.overlays:
+        store.write(OVERLAYS_FILE, overlay_sheet(joined, request.overlays, classes))
     return content, markdown, store.uri
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from lesioncam.schema import BOX_COLUMNS
-from lesioncam.storage.store import read_uri
-from lesioncam.vision.decode import decode
+from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.vision.decode import DecodeError, decode
 
 _SIDE = 224
 _CAPTION = 16
@@ -32,7 +32,10 @@ def overlay_sheet(rows: pd.DataFrame, count: int, classes: tuple[str, ...]) -> b
     for number, row in enumerate(chosen):
         y, x = divmod(number, columns)
         corner = (x * 2 * _SIDE, y * (_SIDE + _CAPTION))
-        sheet.paste(overlay(read_uri(row["uri"]), row), corner)
+        try:
+            sheet.paste(overlay(read_uri(row["uri"]), row), corner)
+        except (StoreError, DecodeError) as error:  # moved or changed since it was scored
+            draw.text((corner[0] + 4, corner[1] + _SIDE // 2), f"image: {error.kind}", fill="black")
         caption = f"{row['prediction']} {row['p_' + row['prediction']]:.2f}"
         if "label" in row:
             caption += f" (labelled {classes[row['label']]})"

@@ -18,19 +18,27 @@ import ray.data
 
 from lesioncam import __version__
 from lesioncam.cluster import connected
-from lesioncam.errors import RunBroke
+from lesioncam.errors import InputError, RunBroke
 from lesioncam.schema import Status
 from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.scoring.progress import Progress
-from lesioncam.scoring.stages import Classify, Compute, Localise, fetch_and_decode, write_part
+from lesioncam.scoring.stages import (
+    Classify,
+    Compute,
+    Localise,
+    fetch_and_decode,
+    read_todo,
+    write_part,
+)
 from lesioncam.storage.bundle import Bundle, load_bundle
-from lesioncam.storage.listing import Listing
-from lesioncam.storage.results import Results, Rows
+from lesioncam.storage.listing import Listing, table_names
+from lesioncam.storage.results import Results, Rows, left_to_do
 from lesioncam.storage.runs import RunRecord, new_run_id
-from lesioncam.storage.store import Entry
+from lesioncam.storage.store import Entry, open_store
 
 log = logging.getLogger("lesioncam")
 
+_NO_PROGRESS_SECONDS = 1800  # a pipeline that stands still so long breaks off
 _SMALL = 0.05  # CPUs for tasks that mostly wait: reading the manifest, writing parts
 
 
@@ -68,6 +76,8 @@ def score(request: ScoreRequest) -> dict[str, Any]:
     """
     bundle = load_bundle(request.bundle)
     results = Results(request.output)
+    if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
+        raise InputError("--output: it lies inside --images; name a place outside them")
     results.check(bundle.settings.classes, bundle.digest)
     listing = Listing(request.images)
     entries = _checked(islice(listing, request.limit))
@@ -85,18 +95,22 @@ def _run(
     started = time.monotonic()
     plan = make_plan(request.precision)
     record = RunRecord(results.store, new_run_id())
+    listed = record.record_listing(entries)
     record.write("run", _asked(request, bundle, plan))
     results.begin()
-    listed = record.record_listing(entries)
-    written = results.rows().written(retry_failed=request.retry_failed)
-    todo = record.record_todo(written)
+    todo = record.record_todo(results.rows().written(retry_failed=request.retry_failed))
     log.info("%s images listed, %s to score", f"{listed:,}", f"{todo:,}")
-
     progress = Progress(todo, record)
     try:
         if todo:
             for receipt in scored_parts(record, bundle, plan, results).iter_rows():
                 progress.add(receipt["outcome"], receipt["count"])
+    except BaseException as error:
+        record.finish({"outcome": "broke", "error": type(error).__name__, **progress.state()})
+        if isinstance(error, ray.exceptions.RayError):
+            cause = " ".join(str(error).split())[-300:]
+            raise RunBroke(f"the run broke, run the same command again: {cause}") from error
+        raise
     finally:
         progress.close()
     rows = results.settle(record.run_id)
@@ -131,7 +145,8 @@ def scored_parts(
     settings = bundle.settings
     compute = Compute(plan.device, plan.precision, plan.threads, plan.batch_size)
     stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
-    filesystem, todo = record.todo.arrow()
+    todo = [{"name": name} for name in table_names(record.todo)]
+    ray.data.DataContext.get_current().execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
     actors: dict[str, Any] = {
         "compute": ray.data.ActorPoolStrategy(size=plan.actors),
         "num_cpus": plan.actor_cpus,
@@ -140,7 +155,14 @@ def scored_parts(
         "batch_format": "pyarrow",
     }
     return (
-        ray.data.read_parquet(todo, filesystem=filesystem, num_cpus=_SMALL)
+        ray.data.from_items(todo)
+        .map_batches(
+            read_todo,
+            fn_kwargs={"todo": record.todo.uri},
+            num_cpus=_SMALL,
+            batch_size=1,
+            batch_format="pyarrow",
+        )
         .repartition(target_num_rows_per_block=plan.block_rows)
         .map_batches(
             fetch_and_decode,
@@ -194,12 +216,14 @@ def _asked(request: ScoreRequest, bundle: Bundle, plan: Plan) -> dict[str, Any]:
 def _summary(record: RunRecord, rows: Rows, listed: int) -> dict[str, Any]:
     """Count what is in the Parquet against what was listed."""
     outcomes: Counter[str] = Counter()
+    without_row = 0
+    versions = rows.index.select(["uri", "version"])
     for manifest in record.manifest():
+        without_row += left_to_do(manifest, versions).num_rows
         there = rows.index.filter(pc.is_in(rows.index["uri"], manifest["uri"].combine_chunks()))
         kinds = pc.coalesce(there["error_kind"], there["status"])
-        outcomes.update(
-            {item["values"]: item["counts"] for item in pc.value_counts(kinds).to_pylist()}
-        )
+        counts = pc.value_counts(kinds).to_pylist()
+        outcomes.update({item["values"]: item["counts"] for item in counts})
     ok = outcomes.pop(Status.OK, 0)
     failed = outcomes.total()
     return {
@@ -208,5 +232,5 @@ def _summary(record: RunRecord, rows: Rows, listed: int) -> dict[str, Any]:
         "failed": failed,
         "failed_by_kind": dict(sorted(outcomes.items())),
         "kept": rows.index.num_rows - ok - failed,
-        "without_row": listed - ok - failed,
+        "without_row": without_row,
     }

@@ -54,7 +54,7 @@ def make_plan(precision: str) -> Plan:
         probe = ray.remote(num_cpus=0.1, num_gpus=0.01 if gpus else 0)(_native)
         precision = ray.get(probe.remote("cuda" if gpus else "cpu"))
     if gpus:
-        return Plan(gpus, min(0.5, cpus / gpus / 4), 0.5, 1, 1.0, 64, 256, precision)
+        return Plan(gpus, min(0.5, cpus / gpus / 4), 0.5, 1, min(1.0, cpus / 4), 64, 256, precision)
     return Plan(max(1, cpus // 2), cpus / max(1, cpus // 2) / 4, 0, 1, 0.25, 16, 64, precision)
 
 

@@ -4,6 +4,7 @@ Pixels travel as fixed-size binary columns, which Arrow and Ray move without cop
 is a row like any other; the networks see only the good ones.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,20 +22,23 @@ from lesioncam import __version__
 from lesioncam.schema import (
     BOX_COLUMNS,
     MANIFEST_SCHEMA,
+    ErrorKind,
     Status,
     probability_columns,
     scores_schema,
 )
 from lesioncam.storage.bundle import ModelSettings, load_network
-from lesioncam.storage.listing import image_id
+from lesioncam.storage.listing import image_id, read_table
 from lesioncam.storage.results import Results
-from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.storage.store import StoreError, open_store, read_uri
 from lesioncam.vision.crop import boxes_in_image, sample_boxes
 from lesioncam.vision.decode import DecodeError, decode
 from lesioncam.vision.localise import classify, combine, localise, to_channels_first
 from lesioncam.vision.network import VGGGAP, prepare_for_inference
 
+MAX_BYTES = 2**30  # of a source file; larger ones are not fetched
 _FETCH_THREADS = 8
+_DECODING = threading.Semaphore(2)  # decodes at once in a process: they take the memory
 
 _DECODED_FIELDS = (
     pa.field("status", pa.string()),
@@ -73,6 +77,12 @@ class Compute:
         return to_channels_first(torch.from_numpy(batch)).to(self.device), len(pixels)
 
 
+def read_todo(table: pa.Table, todo: str) -> pa.Table:
+    """File names of what is left to do -> the manifest rows in them."""
+    store = open_store(todo)
+    return pa.concat_tables([read_table(store, name) for name in table["name"].to_pylist()])
+
+
 def fetch_and_decode(table: pa.Table, canvas_side: int) -> pa.Table:
     """Manifest rows -> the same with `canvas`, the image's size, and a status.
 
@@ -80,9 +90,11 @@ def fetch_and_decode(table: pa.Table, canvas_side: int) -> pa.Table:
     """
     canvases = np.zeros((table.num_rows, canvas_side, canvas_side, 3), np.uint8)
 
-    def one(place: int, uri: str) -> dict[str, Any]:
+    def one(place: int, uri: str, size: int | None) -> dict[str, Any]:
         try:
-            decoded = decode(read_uri(uri), canvas_side)
+            data = _fetch(uri, size)
+            with _DECODING:
+                decoded = decode(data, canvas_side)
         except (StoreError, DecodeError) as error:
             width, height = getattr(error, "size", None) or (None, None)
             return {
@@ -96,11 +108,19 @@ def fetch_and_decode(table: pa.Table, canvas_side: int) -> pa.Table:
         return {"status": Status.OK, "width": decoded.width, "height": decoded.height}
 
     with ThreadPoolExecutor(_FETCH_THREADS) as threads:
-        outcomes = list(threads.map(one, range(table.num_rows), table["uri"].to_pylist()))
+        sources = (table["uri"].to_pylist(), table["size"].to_pylist())
+        outcomes = list(threads.map(one, range(table.num_rows), *sources))
     for field in _DECODED_FIELDS:
         values = [outcome.get(field.name) for outcome in outcomes]
         table = table.append_column(field, pa.array(values, field.type))
     return table.append_column("canvas", pixel_column(canvases))
+
+
+def _fetch(uri: str, size: int | None) -> bytes:
+    if size is not None and size > MAX_BYTES:
+        limit = f"{MAX_BYTES / 2**30:g} GiB"
+        raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
+    return read_uri(uri)
 
 
 class Localise:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lesioncam.errors import InputError
 from lesioncam.schema import check_classes
 from lesioncam.settings import CropRule, from_mapping
-from lesioncam.storage.store import Store, StoreError, open_store
+from lesioncam.storage.store import Store, StoreError, open_store, refusal
 from lesioncam.vision.network import BACKBONES, VGGGAP
 
 FORMAT = 1
@@ -56,6 +56,11 @@ class ModelSettings:
             raise InputError(
                 f"canvas_side is {self.canvas_side}; expected one to two times the input side "
                 f"of {self.input_side}"
+            )
+        if self.crop.smallest * self.canvas_side < self.input_side / 2:
+            raise InputError(
+                f"crop.smallest is {self.crop.smallest}; expected a side of at least half the "
+                f"input's {self.input_side} pixels on a canvas of {self.canvas_side}"
             )
         if not 0 <= self.stage2_weight <= 1 or len(self.mean) != 3 or len(self.std) != 3:
             raise InputError("stage2_weight must be in [0, 1], mean and std of three channels")
@@ -200,10 +205,8 @@ def _read(store: Store, name: str, flag: str) -> bytes:
     try:
         return store.read(name)
     except StoreError as error:
-        raise InputError(
-            f"{flag}: {store.uri}/{name}: {error.message}; a bundle is a directory that "
-            f"'lesioncam train' wrote"
-        ) from error
+        what = f"{flag}: {store.uri}/{name} (a bundle is a directory that 'lesioncam train' wrote)"
+        raise refusal(what, error) from error
 
 
 def _render(content: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lesioncam.errors import InputError
 from lesioncam.schema import check_classes
-from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.storage.store import StoreError, read_uri, refusal
 
 _ID_COLUMNS = ("image_id", "image")
 
@@ -73,7 +73,8 @@ def read_labels(uri: str, rest_class: str, flag: str = "--labels") -> Labels:
         wrong = frame.index[~values[name].isin([0, 1])]
         if len(wrong):
             raise InputError(
-                f"{where}: column {name!r} holds {frame[name][wrong[0]]!r} in {_lines(wrong)}; "
+                f"{where}: column {name!r} holds {_shown(frame[name][wrong[0]])} in "
+                f"{_lines(wrong)}; "
                 f"expected 0 or 1 (if it is not a class, remove the column)"
             )
     _refuse(where, frame.index[values.sum(axis=1) > 1], "more than one class", "mark one")
@@ -135,7 +136,7 @@ def _read_csv(uri: str, flag: str) -> pd.DataFrame:
     try:
         data = read_uri(uri)
     except StoreError as error:
-        raise InputError(f"{flag}: {uri}: {error.message}") from error
+        raise refusal(f"{flag}: {uri}", error) from error
     try:
         rows = pd.read_csv(
             io.BytesIO(data), header=None, dtype=str, keep_default_na=False, skip_blank_lines=False
@@ -152,6 +153,11 @@ def _read_csv(uri: str, flag: str) -> pd.DataFrame:
 def _refuse(where: str, rows: pd.Index, problem: str, mend: str) -> None:
     if len(rows):
         raise InputError(f"{where}: {_lines(rows)} have {problem}; {mend}")
+
+
+def _shown(cell: str) -> str:
+    """A cell's value if it is a number; other text may be a name."""
+    return repr(cell) if pd.notna(pd.to_numeric(cell, errors="coerce")) else "other text"
 
 
 def _lines(rows: pd.Index) -> str:

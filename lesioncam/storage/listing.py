@@ -4,6 +4,7 @@ Knows nothing about what was already scored.
 """
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -23,7 +24,8 @@ from lesioncam.storage.store import (
     local_path,
     open_store,
     read_uri,
-    stat_uri,
+    refusal,
+    stat_or_unknown,
 )
 
 MANIFEST_ROWS = 100_000  # rows a manifest file: some 10 MB
@@ -83,7 +85,7 @@ class Listing:
         unique = dict.fromkeys(uris)
         self.ignored += len(uris) - len(unique)
         with ThreadPoolExecutor(_STAT_THREADS) as threads:
-            yield from threads.map(_stat_or_unknown, unique)
+            yield from threads.map(stat_or_unknown, unique)
 
 
 def is_image_name(uri: str) -> bool:
@@ -122,19 +124,27 @@ def write_table(store: Store, name: str, table: pa.Table) -> None:
     store.write(name, sink.getvalue())
 
 
-def read_tables(store: Store) -> Iterator[pa.Table]:
-    """Read the Parquet files of a place one after another, in the order of their names."""
-    filesystem, root = store.arrow()
+def table_names(store: Store) -> list[str]:
+    """The files that `write_table` wrote at a place, sorted."""
     below = len(store.uri) + 1
-    for name in sorted(entry.uri[below:] for entry in store.entries()):
-        yield pq.read_table(f"{root}/{name}", filesystem=filesystem, partitioning=None)
+    return sorted(entry.uri[below:] for entry in store.entries())
+
+
+def read_tables(store: Store) -> Iterator[pa.Table]:
+    """Read all of them, one after another."""
+    return (read_table(store, name) for name in table_names(store))
+
+
+def read_table(store: Store, name: str) -> pa.Table:
+    """Read a Parquet file that `write_table` wrote."""
+    return pq.read_table(io.BytesIO(store.read(name)))
 
 
 def _read_uris(source: str, flag: str) -> list[str]:
     try:
         data = io.BytesIO(read_uri(source))
     except StoreError as error:
-        raise InputError(f"{flag}: {source}: {error.message}") from error
+        raise refusal(f"{flag}: {source}", error) from error
     try:
         if source.lower().endswith(".csv"):
             frame = pd.read_csv(data, dtype=str, keep_default_na=False)
@@ -150,18 +160,24 @@ def _read_uris(source: str, flag: str) -> list[str]:
         )
     if frame["uri"].isna().any() or (frame["uri"] == "").any():
         raise InputError(f"{flag}: {source} has rows without a uri; fill or remove them")
-    return [_absolute(uri) for uri in frame["uri"].astype(str)]
+    uris = frame["uri"].astype(str)
+    foreign = frame.index[~uris.map(_is_readable)]
+    if len(foreign):
+        raise InputError(
+            f"{flag}: {source}: {len(foreign)} uris are neither paths nor s3://bucket/key, the "
+            f"first in row {foreign[0] + 1}; mend or remove them"
+        )
+    return [_absolute(uri) for uri in uris]
+
+
+def _is_readable(uri: str) -> bool:
+    if uri.startswith("s3://"):
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return bool(bucket and key)
+    return "://" not in uri or uri.startswith("file://")
 
 
 def _absolute(uri: str) -> str:
-    if "://" in uri and not uri.startswith("file://"):
+    if uri.startswith("s3://"):
         return uri
-    return str(Path(local_path(uri)).absolute())
-
-
-def _stat_or_unknown(uri: str) -> Entry:
-    """Where nothing can be found out, scoring will say why in the image's row."""
-    try:
-        return stat_uri(uri)
-    except StoreError:
-        return Entry(uri, None, None, None)
+    return os.path.abspath(local_path(uri))  # noqa: PTH100  takes `..` out, follows no link

@@ -46,4 +46,5 @@ def read_mask(uri: str, side: int | None = None) -> np.ndarray:
                 grey = grey.resize((side, side), Image.Resampling.BOX)
             return np.asarray(grey) > 127
     except (StoreError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"--masks: {uri} is not a PNG mask; mend or remove it") from error
+        folder = uri.rpartition("/")[0]  # the name itself may be a patient's
+        raise InputError(f"--masks: a file in {folder} is not a PNG mask; remove it") from error

@@ -1,4 +1,4 @@
-"""Results: the Parquet under an output, which is also the checkpoint, and a run's own records.
+"""Results: the Parquet under an output, which is also the checkpoint.
 
 The one rule of resume, new images and retries is here: the work of a run is its listing minus the
 images whose newest row counts as written.

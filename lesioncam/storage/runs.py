@@ -12,7 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from lesioncam.storage.listing import read_tables, write_manifest, write_table
+from lesioncam.storage.listing import (
+    read_tables,
+    write_manifest,
+    write_table,
+)
 from lesioncam.storage.results import left_to_do
 from lesioncam.storage.store import Entry, Store
 

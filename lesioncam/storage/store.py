@@ -7,6 +7,7 @@ AWS chain (`AWS_ENDPOINT_URL` for S3-compatible servers). Knows nothing about im
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
 )
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _TEMPORARY = ".tmp-"
+_BODY_ATTEMPTS = 3
+_NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch",
               "ExpiredToken", "InvalidToken"}  # fmt: skip
@@ -88,29 +94,38 @@ class Store(Protocol):
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
 
+    def check_writable(self) -> None:
+        """Write and remove a file; an error of one line if that fails."""
+        name = f"_writable-{os.getpid()}"
+        self.write(name, b"")
+        self.delete(name)
+
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The same place for pyarrow."""
 
 
-class LocalStore:
+class LocalStore(Store):
     """A local directory; made at the first write."""
 
     def __init__(self, path: str):
-        self._root = Path(path).absolute()
+        self._root = Path(os.path.abspath(path))  # noqa: PTH100  takes `..` out, follows no link
         self.uri = str(self._root)
 
     def join(self, name: str) -> "LocalStore":
         return LocalStore(str(self._root / name))
 
     def entries(self) -> Iterator[Entry]:
-        for folder, folders, names in os.walk(self._root, onerror=self._unlisted):
+        seen: set[tuple[int, int]] = set()  # a link may lead back to where it is
+        for folder, folders, names in os.walk(self._root, onerror=self._unlisted, followlinks=True):
+            stat = Path(folder).stat()
+            if (stat.st_dev, stat.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
             folders.sort()
             for name in sorted(names):
                 if not name.startswith(_TEMPORARY):
-                    try:
-                        yield stat_local(str(Path(folder, name)))
-                    except StoreError:  # a dangling link, or gone since: nothing to list
-                        continue
+                    yield stat_or_unknown(_utf8(str(Path(folder, name))))
 
     def _unlisted(self, error: OSError) -> None:
         """Images in a folder that cannot be listed would go missing without a word."""
@@ -121,7 +136,12 @@ class LocalStore:
         return read_uri(str(self._root / name))
 
     def write(self, name: str, data: bytes) -> None:
-        target = self._root / name
+        try:
+            self._write(self._root / name, data)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.uri}: {error.strerror}") from error
+
+    def _write(self, target: Path, data: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}")
         try:
@@ -134,7 +154,10 @@ class LocalStore:
             temporary.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
-        (self._root / name).unlink(missing_ok=True)
+        try:
+            (self._root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.uri}: {error.strerror}") from error
 
     def exists(self, name: str) -> bool:
         return (self._root / name).is_file()
@@ -143,7 +166,7 @@ class LocalStore:
         return pyarrow.fs.LocalFileSystem(), str(self._root)
 
 
-class S3Store:
+class S3Store(Store):
     """A prefix in a bucket of S3 or an S3-compatible server."""
 
     def __init__(self, uri: str):
@@ -184,7 +207,7 @@ class S3Store:
         except (ClientError, BotoCoreError) as error:
             if _s3_error(error).kind is ErrorKind.NOT_FOUND:
                 return False
-            raise _refusal(f"cannot reach {self.uri}", error) from error
+            raise refusal(f"cannot reach {self.uri}", _s3_error(error)) from error
         return True
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -217,6 +240,14 @@ def read_uri(uri: str) -> bytes:
         raise _local_error(error) from error
 
 
+def stat_or_unknown(uri: str) -> Entry:
+    """Where nothing can be found out, reading it will say why."""
+    try:
+        return stat_uri(uri)
+    except StoreError:
+        return Entry(uri, None, None, None)
+
+
 def stat_uri(uri: str) -> Entry:
     """What a listing would show of one `uri`; `StoreError` as in `read_uri`."""
     if not uri.startswith("s3://"):
@@ -238,6 +269,15 @@ def stat_local(path: str) -> Entry:
         raise _local_error(error) from error
     modified = datetime.fromtimestamp(stat.st_mtime_ns // 1000 / 1e6, UTC)
     return Entry(path, stat.st_size, None, modified)
+
+
+def _utf8(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        folder = os.fsencode(Path(path).parent).decode(errors="replace")
+        raise InputError(f"a file name in {folder} is not UTF-8; rename the file") from error
+    return path
 
 
 def local_path(uri: str) -> str:
@@ -270,23 +310,30 @@ def arrow_s3() -> pyarrow.fs.FileSystem:
     session = boto3.Session()
     credentials = session.get_credentials()
     if credentials is None:
-        raise InputError("s3://: no AWS credentials found; set them up as for the aws command")
+        raise InputError(f"s3://: {_NO_CREDENTIALS}")
     frozen = credentials.get_frozen_credentials()
     meta = s3_client().meta
+    if frozen.token:  # they will expire; pyarrow's own chain fetches new ones
+        return pyarrow.fs.S3FileSystem(region=meta.region_name, endpoint_override=meta.endpoint_url)
     return pyarrow.fs.S3FileSystem(
         access_key=frozen.access_key,
         secret_key=frozen.secret_key,
-        session_token=frozen.token,
         region=meta.region_name,
         endpoint_override=meta.endpoint_url,
     )
 
 
 def _read_s3(bucket: str, key: str) -> bytes:
-    try:
-        return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    except (ClientError, BotoCoreError, OSError) as error:
-        raise _s3_error(error) from error
+    """Read an object; boto3 repeats a failed request, but not a body that breaks off."""
+    for attempt in range(_BODY_ATTEMPTS):
+        try:
+            return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        except (ReadTimeoutError, ResponseStreamingError, IncompleteReadError) as error:
+            failure = _s3_error(error)
+            time.sleep(2**attempt / 2)
+        except (ClientError, BotoCoreError, OSError) as error:
+            raise _s3_error(error) from error
+    raise failure
 
 
 def _s3_error(error: Exception) -> StoreError:
@@ -300,13 +347,14 @@ def _s3_error(error: Exception) -> StoreError:
     if isinstance(error, ParamValidationError):
         return StoreError(ErrorKind.NOT_FOUND, "not a possible name of an object or bucket")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return StoreError(ErrorKind.PERMISSION, "no AWS credentials found")
+        return StoreError(
+            ErrorKind.PERMISSION, "no AWS credentials found; set them up as for the aws command"
+        )
     return StoreError(ErrorKind.UNREACHABLE, f"the store cannot be reached: {type(error).__name__}")
 
 
-def _refusal(what: str, error: Exception) -> LesioncamError:
+def refusal(what: str, failure: StoreError) -> LesioncamError:
     """A store's failure outside any one image: the user's to mend, or the store's."""
-    failure = _s3_error(error)
     kind = RunBroke if failure.kind is ErrorKind.UNREACHABLE else InputError
     return kind(f"{what}: {failure.message}")
 
@@ -316,7 +364,7 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except (ClientError, BotoCoreError) as error:
-        raise _refusal(what, error) from error
+        raise refusal(what, _s3_error(error)) from error
 
 
 def _local_error(error: OSError | ValueError) -> StoreError:

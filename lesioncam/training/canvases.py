@@ -14,6 +14,7 @@ import ray
 from lesioncam.storage.store import StoreError, read_uri
 from lesioncam.vision.decode import DecodeError, decode
 
+_RETRIES = 10  # of a chunk whose worker or node was lost; a file that kills its worker ends here
 CHUNK = 16  # images decoded, kept and moved together: 10 MB at a canvas of 448
 
 
@@ -63,7 +64,7 @@ def decode_canvases(uris: Sequence[str], side: int) -> tuple[Canvases, np.ndarra
         the canvases of the images that could be decoded, (m,) their numbers in `uris`, and how
         many failed of each error kind.
     """
-    task = ray.remote(num_cpus=1, num_returns=2, max_retries=-1)(_decode_chunk)
+    task = ray.remote(num_cpus=1, num_returns=2, max_retries=_RETRIES)(_decode_chunk)
     started = [
         task.remote(list(uris[start : start + CHUNK]), side) for start in range(0, len(uris), CHUNK)
     ]

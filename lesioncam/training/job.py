@@ -7,8 +7,11 @@ import hashlib
 import json
 import logging
 import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +21,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from pyarrow.fs import FileSelector
 from torch import Tensor
 
 from lesioncam import __version__
@@ -27,6 +31,7 @@ from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import Bundle, ModelSettings, bundle_exists, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.storage.store import open_store
+from lesioncam.storage.weights import load_backbone
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.card import model_card
 from lesioncam.training.predict import Compute, classify_all, localise_all
@@ -43,7 +48,7 @@ from lesioncam.training.source import (
 from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
 from lesioncam.vision.localise import combine
 from lesioncam.vision.metrics import Figures, evaluate_stages
-from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, load_backbone
+from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger("lesioncam")
 
@@ -99,7 +104,7 @@ def train(request: TrainRequest) -> dict[str, Any]:
         source.indices, labels, request.settings.val_fraction, request.settings.seed
     )
     validation = match_validation(
-        request.val_images, request.val_labels, labels, request.settings.rest_class
+        request.val_images, request.val_labels, labels, request.settings.rest_class, source
     )
     model, initial = initial_network(request.settings, labels)
     with connected():
@@ -116,9 +121,17 @@ def _run(
     initial: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     compute = make_compute(request)
+    for place in (request.bundle, _storage(request)):
+        open_store(place).check_writable()
     canvases, good = read_source(source, model.canvas_side)
+    checked = None if validation is None else read_source(validation, model.canvas_side)
     indices, held_out = source.indices[good], held_out[good]
     check_classes(labels, indices, held_out)
+    if request.workers > min(request.settings.batch_size, int((~held_out).sum())):
+        raise InputError(
+            f"--workers: {request.workers} workers cannot share a batch of "
+            f"{min(request.settings.batch_size, int((~held_out).sum()))} images; lower --workers"
+        )
     masks = None if request.masks is None else read_masks(source, good, request.masks)
     board = Board.create()
     whole = np.tile([0, 0, model.canvas_side, model.canvas_side], (len(good), 1))
@@ -138,7 +151,8 @@ def _run(
         threads=compute.threads,
         board=board,
     )
-    stage1 = fit(job, request, compute, source)
+    trained_on = [source.uris[number] for number in good]
+    stage1 = fit(job, request, compute, trained_on, initial)
     _, boxes = localise_all(canvases, model, stage1.best, compute)
     job = replace(
         job,
@@ -149,18 +163,21 @@ def _run(
         boxes=boxes,
         masks=None,  # its crops hold little else
     )
-    stage2 = fit(job, request, compute, source)
+    stage2 = fit(job, request, compute, trained_on, stage1.best)
 
     trained = Bundle(model, stage1.best, stage2.best)
     metrics: dict[str, Any] = {
         "held_out": figures(trained, labels, canvases.subset(held_out), indices[held_out], compute)
     }
-    if validation is not None:
-        pixels, good = read_source(validation, model.canvas_side)
-        metrics["validation"] = figures(trained, labels, pixels, validation.indices[good], compute)
+    if validation is not None and checked is not None:
+        pixels, readable = checked
+        metrics["validation"] = figures(
+            trained, labels, pixels, validation.indices[readable], compute
+        )
     trained = replace(trained, training=_facts(request, labels, source, job, stage1, stage2, masks))
     trained = replace(trained, metrics=metrics)
     digest = save_bundle(trained, request.bundle, model_card(trained))
+    _remove_checkpoints(request)
     return {"model": digest, "bundle": open_store(request.bundle).uri, "metrics": metrics}
 
 
@@ -197,60 +214,115 @@ def make_compute(request: TrainRequest) -> Compute:
     """
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    gpu = gpus >= request.workers if request.gpu is None else request.gpu
+    gpu = gpus > 0 if request.gpu is None else request.gpu
     if gpu and gpus < request.workers:
         raise InputError(
             f"--gpu: {request.workers} workers need a GPU each and the cluster has {gpus}; lower "
             f"--workers or use --no-gpu"
         )
-    share = cpus / request.workers
-    return Compute(request.workers, gpu, min(1.0, share / 2), max(1, int(share)))
+    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    share = min(cpus / request.workers, largest)
+    reserved = share / 2 if share <= 2 else float(int(share) - 1)  # some is left for decoding
+    threads = max(1, int(share))
+    log.info(
+        "%d workers on the %s",
+        request.workers,
+        "GPU" if gpu else f"CPU, {threads} threads each",
+    )
+    return Compute(request.workers, gpu, reserved, threads)
 
 
-def fit(job: StageJob, request: TrainRequest, compute: Compute, source: Source) -> StageState:
+def fit(
+    job: StageJob,
+    request: TrainRequest,
+    compute: Compute,
+    trained_on: Sequence[str],
+    initial: Mapping[str, Tensor],
+) -> StageState:
     """Run one stage on Ray Train, from its last checkpoint if there is one.
 
     Raises:
         RunBroke: workers died too often.
+        InputError: the loss is not a number any more.
     """
     # Ray Train's controller collects reports at its health checks only, by default every 2 s, and
     # the workers wait for it; an epoch of a small network is shorter than that.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    store = open_store(request.storage or f"{request.bundle.rstrip('/')}-checkpoints")
-    filesystem, path = store.arrow()
+    filesystem, path = open_store(_storage(request)).arrow()
     trainer = ray.train.torch.TorchTrainer(
         train_stage,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.actors,
             use_gpu=compute.gpu,
+            placement_strategy="SPREAD",
             resources_per_worker={"CPU": compute.cpus} | ({"GPU": 1} if compute.gpu else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=f"{job.stage}-{_fingerprint(job, request, source)}",
+            name=f"{job.stage}-{_fingerprint(job, request, trained_on, initial)}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=_WORKER_DEATHS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with job.board.logged():
-        result = trainer.fit()
+    try:
+        with job.board.logged(), _own_interrupts():
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = " ".join(str(error).split())[:300]
+        raise RunBroke(f"{job.stage} broke off, run the same command again: {cause}") from error
     if result.checkpoint is None:
         raise RunBroke(f"{job.stage} ended without a checkpoint; run the same command again")
-    return read_state(result.checkpoint)
+    state = read_state(result.checkpoint)
+    if state.diverged:
+        raise InputError(
+            f"--config: {job.stage} diverged, its loss in epoch {state.epoch} is not a number; "
+            f"lower the stage's learning rate"
+        )
+    return state
 
 
-def _fingerprint(job: StageJob, request: TrainRequest, source: Source) -> str:
-    """What makes a run the same run: the recipe and the labelled images, in order."""
-    asked = [
-        asdict(request.settings),
-        request.masks,
-        source.uris,
-        source.indices.tolist(),
-        job.stage,
-    ]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Give Ctrl-C back to this program: Ray Train's handler stays, and eats it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:  # how Ray Train's handler ends the program
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
+def _storage(request: TrainRequest) -> str:
+    """Where the checkpoints go."""
+    return request.storage or f"{request.bundle.rstrip('/')}-checkpoints"
+
+
+def _remove_checkpoints(request: TrainRequest) -> None:
+    """A finished bundle needs none; and one that is removed is trained anew, not resumed."""
+    filesystem, path = open_store(_storage(request)).arrow()
+    for entry in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+        if entry.base_name.startswith(("stage1-", "stage2-")):
+            filesystem.delete_dir(entry.path)
+
+
+def _fingerprint(
+    job: StageJob, request: TrainRequest, trained_on: Sequence[str], initial: Mapping[str, Tensor]
+) -> str:
+    """What makes a run the same run: recipe, images that could be read, labels, first weights.
+
+    Stage 2's first weights are what stage 1 came to.
+    """
+    asked = [asdict(request.settings), request.masks, trained_on, job.labels.tolist(), job.stage]
+    digest = hashlib.sha256(json.dumps(asked).encode())
+    for name in sorted(initial):
+        digest.update(initial[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def figures(
@@ -289,7 +361,10 @@ def _facts(
         "ranked": list(labels.ranked),
         "training_images": counts(~job.held_out),
         "held_out_images": counts(job.held_out),
-        "left_over": dict(source.left_over),
+        "left_over": {
+            **source.left_over,
+            "unreadable_images": len(source.uris) - len(job.labels),
+        },
         "masks": 0 if masks is None else int(masks.any(axis=(1, 2)).sum()),
         "workers": request.workers,
         "stage1": {"best_epoch": stage1.best_epoch, "history": stage1.history},

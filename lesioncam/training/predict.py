@@ -17,6 +17,7 @@ from lesioncam.vision.localise import classify, localise, to_channels_first
 from lesioncam.vision.network import native_precision, prepare_for_inference
 
 _BATCH = 16
+_RETRIES = 10  # of an actor that was lost, and of its batch
 
 
 @dataclass(frozen=True)
@@ -96,5 +97,5 @@ def classify_all(
 def _pool(model: ModelSettings, weights: ray.ObjectRef, compute: Compute) -> ActorPool:
     """Actors that are started again, and their batch repeated, where one dies."""
     options: dict[str, Any] = {"num_cpus": compute.cpus, "num_gpus": int(compute.gpu)}
-    remote = ray.remote(max_restarts=-1, max_task_retries=-1, **options)(_Predictor)
+    remote = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **options)(_Predictor)
     return ActorPool([remote.remote(model, weights, compute) for _ in range(compute.actors)])

@@ -37,7 +37,7 @@ class Board:
     @classmethod
     def create(cls) -> "Board":
         """Start the board in the cluster."""
-        return cls(ray.remote(num_cpus=0)(_Posts).remote())
+        return cls(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Posts).remote())
 
     def post(self, content: Mapping[str, Any]) -> None:
         """Put something up; does not wait."""

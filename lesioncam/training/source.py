@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lesioncam.errors import InputError
+from lesioncam.errors import InputError, RunBroke
+from lesioncam.schema import TRANSIENT_KINDS
 from lesioncam.storage.labels import Labels, match, read_labels
 from lesioncam.storage.listing import Listing, image_id
 from lesioncam.storage.masks import find_masks, read_mask
@@ -63,12 +64,13 @@ def match_source(images: str, labels: Labels, flag: str, labels_flag: str) -> So
 
 
 def match_validation(
-    images: str | None, csv: str | None, labels: Labels, rest_class: str
+    images: str | None, csv: str | None, labels: Labels, rest_class: str, training: Source
 ) -> Source | None:
     """The images that are only reported on, if `--val-images` and `--val-labels` name any.
 
     Raises:
-        InputError: only one of the two is given, or the classes are not those of `labels`.
+        InputError: only one of the two is given, the classes are not those of `labels`, or an
+            image is also trained on.
     """
     if images is None and csv is None:
         return None
@@ -80,7 +82,14 @@ def match_validation(
             f"--val-labels: classes {', '.join(theirs.classes)} are not those of --labels, "
             f"{', '.join(labels.classes)}"
         )
-    return match_source(images, theirs, "--val-images", "--val-labels")
+    validation = match_source(images, theirs, "--val-images", "--val-labels")
+    shared = {image_id(uri) for uri in validation.uris} & {image_id(uri) for uri in training.uris}
+    if shared:
+        raise InputError(
+            f"--val-images: {len(shared)} of its {len(validation.uris)} images have the id of one "
+            f"that is trained on; take them out of --labels or --val-labels"
+        )
+    return validation
 
 
 def hold_out(indices: np.ndarray, labels: Labels, fraction: float, seed: int) -> np.ndarray:
@@ -117,8 +126,15 @@ def read_source(source: Source, canvas_side: int) -> tuple[Canvases, np.ndarray]
 
     Raises:
         InputError: none of them can be decoded.
+        RunBroke: some could not be fetched; to train without them would be another run.
     """
     canvases, good, failed = decode_canvases(source.uris, canvas_side)
+    lost = sum(failed[kind] for kind in TRANSIENT_KINDS)
+    if lost:
+        raise RunBroke(
+            f"{source.flag}: {lost} images could not be fetched, for a reason that may pass; run "
+            f"the same command again"
+        )
     if failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
         log.warning("%s: %d images cannot be used: %s", source.flag, failed.total(), kinds)

@@ -7,7 +7,8 @@ times the features before pooling. No hooks: the network returns its features.
 import torch
 from torch import Tensor
 
-MAP_RULES = ("predicted", "maximum")
+from lesioncam.settings import MAP_RULES
+
 FLAT_RANGE = 1e-4  # a map whose values span less than this, in logits, has no peak
 
 
@@ -55,11 +56,16 @@ def choose_map(maps: Tensor, logits: Tensor, rule: str) -> Tensor:
         maps: (B, K, h, w).
         logits: (B, K).
         rule: `predicted`, the map of the class with the highest logit; or `maximum`, at each
-            position the highest over the classes, which does not depend on which class wins.
+            position the highest over the classes, whichever that is.
 
     Returns:
         (B, h, w).
+
+    Raises:
+        ValueError: no such rule.
     """
+    if rule not in MAP_RULES:
+        raise ValueError(f"map rule {rule!r} is not one of {', '.join(MAP_RULES)}")
     if rule == "predicted":
         return maps[torch.arange(len(maps), device=maps.device), logits.argmax(dim=1)]
     return maps.amax(dim=1)

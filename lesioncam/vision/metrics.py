@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
+_BLOCK = 100  # resamples held in memory at once
 DECISION = 0.5  # probability from which on an image counts as called a class
 STAGES = ("stage1", "stage2", "final")
 
@@ -19,12 +20,15 @@ Figures = dict[str, Any]
 def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     """Area under the ROC curve: the share of (positive, negative) pairs in the right order.
 
-    Ties count half (Mann-Whitney). None if there are no positives or no negatives.
+    Ties count half (Mann-Whitney). None if there are no positives or no negatives, or if
+    a score is not finite.
 
     Args:
         scores: (n,) float.
         positive: (n,) bool.
     """
+    if not np.isfinite(scores).all():
+        return None
     value = float(_weighted_auc(scores, positive, np.ones((1, len(scores))))[0])
     return None if np.isnan(value) else value
 
@@ -39,7 +43,7 @@ def mean_auc(probabilities: np.ndarray, labels: np.ndarray, ranked: Sequence[int
     """
     values = [auc(probabilities[:, k], labels == k) for k in ranked]
     defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined and len(defined) == len(values) else None
+    return float(np.mean(defined)) if len(defined) == len(ranked) else None
 
 
 def evaluate_stages(
@@ -62,35 +66,32 @@ def evaluate_stages(
         ranked: the names that `mean` is taken over.
         seed: of the resampling.
     """
-    weights = _resamples(labels, len(classes), seed)
+    resampled = _resampled_aucs(stages, labels, len(classes), seed)
+    places = [list(classes).index(name) for name in ranked]
     result: Figures = {}
-    means: dict[str, np.ndarray] = {}
     for stage in STAGES:
         probabilities = stages[stage]
         figures: Figures = {}
-        resampled: dict[str, np.ndarray] = {}
         for k, name in enumerate(classes):
             positive = labels == k
-            resampled[name] = _weighted_auc(probabilities[:, k], positive, weights)
             figures[name] = {
                 "auc": auc(probabilities[:, k], positive),
-                **_interval(resampled[name]),
+                **_interval(resampled[stage][:, k]),
                 "n": len(labels),
                 "positives": int(positive.sum()),
                 **_at_decision(probabilities[:, k], positive),
             }
-        means[stage] = np.mean([resampled[name] for name in ranked], axis=0)
-        places = [list(classes).index(name) for name in ranked]
         figures["mean"] = {
             "auc": mean_auc(probabilities, labels, places),
-            **_interval(means[stage]),
+            **_interval(resampled[stage][:, places].mean(axis=1)),
             "n": len(labels),
             "positives": int(np.isin(labels, places).sum()),
         }
         result[stage] = figures
     first, last = result["stage1"]["mean"]["auc"], result["final"]["mean"]["auc"]
     gain = None if first is None or last is None else last - first
-    result["gain"] = {"auc": gain, **_interval(means["final"] - means["stage1"])}
+    gains = (resampled["final"] - resampled["stage1"])[:, places].mean(axis=1)
+    result["gain"] = {"auc": gain, **_interval(gains)}
     return result
 
 
@@ -131,15 +132,30 @@ def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray)
     return result
 
 
-def _resamples(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
-    """(R, n): how often each image occurs in each resample."""
+def _resampled_aucs(
+    stages: Mapping[str, np.ndarray], labels: np.ndarray, classes: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Of each stage (R, K): each class's AUC on each resample; NaN where undefined."""
     random = np.random.default_rng(seed)
-    weights = np.zeros((RESAMPLES, len(labels)))
+    found: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
+    for _ in range(RESAMPLES // _BLOCK):
+        weights = _resamples(labels, classes, random)
+        for stage, blocks in found.items():
+            columns = [
+                _weighted_auc(stages[stage][:, k], labels == k, weights) for k in range(classes)
+            ]
+            blocks.append(np.stack(columns, axis=1))
+    return {stage: np.concatenate(blocks) for stage, blocks in found.items()}
+
+
+def _resamples(labels: np.ndarray, classes: int, random: np.random.Generator) -> np.ndarray:
+    """(_BLOCK, n): how often each image occurs in each resample."""
+    weights = np.zeros((_BLOCK, len(labels)))
     for k in range(classes):
         members = np.flatnonzero(labels == k)
         if len(members):
             share = np.full(len(members), 1 / len(members))
-            weights[:, members] = random.multinomial(len(members), share, size=RESAMPLES)
+            weights[:, members] = random.multinomial(len(members), share, size=_BLOCK)
     return weights
 
 

@@ -42,5 +42,5 @@ def test_masks_are_read_as_they_are_and_squashed(tmp_path: Path, kind: str) -> N
 
 def test_a_broken_mask_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"--masks: .*a\.png is not a PNG mask"):
+    with pytest.raises(InputError, match=f"--masks: a file in {tmp_path} is not a PNG mask"):
         read_mask(str(tmp_path / "a.png"))

@@ -20,6 +20,7 @@ from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import TRANSIENT_KINDS, ErrorKind
 from lesioncam.storage.listing import write_table
 from lesioncam.storage.store import (
+    Entry,
     LocalStore,
     S3Store,
     Store,
@@ -159,10 +160,32 @@ def test_directory_objects_are_no_entries(bucket: str) -> None:
     assert names(store) == ["a.jpg"]
 
 
-def test_a_dangling_link_is_no_entry(tmp_path: Path) -> None:
+def test_a_dangling_link_is_listed_with_nothing_known(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
-    (tmp_path / "b.jpg").write_bytes(b"1")
-    assert names(open_store(str(tmp_path))) == ["b.jpg"]
+    (entry,) = open_store(str(tmp_path)).entries()
+    assert entry == Entry(str(tmp_path / "a.jpg"), None, None, None)
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"1")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "back").symlink_to(tmp_path / "tree")
+    assert names(open_store(str(tmp_path / "tree"))) == ["link/a.jpg"]
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"b\xe4.jpg")).write_bytes(b"1")
+    with refused("is not UTF-8; rename", kind=InputError):
+        list(open_store(str(tmp_path)).entries())
+
+
+def test_dots_lead_to_one_uri(tmp_path: Path) -> None:
+    (tmp_path / "im").mkdir()
+    (tmp_path / "im" / "a.jpg").write_bytes(b"1")
+    (entry,) = open_store(f"{tmp_path}/other/../im").entries()
+    assert entry.uri == f"{tmp_path}/im/a.jpg"
 
 
 def test_a_folder_that_may_not_be_read_is_not_passed_over(

@@ -35,9 +35,12 @@ SMALL = TrainSettings(
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 drawn lesions of three classes and their labels; and masks of 20 of them."""
+    """36 drawn lesions and their labels, 27 to train on and 9 for validation; masks of 20."""
     folder = tmp_path_factory.mktemp("drawn")
     draw_images(folder, 36, seed=3)
+    labels = pd.read_csv(folder / "labels.csv")
+    labels[:27].to_csv(folder / "train.csv", index=False)
+    labels[27:].to_csv(folder / "val.csv", index=False)
     (folder / "masks").mkdir()
     for number in range(20):
         mask = Image.new("1", (480, 360))
@@ -52,13 +55,13 @@ def trained(
 ) -> tuple[Path, dict[str, Any]]:
     """A bundle that one worker trained, and what `train` returned."""
     bundle = tmp_path_factory.mktemp("trained") / "model"
-    validation = {"val_images": f"{drawn}/images", "val_labels": f"{drawn}/labels.csv"}
+    validation = {"val_images": f"{drawn}/images", "val_labels": f"{drawn}/val.csv"}
     return bundle, train(request(drawn, bundle, **validation))
 
 
 def request(drawn: Path, bundle: Path | str, **changes: Any) -> TrainRequest:
     settings = replace(SMALL, **changes.pop("settings", {}))
-    places = (f"{drawn}/images", f"{drawn}/labels.csv", str(bundle))
+    places = (f"{drawn}/images", f"{drawn}/train.csv", str(bundle))
     return TrainRequest(*places, settings, masks=f"{drawn}/masks", **changes)
 
 
@@ -74,12 +77,12 @@ def test_one_command_ends_in_a_bundle_that_says_what_it_is(
     bundle = load_bundle(str(folder))
     assert bundle.digest == returned["model"]
     assert bundle.settings.classes == ("melanoma", "seborrheic_keratosis", "nevus")
-    assert bundle.training["training_images"] == dict.fromkeys(bundle.settings.classes, 9)
-    assert bundle.training["held_out_images"] == dict.fromkeys(bundle.settings.classes, 3)
+    assert bundle.training["training_images"] == dict.fromkeys(bundle.settings.classes, 7)
+    assert bundle.training["held_out_images"] == dict.fromkeys(bundle.settings.classes, 2)
     assert bundle.training["masks"] == 20
     assert [entry["epoch"] for entry in history(folder)] == [1, 2]
     assert set(bundle.metrics) == {"held_out", "validation"}
-    assert bundle.metrics["validation"]["final"]["mean"]["n"] == 36
+    assert bundle.metrics["validation"]["final"]["mean"]["n"] == 9
     assert any(
         not np.array_equal(bundle.stage1[name], bundle.stage2[name]) for name in bundle.stage1
     )
@@ -138,15 +141,26 @@ def train_workers() -> Iterator[psutil.Process]:
 
 
 def test_the_same_command_goes_on_from_finished_stages(
-    drawn: Path, trained: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+    drawn: Path,
+    trained: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bundle = trained[0]
-    first = json.loads((bundle / "bundle.json").read_text())
-    (bundle / "bundle.json").unlink()
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    bundle = tmp_path / "model"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr("lesioncam.training.job.save_bundle", full_disk)
+        train(request(drawn, bundle))
+    assert Path(f"{bundle}-checkpoints").exists()
     with caplog.at_level(logging.INFO, "lesioncam"):
         train(request(drawn, bundle))
     assert "stage 1: going on from the checkpoint after epoch 2" in caplog.text
     assert "stage 2: going on from the checkpoint after epoch 1" in caplog.text
+    assert not list(Path(f"{bundle}-checkpoints").iterdir())
+    first = json.loads((trained[0] / "bundle.json").read_text())
     again = json.loads((bundle / "bundle.json").read_text())
     for stage in ("stage1.safetensors", "stage2.safetensors"):
         assert again["files"][stage] == first["files"][stage]
@@ -190,11 +204,39 @@ def test_bad_labels_are_one_line_and_nothing_is_written(
     drawn: Path, tmp_path: Path, edit: Any, message: str
 ) -> None:
     edit(pd.read_csv(drawn / "labels.csv")).to_csv(tmp_path / "labels.csv", index=False)
-    bad = replace(request(drawn, tmp_path / "model"), labels=f"{tmp_path}/labels.csv")
+    bad = replace(request(drawn, tmp_path / "model"), labels=f"{tmp_path}/labels.csv", masks=None)
     with pytest.raises(InputError, match=message) as error:
         train(bad)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+
+
+def test_validation_images_that_are_trained_on_are_refused(drawn: Path, tmp_path: Path) -> None:
+    validation = {"val_images": f"{drawn}/images", "val_labels": f"{drawn}/labels.csv"}
+    with pytest.raises(InputError, match="--val-images: 27 of its 36 images have the id of one"):
+        train(request(drawn, tmp_path / "model", **validation))
+
+
+def test_more_workers_than_images_in_a_batch_are_refused(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--workers: 9 workers cannot share a batch of 8 images"):
+        train(request(drawn, tmp_path / "model", workers=9))
+
+
+def test_a_loss_that_is_no_number_is_told(drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="stage1 diverged, its loss in epoch 1 is not a number"):
+        train(
+            request(
+                drawn,
+                tmp_path / "model",
+                settings={
+                    "weight_decay": 0.99,
+                    "learning_rate": 1.0,
+                    "zoom": 0.0,
+                    "stage1_epochs": 3,
+                    "label_smoothing": 0.0,
+                },
+            )
+        )
 
 
 def test_more_gpus_than_there_are_is_bad_input(drawn: Path, tmp_path: Path) -> None:

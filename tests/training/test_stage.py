@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesioncam.training.stage import balanced_weights, freeze_blocks
+from lesioncam.training.stage import balanced_weights, freeze_blocks, one_cycle
 from lesioncam.vision.network import VGGGAP
 
 
@@ -13,6 +13,16 @@ def test_freezing_stops_at_the_block() -> None:
     convolutions = [module for module in network.features if isinstance(module, nn.Conv2d)]
     assert [c.weight.requires_grad for c in convolutions] == [False, False, True, True]
     assert network.linear.weight.requires_grad
+
+
+@pytest.mark.parametrize("total", range(1, 13))
+def test_the_rate_goes_up_and_then_down_whatever_the_number_of_steps(total: int) -> None:
+    rates = [one_cycle(step, total) for step in range(total + 1)]
+    assert all(0 < rate <= 1 for rate in rates)
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] <= 0.01 or total == 1
 
 
 def test_freezing_no_block_freezes_nothing() -> None:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lesioncam.settings import CropRule
+from lesioncam.settings import MAP_RULES, CropRule
 from lesioncam.vision.cam import (
     FLAT_RANGE,
-    MAP_RULES,
     choose_map,
     class_activation_maps,
     mask_loss,
@@ -142,16 +141,14 @@ def test_an_image_without_a_mask_costs_nothing_and_pulls_nothing() -> None:
     masks = torch.zeros(2, 4, 4)
     masks[1, 1:3, 1:3] = 1
     loss = mask_loss(maps, masks)
-    loss.sum().backward()
+    (pull,) = torch.autograd.grad(loss.sum(), maps)
     assert loss[0] == 0
     assert loss[1] > 0
-    assert maps.grad is not None
-    assert maps.grad[0].abs().max() == 0
-    assert maps.grad[1].abs().max() > 0
+    assert pull[0].abs().max() == 0
+    assert pull[1].abs().max() > 0
 
 
 def test_mask_loss_of_a_flat_map_is_finite() -> None:
     maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
-    mask_loss(maps, torch.ones(1, 4, 4)).sum().backward()
-    assert maps.grad is not None
-    assert torch.isfinite(maps.grad).all()
+    (pull,) = torch.autograd.grad(mask_loss(maps, torch.ones(1, 4, 4)).sum(), maps)
+    assert torch.isfinite(pull).all()

@@ -1,0 +1,75 @@
+"""Weights: ImageNet weights for a backbone, from a file of tensors or by torchvision's name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models import get_weight
+
+from lesioncam.errors import InputError
+from lesioncam.vision.network import VGGGAP
+
+
+def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
+    """Load ImageNet weights into the convolutions, strictly; the linear layer stays as it is.
+
+    Args:
+        network: changed in place; where torchvision's weights name their own normalisation, that
+            too.
+        backbone: the network's backbone, for the message.
+        weights: a `.safetensors` or `.pth` path (tensors only), or a torchvision weights name
+            such as `VGG16_Weights.IMAGENET1K_V1`.
+
+    Raises:
+        InputError: the file or name cannot be loaded, or does not fit the backbone.
+    """
+    state = _read_weights(network, weights)
+    features = {
+        name.removeprefix("features."): tensor
+        for name, tensor in state.items()
+        if name.startswith("features.")
+    }
+    try:
+        network.features.load_state_dict(features, strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"--weights: {weights} does not fit the backbone {backbone}: its features.* tensors "
+            f"have other names or shapes; name weights made for {backbone}"
+        ) from error
+
+
+def _read_weights(network: VGGGAP, weights: str) -> Mapping[str, Tensor]:
+    path = Path(weights)
+    if path.suffix in (".safetensors", ".pth", ".pt"):
+        if not path.is_file():
+            raise InputError(f"--weights: no such file: {weights}")
+        try:
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files and forbidden pickles raise many types
+            raise InputError(
+                f"--weights: {weights} is not a file of tensors only; save its state_dict"
+            ) from error
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+            raise InputError(f"--weights: {weights} holds no mapping of names to tensors")
+        return state
+    try:
+        entry = get_weight(weights)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"--weights: {weights!r} is neither a .safetensors or .pth path nor a torchvision "
+            f"weights name such as VGG16_Weights.IMAGENET1K_V1"
+        ) from error
+    try:
+        state = entry.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise InputError(
+            f"--weights: {weights} could not be downloaded ({error}); give a local path instead"
+        ) from error
+    transforms = entry.transforms()
+    network.mean.copy_(torch.tensor(transforms.mean).view(1, 3, 1, 1))
+    network.std.copy_(torch.tensor(transforms.std).view(1, 3, 1, 1))
+    return state
