@@ -6,27 +6,21 @@ labelled images -> canvases -> stage 1 -> boxes -> stage 2 -> figures -> bundle
 import hashlib
 import json
 import logging
-import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import ray.train
-import ray.train.torch
 import torch
-from pyarrow.fs import FileSelector
 from torch import Tensor
 
 from lesioncam import __version__
 from lesioncam.cluster import connected
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import Bundle, ModelSettings, bundle_exists, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
@@ -34,6 +28,7 @@ from lesioncam.storage.store import open_store
 from lesioncam.storage.weights import load_backbone
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.card import model_card
+from lesioncam.training.fit import fit, remove_checkpoints
 from lesioncam.training.predict import Compute, classify_all, localise_all
 from lesioncam.training.progress import Board
 from lesioncam.training.source import (
@@ -45,14 +40,12 @@ from lesioncam.training.source import (
     read_masks,
     read_source,
 )
-from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
+from lesioncam.training.stage import StageJob, StageState
 from lesioncam.vision.localise import combine
 from lesioncam.vision.metrics import Figures, evaluate_stages
 from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger("lesioncam")
-
-_WORKER_DEATHS = 8  # workers that may die in a stage before it gives up
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,8 @@ def _run(
     initial: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     compute = make_compute(request)
-    for place in (request.bundle, _storage(request)):
+    storage = request.storage or f"{request.bundle.rstrip('/')}-checkpoints"
+    for place in (request.bundle, storage):
         open_store(place).check_writable()
     canvases, good = read_source(source, model.canvas_side)
     checked = None if validation is None else read_source(validation, model.canvas_side)
@@ -152,7 +146,7 @@ def _run(
         board=board,
     )
     trained_on = [source.uris[number] for number in good]
-    stage1 = fit(job, request, compute, trained_on, initial)
+    stage1 = fit(job, _fingerprint(job, request, trained_on, initial), storage, compute)
     _, boxes = localise_all(canvases, model, stage1.best, compute)
     job = replace(
         job,
@@ -163,7 +157,7 @@ def _run(
         boxes=boxes,
         masks=None,  # its crops hold little else
     )
-    stage2 = fit(job, request, compute, trained_on, stage1.best)
+    stage2 = fit(job, _fingerprint(job, request, trained_on, stage1.best), storage, compute)
 
     trained = Bundle(model, stage1.best, stage2.best)
     metrics: dict[str, Any] = {
@@ -177,7 +171,7 @@ def _run(
     trained = replace(trained, training=_facts(request, labels, source, job, stage1, stage2, masks))
     trained = replace(trained, metrics=metrics)
     digest = save_bundle(trained, request.bundle, model_card(trained))
-    _remove_checkpoints(request)
+    remove_checkpoints(storage)
     return {"model": digest, "bundle": open_store(request.bundle).uri, "metrics": metrics}
 
 
@@ -232,85 +226,6 @@ def make_compute(request: TrainRequest) -> Compute:
     return Compute(request.workers, gpu, reserved, threads)
 
 
-def fit(
-    job: StageJob,
-    request: TrainRequest,
-    compute: Compute,
-    trained_on: Sequence[str],
-    initial: Mapping[str, Tensor],
-) -> StageState:
-    """Run one stage on Ray Train, from its last checkpoint if there is one.
-
-    Raises:
-        RunBroke: workers died too often.
-        InputError: the loss is not a number any more.
-    """
-    # Ray Train's controller collects reports at its health checks only, by default every 2 s, and
-    # the workers wait for it; an epoch of a small network is shorter than that.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    filesystem, path = open_store(_storage(request)).arrow()
-    trainer = ray.train.torch.TorchTrainer(
-        train_stage,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=compute.actors,
-            use_gpu=compute.gpu,
-            placement_strategy="SPREAD",
-            resources_per_worker={"CPU": compute.cpus} | ({"GPU": 1} if compute.gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"{job.stage}-{_fingerprint(job, request, trained_on, initial)}",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=_WORKER_DEATHS),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
-        with job.board.logged(), _own_interrupts():
-            result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        cause = " ".join(str(error).split())[:300]
-        raise RunBroke(f"{job.stage} broke off, run the same command again: {cause}") from error
-    if result.checkpoint is None:
-        raise RunBroke(f"{job.stage} ended without a checkpoint; run the same command again")
-    state = read_state(result.checkpoint)
-    if state.diverged:
-        raise InputError(
-            f"--config: {job.stage} diverged, its loss in epoch {state.epoch} is not a number; "
-            f"lower the stage's learning rate"
-        )
-    return state
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Give Ctrl-C back to this program: Ray Train's handler stays, and eats it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ours = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:  # how Ray Train's handler ends the program
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGINT, ours)
-
-
-def _storage(request: TrainRequest) -> str:
-    """Where the checkpoints go."""
-    return request.storage or f"{request.bundle.rstrip('/')}-checkpoints"
-
-
-def _remove_checkpoints(request: TrainRequest) -> None:
-    """A finished bundle needs none; and one that is removed is trained anew, not resumed."""
-    filesystem, path = open_store(_storage(request)).arrow()
-    for entry in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
-        if entry.base_name.startswith(("stage1-", "stage2-")):
-            filesystem.delete_dir(entry.path)
-
-
 def _fingerprint(
     job: StageJob, request: TrainRequest, trained_on: Sequence[str], initial: Mapping[str, Tensor]
 ) -> str:
@@ -355,7 +270,7 @@ def _facts(
 
     settings = asdict(request.settings)
     if settings["weights"] is not None:
-        settings["weights"] = os.path.basename(settings["weights"])  # noqa: PTH119
+        settings["weights"] = Path(settings["weights"]).name  # its folder is nobody's business
     return {
         "settings": settings,
         "ranked": list(labels.ranked),
