@@ -116,8 +116,10 @@ def test_a_worker_that_dies_is_replaced_and_training_goes_on(
     def kill_after_a_checkpoint() -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not killed:
-            # The second file is there: so the first checkpoint is known to Ray Train.
-            if len(list(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint_*/state.pt"))) > 1:
+            # Written once Ray Train knows of a checkpoint; the files are there before that.
+            if list(
+                Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint_manager_snapshot.json")
+            ):
                 for process in train_workers():
                     process.kill()
                     killed.append(process.pid)
