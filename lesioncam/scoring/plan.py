@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from lesioncam.errors import InputError
 from lesioncam.vision.network import native_precision
 
 
@@ -47,9 +48,14 @@ def make_plan(precision: str) -> Plan:
 
     Args:
         precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
+
+    Raises:
+        InputError: the cluster has a single CPU.
     """
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    if cpus < 2:  # Ray Data's own tasks take one of them whole, beside the actors
+        raise InputError("the Ray cluster has one CPU; scoring needs at least two")
     if precision == "auto":
         probe = ray.remote(num_cpus=0.1, num_gpus=0.01 if gpus else 0)(_native)
         precision = ray.get(probe.remote("cuda" if gpus else "cpu"))
