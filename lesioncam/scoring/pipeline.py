@@ -108,8 +108,10 @@ def _run(
     except BaseException as error:
         record.finish({"outcome": "broke", "error": type(error).__name__, **progress.state()})
         if isinstance(error, ray.exceptions.RayError):
-            cause = " ".join(str(error).split())[-300:]
-            raise RunBroke(f"the run broke, run the same command again: {cause}") from error
+            raise RunBroke(
+                f"the run broke off in Ray ({type(error).__name__}, told in Ray's logs); run the "
+                f"same command again, it goes on from what is written"
+            ) from error
         raise
     finally:
         progress.close()

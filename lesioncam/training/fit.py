@@ -13,7 +13,7 @@ from pyarrow.fs import FileSelector
 
 from lesioncam.errors import InputError, RunBroke
 from lesioncam.storage.store import open_store
-from lesioncam.training.predict import Compute
+from lesioncam.training.predict import Workers
 from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
 
 _WORKER_DEATHS = 8  # workers that may die in a stage before it gives up
@@ -23,7 +23,7 @@ def fit(
     job: StageJob,
     run_id: str,
     storage: str,
-    compute: Compute,
+    compute: Workers,
 ) -> StageState:
     """Run one stage on Ray Train, from its last checkpoint if there is one.
 

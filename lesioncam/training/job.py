@@ -29,7 +29,7 @@ from lesioncam.storage.weights import load_backbone
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.card import model_card
 from lesioncam.training.fit import fit, remove_checkpoints
-from lesioncam.training.predict import Compute, classify_all, localise_all
+from lesioncam.training.predict import Workers, classify_all, localise_all
 from lesioncam.training.progress import Board
 from lesioncam.training.source import (
     Source,
@@ -113,7 +113,7 @@ def _run(
     model: ModelSettings,
     initial: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    compute = make_compute(request)
+    compute = make_workers(request)
     storage = request.storage or f"{request.bundle.rstrip('/')}-checkpoints"
     for place in (request.bundle, storage):
         open_store(place).check_writable()
@@ -200,7 +200,7 @@ def initial_network(
     return replace(model, mean=mean, std=std), network.state_dict()
 
 
-def make_compute(request: TrainRequest) -> Compute:
+def make_workers(request: TrainRequest) -> Workers:
     """Divide the cluster between the workers.
 
     Raises:
@@ -223,7 +223,7 @@ def make_compute(request: TrainRequest) -> Compute:
         request.workers,
         "GPU" if gpu else f"CPU, {threads} threads each",
     )
-    return Compute(request.workers, gpu, reserved, threads)
+    return Workers(request.workers, gpu, reserved, threads)
 
 
 def _fingerprint(
@@ -241,7 +241,7 @@ def _fingerprint(
 
 
 def figures(
-    bundle: Bundle, labels: Labels, canvases: Canvases, indices: np.ndarray, compute: Compute
+    bundle: Bundle, labels: Labels, canvases: Canvases, indices: np.ndarray, compute: Workers
 ) -> Figures:
     """What a trained pair of stages reaches on labelled canvases."""
     stage1, boxes = localise_all(canvases, bundle.settings, bundle.stage1, compute)

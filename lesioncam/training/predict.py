@@ -21,8 +21,8 @@ _RETRIES = 10  # of an actor that was lost, and of its batch
 
 
 @dataclass(frozen=True)
-class Compute:
-    """How many predictors run at once, and what each of them takes.
+class Workers:
+    """How many Ray Train workers, or predictors, run at once, and what each of them takes.
 
     Attributes:
         actors: predictors at once.
@@ -40,7 +40,7 @@ class Compute:
 class _Predictor:
     """A network that crops or classifies batches of canvases."""
 
-    def __init__(self, model: ModelSettings, state: Mapping[str, Tensor], compute: Compute):
+    def __init__(self, model: ModelSettings, state: Mapping[str, Tensor], compute: Workers):
         self.model = model
         self.device = torch.device("cuda" if compute.gpu else "cpu")
         if not compute.gpu:
@@ -66,7 +66,7 @@ class _Predictor:
 
 
 def localise_all(
-    canvases: Canvases, model: ModelSettings, stage1: Mapping[str, Tensor], compute: Compute
+    canvases: Canvases, model: ModelSettings, stage1: Mapping[str, Tensor], compute: Workers
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stage 1 on all canvases: probabilities (n, K) and boxes (n, 4)."""
     weights = ray.put(dict(stage1))  # lives as long as actors may have to start again
@@ -83,7 +83,7 @@ def classify_all(
     boxes: np.ndarray,
     model: ModelSettings,
     stage2: Mapping[str, Tensor],
-    compute: Compute,
+    compute: Workers,
 ) -> np.ndarray:
     """Stage 2 on the boxes of all canvases: probabilities (n, K)."""
     weights = ray.put(dict(stage2))  # likewise
@@ -94,7 +94,7 @@ def classify_all(
     return np.concatenate(list(results))
 
 
-def _pool(model: ModelSettings, weights: ray.ObjectRef, compute: Compute) -> ActorPool:
+def _pool(model: ModelSettings, weights: ray.ObjectRef, compute: Workers) -> ActorPool:
     """Actors that are started again, and their batch repeated, where one dies."""
     options: dict[str, Any] = {"num_cpus": compute.cpus, "num_gpus": int(compute.gpu)}
     remote = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **options)(_Predictor)
