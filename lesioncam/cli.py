@@ -282,7 +282,7 @@ def _demo(flags: argparse.Namespace) -> int:
 
 def _settings(flags: argparse.Namespace) -> TrainSettings:
     """The recipe: `--config`, then the flags over it."""
-    settings = TrainSettings() if flags.config is None else _read_config(flags.config)
+    settings = TrainSettings() if flags.config is None else read_config(flags.config)
     given: dict[str, Any] = {
         name: value
         for name in ("val_fraction", "weights", "backbone", "rest_class")
@@ -293,7 +293,12 @@ def _settings(flags: argparse.Namespace) -> TrainSettings:
     return replace(settings, **given)
 
 
-def _read_config(path: str) -> TrainSettings:
+def read_config(path: str) -> TrainSettings:
+    """Read a recipe from a TOML file.
+
+    Raises:
+        InputError: it cannot be read, is not TOML, or has an unknown field or a bad value.
+    """
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

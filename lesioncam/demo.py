@@ -29,6 +29,7 @@ SETTINGS = TrainSettings(
     learning_rate=0.02,
     stage2_learning_rate=0.01,
     dropout=0.1,
+    coarse_share=0.0,
 )
 
 

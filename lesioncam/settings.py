@@ -53,6 +53,9 @@ class TrainSettings:
         weights: where the backbone's weights come from, or None for random ones.
         stage1_epochs: passes over the training images for stage 1.
         stage2_epochs: passes over their crops for stage 2, from stage 1's best weights.
+        coarse_share: the share of stage 1's epochs, from the first, that learn from coarse images.
+        coarse_scale: their side, as a fraction of the input side. At 4/7 an epoch takes a third of
+            the time.
         batch_size: images a step, over all workers together.
         learning_rate: the peak of stage 1's one-cycle schedule. A VGG has no batch normalisation:
             at 0.01, VGG-16 fell back to chance in its first epochs.
@@ -63,14 +66,19 @@ class TrainSettings:
         dropout: on the pooled features.
         frozen_blocks: how many of the VGG's blocks of convolutions, from the input, stay as they
             were loaded; only applied where weights are loaded.
-        mask_weight: of the loss that pulls stage 1's maps onto the lesion, where `--masks` has one.
+        mask_weight: of the loss that pulls stage 1's maps onto the lesion, where `--masks` has its
+            outline.
+        guess_weight: likewise where the outline is guessed from colour; 0 for no guessing.
         rotate: augmentation turns by any angle up to this many degrees, and flips both ways.
         zoom: augmentation scales by up to this fraction, up or down.
         shift: augmentation moves the box by up to this fraction of its side.
         brightness: augmentation scales brightness and contrast by up to this fraction.
+        colour: augmentation scales each channel by up to this fraction, and saturation by twice it.
         val_fraction: the share of images held out of training, by class, to choose the epoch.
         canvas_scale: the canvas's side in input sides, between 1 and 2.
         stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
+        flips: whether the bundle's stages look at four mirrored forms of each image and take the
+            mean; scoring then takes four times as long in the networks.
         rest_class: the class of label rows with no 1.
         seed: of the split, the initial weights, the order and the augmentation.
         crop: the crop rule.
@@ -80,6 +88,8 @@ class TrainSettings:
     weights: str | None = None
     stage1_epochs: int = 10
     stage2_epochs: int = 6
+    coarse_share: float = 0.6
+    coarse_scale: float = 4 / 7
     batch_size: int = 32
     learning_rate: float = 0.002
     stage2_learning_rate: float = 0.001
@@ -89,13 +99,16 @@ class TrainSettings:
     dropout: float = 0.5
     frozen_blocks: int = 2
     mask_weight: float = 0.3
+    guess_weight: float = 0.3
     rotate: float = 180.0
     zoom: float = 0.15
     shift: float = 0.08
     brightness: float = 0.15
+    colour: float = 0.1
     val_fraction: float = 0.15
     canvas_scale: float = 2.0
     stage2_weight: float = 0.5
+    flips: bool = False
     rest_class: str = DEFAULT_REST_CLASS
     seed: int = 0
     crop: CropRule = field(default_factory=CropRule)
@@ -107,12 +120,16 @@ class TrainSettings:
         for name in ("learning_rate", "stage2_learning_rate"):
             value = getattr(self, name)
             _check(0 < value <= 1, name, value, "a number in (0, 1]")
-        for name in ("label_smoothing", "dropout", "zoom", "shift", "brightness", "weight_decay"):
+        for name in (
+            "label_smoothing", "dropout", "zoom", "shift", "brightness", "colour", "weight_decay",
+        ):  # fmt: skip
             value = getattr(self, name)
             _check(0 <= value < 1, name, value, "a number in [0, 1)")
-        for name in ("balance", "stage2_weight", "mask_weight"):
+        for name in ("balance", "stage2_weight", "mask_weight", "guess_weight"):
             value = getattr(self, name)
             _check(0 <= value <= 1, name, value, "a number in [0, 1]")
+        _check(0 <= self.coarse_share < 1, "coarse_share", self.coarse_share, "in [0, 1)")
+        _check(0.25 <= self.coarse_scale <= 1, "coarse_scale", self.coarse_scale, "in [0.25, 1]")
         _check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "a number in (0, 1)")
         _check(1 <= self.canvas_scale <= 2, "canvas_scale", self.canvas_scale, "from 1 to 2")
         _check(

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from lesioncam.errors import InputError
-from lesioncam.evaluation.localisation import localisation, localisation_table
+from lesioncam.evaluation.localisation import localisation
 from lesioncam.evaluation.overlays import overlay_sheet
 from lesioncam.schema import BOX_COLUMNS, Status, classes_of, probability_columns
 from lesioncam.storage.labels import Labels, match, read_labels
 from lesioncam.storage.results import SUCCESS, Results
 from lesioncam.storage.store import open_store
 from lesioncam.vision.metrics import STAGES, evaluate_stages, markdown_table
+from lesioncam.vision.overlap import overlap_table
 
 log = logging.getLogger("lesioncam")
 
@@ -68,8 +69,8 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     lines = ["# Evaluation", "", *markdown_table(figures), "", *_decision_table(figures), ""]
     lines += [f"{count:,} {name.replace('_', ' ')}  " for name, count in counts.items()]
     if request.masks is not None:
-        content["localisation"] = localisation(joined, request.masks)
-        lines += ["", *localisation_table(content["localisation"])]
+        content["localisation"], _ = localisation(joined, request.masks)
+        lines += ["", *overlap_table(content["localisation"])]
     markdown = "\n".join(lines) + "\n"
 
     store = open_store(request.output or f"{results.store.uri}/_evaluation")

@@ -35,6 +35,7 @@ class ModelSettings:
         std: likewise.
         stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
         crop: the crop rule.
+        flips: whether each stage looks at the four mirrored forms of its input and takes the mean.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +46,7 @@ class ModelSettings:
     std: tuple[float, ...]
     stage2_weight: float
     crop: CropRule
+    flips: bool = False
 
     def __post_init__(self) -> None:
         check_classes(self.classes, "classes")

@@ -1,18 +1,22 @@
-"""Canvases: the decoded training images, kept in Ray's object store between epochs.
+"""Canvases: the decoded images, kept in Ray's object store between epochs.
 
 Ray keeps them once a node, shares them between its workers without copying, writes them to disk
 where memory is short, and decodes a chunk again where a node was lost.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import ray
+import torch
 
 from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.vision.copies import thumbnail
 from lesioncam.vision.decode import DecodeError, decode
+from lesioncam.vision.lesion import guess_lesions
+from lesioncam.vision.localise import to_channels_first
 
 _RETRIES = 10  # of a chunk whose worker or node was lost; a file that kills its worker ends here
 CHUNK = 16  # images decoded, kept and moved together: 10 MB at a canvas of 448
@@ -43,38 +47,62 @@ class Canvases:
                 images[place] = pixels[place % CHUNK]
         return np.stack([images[place] for place in places])
 
-    def subset(self, chosen: np.ndarray) -> "Canvases":
-        """The images where `chosen` (n,) is true."""
-        return Canvases(self.chunks, self.places[chosen])
+    def take(self, numbers: np.ndarray) -> "Canvases":
+        """These images, in this order."""
+        return Canvases(self.chunks, self.places[numbers])
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Image numbers 0 to n - 1 in consecutive groups of at most `size`."""
-        for start in range(0, len(self), size):
-            yield np.arange(start, min(start + size, len(self)))
+    def join(self, others: "Canvases") -> "Canvases":
+        """These images, and after them the others."""
+        places = np.concatenate([self.places, others.places + CHUNK * len(self.chunks)])
+        return Canvases(self.chunks + others.chunks, places)
 
 
-def decode_canvases(uris: Sequence[str], side: int) -> tuple[Canvases, np.ndarray, Counter[str]]:
-    """Fetch and decode images on the cluster.
+@dataclass(frozen=True)
+class Decoded:
+    """What became of a list of images; m of them could be decoded.
 
-    Args:
-        uris: of the images.
-        side: the canvas's side S.
-
-    Returns:
-        the canvases of the images that could be decoded, (m,) their numbers in `uris`, and how
-        many failed of each error kind.
+    Attributes:
+        canvases: of those m.
+        good: (m,) int64, their numbers in the list.
+        failed: how many others failed, by error kind.
+        thumbnails: (m, 16, 16, 3) uint8, to find copies by.
+        guesses: (m, 32, 32) bool, where `guess_lesions` sees the lesion.
     """
+
+    canvases: Canvases
+    good: np.ndarray
+    failed: Counter[str]
+    thumbnails: np.ndarray
+    guesses: np.ndarray
+
+
+def decode_canvases(uris: Sequence[str], side: int) -> Decoded:
+    """Fetch and decode images on the cluster, to canvases of `side` pixels."""
     task = ray.remote(num_cpus=1, num_returns=2, max_retries=_RETRIES)(_decode_chunk)
     started = [
         task.remote(list(uris[start : start + CHUNK]), side) for start in range(0, len(uris), CHUNK)
     ]
-    kinds = [kind for _, outcome in started for kind in ray.get(outcome)]
-    good = np.array([number for number, kind in enumerate(kinds) if kind is None], np.int64)
-    failed = Counter(kind for kind in kinds if kind is not None)
-    return Canvases(tuple(chunk for chunk, _ in started), good), good, failed
+    outcomes = [outcome for _, chunk in started for outcome in ray.get(chunk)]
+    good = np.array([n for n, outcome in enumerate(outcomes) if outcome.kind is None], np.int64)
+    return Decoded(
+        Canvases(tuple(chunk for chunk, _ in started), good),
+        good,
+        Counter(outcome.kind for outcome in outcomes if outcome.kind is not None),
+        np.array([outcomes[number].thumbnail for number in good]),
+        np.array([outcomes[number].guess for number in good]),
+    )
 
 
-def _decode_chunk(uris: list[str], side: int) -> tuple[np.ndarray, list[str | None]]:
+@dataclass(frozen=True)
+class _Outcome:
+    """One image: its error kind, or what is known of it beside its pixels."""
+
+    kind: str | None
+    thumbnail: np.ndarray | None = None
+    guess: np.ndarray | None = None
+
+
+def _decode_chunk(uris: list[str], side: int) -> tuple[np.ndarray, list[_Outcome]]:
     canvases = np.zeros((len(uris), side, side, 3), np.uint8)
     kinds: list[str | None] = []
     for number, uri in enumerate(uris):
@@ -83,4 +111,8 @@ def _decode_chunk(uris: list[str], side: int) -> tuple[np.ndarray, list[str | No
             kinds.append(None)
         except (StoreError, DecodeError) as error:
             kinds.append(str(error.kind))
-    return canvases, kinds
+    guesses = guess_lesions(to_channels_first(torch.from_numpy(canvases))).numpy()
+    return canvases, [
+        _Outcome(None, thumbnail(canvas), guess) if kind is None else _Outcome(kind)
+        for kind, canvas, guess in zip(kinds, canvases, guesses, strict=True)
+    ]

@@ -2,54 +2,108 @@
 
 from lesioncam.storage.bundle import Bundle
 from lesioncam.vision.metrics import markdown_table
+from lesioncam.vision.overlap import overlap_table
+
+_CITATION = """\
+@article{jia2017skin,
+  title   = {Skin Lesion Classification using Class Activation Map},
+  author  = {Jia, Xi and Shen, Linlin},
+  journal = {arXiv preprint arXiv:1703.01053},
+  year    = {2017}
+}"""
 
 
 def model_card(bundle: Bundle) -> str:
     """Write the bundle's README.md from its settings, training facts and metrics."""
     settings, facts = bundle.settings, bundle.training
-    crop = settings.crop
-    lines = [
-        f"# lesioncam bundle: {settings.backbone}, {len(settings.classes)} classes",
-        "",
-        "Two-stage skin-lesion classifier after Jia & Shen, *Skin Lesion Classification using "
-        "Class Activation Map* (arXiv 1703.01053). **Not a medical device**: for research, not "
-        "for diagnosis.",
-        "",
+    parts = [
+        [
+            f"# lesioncam bundle: {settings.backbone}, {len(settings.classes)} classes",
+            "",
+            "Two-stage skin-lesion classifier after Jia & Shen, *Skin Lesion Classification using "
+            "Class Activation Map* (arXiv 1703.01053): stage 1 classifies the whole image, its "
+            "class activation map shows where it looked, stage 2 classifies that region.",
+            "",
+            "**Not a medical device.** For research, not for diagnosis.",
+        ],
+        _data(bundle),
+        _results(bundle),
+        _limits(bundle),
+        _recipe(bundle),
+        ["## How to cite", "", "The method:", "", "```bibtex", _CITATION, "```"],
+        [f"Trained {facts['trained_at']} by lesioncam {facts['lesioncam_version']}."],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _data(bundle: Bundle) -> list[str]:
+    facts = bundle.training
+    left_over = ", ".join(
+        f"{count:,} {name.replace('_', ' ')}" for name, count in facts["left_over"].items()
+    )
+    taught = facts["settings"]["guess_weight"] > 0 or facts["masks"]
+    maps = f"Stage 1's maps were taught to cover the lesion: {facts['masks']:,} outlines were drawn"
+    maps += ", the others guessed from colour." if facts["settings"]["guess_weight"] else "."
+    return [
         "## Data",
         "",
         "| class | trained on | held out |",
         "|---|---:|---:|",
         *(
             f"| {name} | {facts['training_images'][name]:,} | {facts['held_out_images'][name]:,} |"
-            for name in settings.classes
+            for name in bundle.settings.classes
         ),
         "",
-        "The epoch of each stage was chosen by mean AUC on the held-out images, so their figures "
-        "below are somewhat too good. Validation images, where given, chose nothing.",
-        "",
+        f"Left over: {left_over}.",
+        *(["", maps] if taught else []),
+    ]
+
+
+def _results(bundle: Bundle) -> list[str]:
+    lines = [
         "## Results",
         "",
+        "Each stage's epoch was chosen by mean AUC on the held-out images, so their figures are "
+        "somewhat too good. Validation images, where given, chose nothing. `mean` is over "
+        f"{', '.join(bundle.training['ranked'])}.",
     ]
     for name, figures in bundle.metrics.items():
-        lines += [
-            f"### {name.replace('_', '-').capitalize()} images",
-            "",
-            *markdown_table(figures),
-            "",
-        ]
-    lines += [
+        lines += ["", f"### {name.replace('_', '-').capitalize()} images", ""]
+        lines += markdown_table(figures)
+        if "localisation" in figures:
+            lines += ["", *overlap_table(figures["localisation"])]
+    return lines
+
+
+def _limits(bundle: Bundle) -> list[str]:
+    return [
+        "## Limits",
+        "",
+        "- It ranks images; its probabilities are not calibrated, and were learned with classes "
+        "weighted towards balance: choose a threshold on images of your own.",
+        f"- It knows {', '.join(bundle.settings.classes)} and nothing else: any other finding, or "
+        "a picture without a lesion, gets one of these names.",
+        "- It was measured on images of the same collection. Other cameras, skin types, ages and "
+        "body sites can be much worse; collections of dermoscopic images have few dark skins.",
+        "- Its maps show where stage 1 looked, not why.",
+    ]
+
+
+def _recipe(bundle: Bundle) -> list[str]:
+    settings, facts = bundle.settings, bundle.training
+    crop = settings.crop
+    return [
         "## Recipe",
         "",
         f"Backbone {settings.backbone} at {settings.input_side} x {settings.input_side} pixels, "
         f"crops from a canvas of {settings.canvas_side} x {settings.canvas_side}. Crop rule: "
         f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
-        f"{crop.smallest} of the canvas. Lesion masks that guided stage 1's maps: "
-        f"{facts['masks']:,}. Final probabilities: {1 - settings.stage2_weight:g} x "
-        f"stage 1 + {settings.stage2_weight:g} x stage 2. Stage 1 is from epoch "
-        f"{facts['stage1']['best_epoch']}, stage 2 from epoch {facts['stage2']['best_epoch']}. "
-        f"Everything else is in `bundle.json` under `training`.",
-        "",
-        f"Trained {facts['trained_at']} by lesioncam {facts['lesioncam_version']}.",
-        "",
+        f"{crop.smallest} of the canvas. Final probabilities: {1 - settings.stage2_weight:g} x "
+        f"stage 1 + {settings.stage2_weight:g} x stage 2"
+        + (", each the mean over four mirrored forms" if settings.flips else "")
+        + f". Stage 1 is from epoch {facts['stage1']['best_epoch']} of "
+        f"{facts['settings']['stage1_epochs']}, stage 2 from epoch "
+        f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']}. All of the "
+        "recipe is in `bundle.json` under `training`; every epoch's metrics are in `metrics.csv` "
+        "and `curves.png`.",
     ]
-    return "\n".join(lines)

@@ -14,6 +14,7 @@ from pyarrow.fs import FileSelector
 from lesioncam.errors import InputError, RunBroke
 from lesioncam.storage.store import open_store
 from lesioncam.training.predict import Workers
+from lesioncam.training.record import Record
 from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
 
 _WORKER_DEATHS = 8  # workers that may die in a stage before it gives up
@@ -24,6 +25,7 @@ def fit(
     run_id: str,
     storage: str,
     compute: Workers,
+    record: Record,
 ) -> StageState:
     """Run one stage on Ray Train, from its last checkpoint if there is one.
 
@@ -32,6 +34,7 @@ def fit(
         run_id: a run of the same id goes on where that one broke off.
         storage: where checkpoints go.
         compute: how many workers of what size.
+        record: keeps the metrics of every epoch.
 
     Raises:
         RunBroke: workers died too often.
@@ -59,7 +62,7 @@ def fit(
         ),
     )
     try:
-        with job.board.logged(), _own_interrupts():
+        with job.board.logged(record.take), _own_interrupts():
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         cause = " ".join(str(error).split())[:300]

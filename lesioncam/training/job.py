@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,26 +26,33 @@ from lesioncam.storage.bundle import Bundle, ModelSettings, bundle_exists, save_
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.storage.store import open_store
 from lesioncam.storage.weights import load_backbone
-from lesioncam.training.canvases import Canvases
+from lesioncam.training.batches import Examples
 from lesioncam.training.card import model_card
 from lesioncam.training.fit import fit, remove_checkpoints
-from lesioncam.training.predict import Workers, classify_all, localise_all
+from lesioncam.training.predict import Seen, Workers, classify_all, localise_all
 from lesioncam.training.progress import Board
+from lesioncam.training.record import Record
 from lesioncam.training.source import (
     Source,
     check_classes,
+    check_counts,
     hold_out,
     match_source,
     match_validation,
-    read_masks,
+    read_lesions,
     read_source,
+    without_copies_of,
 )
 from lesioncam.training.stage import StageJob, StageState
+from lesioncam.vision.copies import groups_of_copies
 from lesioncam.vision.localise import combine
 from lesioncam.vision.metrics import Figures, evaluate_stages
 from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from lesioncam.vision.overlap import compare, mean_overlap
 
 log = logging.getLogger("lesioncam")
+
+_COARSE = 16  # pixels; sides of coarse images are a multiple, as a VGG halves them four times
 
 
 @dataclass(frozen=True)
@@ -93,86 +100,192 @@ def train(request: TrainRequest) -> dict[str, Any]:
         )
     labels = read_labels(request.labels, request.settings.rest_class)
     source = match_source(request.images, labels, "--images", "--labels")
-    held_out = hold_out(
-        source.indices, labels, request.settings.val_fraction, request.settings.seed
-    )
+    check_counts(labels, source.indices)
     validation = match_validation(
         request.val_images, request.val_labels, labels, request.settings.rest_class, source
     )
     model, initial = initial_network(request.settings, labels)
     with connected():
-        return _run(request, labels, source, held_out, validation, model, initial)
+        return _Run(request, labels, source, validation, model, initial).run()
 
 
-def _run(
-    request: TrainRequest,
-    labels: Labels,
-    source: Source,
-    held_out: np.ndarray,
-    validation: Source | None,
-    model: ModelSettings,
-    initial: Mapping[str, Tensor],
-) -> dict[str, Any]:
-    compute = make_workers(request)
-    storage = request.storage or f"{request.bundle.rstrip('/')}-checkpoints"
-    for place in (request.bundle, storage):
-        open_store(place).check_writable()
-    canvases, good = read_source(source, model.canvas_side)
-    checked = None if validation is None else read_source(validation, model.canvas_side)
-    indices, held_out = source.indices[good], held_out[good]
-    check_classes(labels, indices, held_out)
-    if request.workers > min(request.settings.batch_size, int((~held_out).sum())):
-        raise InputError(
-            f"--workers: {request.workers} workers cannot share a batch of "
-            f"{min(request.settings.batch_size, int((~held_out).sum()))} images; lower --workers"
+class _Run:
+    """One run on a cluster; its stages share what was read for them."""
+
+    def __init__(
+        self,
+        request: TrainRequest,
+        labels: Labels,
+        source: Source,
+        validation: Source | None,
+        model: ModelSettings,
+        initial: Mapping[str, Tensor],
+    ):
+        self.request, self.labels, self.source = request, labels, source
+        self.model, self.initial = model, initial
+        self.compute = make_workers(request)
+        self.storage = request.storage or f"{request.bundle.rstrip('/')}-checkpoints"
+        for place in (request.bundle, self.storage):
+            open_store(place).check_writable()
+        self.images = read_source(source, model.canvas_side)
+        self.validation = None if validation is None else read_source(validation, model.canvas_side)
+        if self.validation is not None:
+            self.images = without_copies_of(self.images, self.validation)
+        self.held_out = hold_out(
+            self.images.labels,
+            groups_of_copies(self.images.thumbnails),
+            request.settings.val_fraction,
+            request.settings.seed,
         )
-    masks = None if request.masks is None else read_masks(source, good, request.masks)
-    board = Board.create()
-    whole = np.tile([0, 0, model.canvas_side, model.canvas_side], (len(good), 1))
-    job = StageJob(
-        stage="stage1",
-        settings=request.settings,
-        model=model,
-        initial=ray.put(dict(initial)),
-        epochs=request.settings.stage1_epochs,
-        learning_rate=request.settings.learning_rate,
-        canvases=canvases,
-        boxes=whole,
-        labels=indices,
-        masks=masks,
-        held_out=held_out,
-        ranked=tuple(labels.classes.index(name) for name in labels.ranked),
-        threads=compute.threads,
-        board=board,
-    )
-    trained_on = [source.uris[number] for number in good]
-    stage1 = fit(job, _fingerprint(job, request, trained_on, initial), storage, compute)
-    _, boxes = localise_all(canvases, model, stage1.best, compute)
-    job = replace(
-        job,
-        stage="stage2",
-        initial=ray.put(dict(stage1.best)),
-        epochs=request.settings.stage2_epochs,
-        learning_rate=request.settings.stage2_learning_rate,
-        boxes=boxes,
-        masks=None,  # its crops hold little else
-    )
-    stage2 = fit(job, _fingerprint(job, request, trained_on, stage1.best), storage, compute)
+        check_classes(labels, self.images.labels, self.held_out)
+        batch = min(request.settings.batch_size, int((~self.held_out).sum()))
+        if request.workers > batch:
+            raise InputError(
+                f"--workers: {request.workers} workers cannot share a batch of {batch} images; "
+                f"lower --workers"
+            )
+        self.lesions = read_lesions(self.images, request.masks, request.settings)
+        self.record = Record(request.bundle)
+        self.board = Board.create()
 
-    trained = Bundle(model, stage1.best, stage2.best)
-    metrics: dict[str, Any] = {
-        "held_out": figures(trained, labels, canvases.subset(held_out), indices[held_out], compute)
-    }
-    if validation is not None and checked is not None:
-        pixels, readable = checked
-        metrics["validation"] = figures(
-            trained, labels, pixels, validation.indices[readable], compute
+    def run(self) -> dict[str, Any]:
+        """Both stages, their figures and the bundle."""
+        canvases = self.images.canvases
+        if self.validation is not None:
+            canvases = canvases.join(self.validation.canvases)
+        stage1 = self._fit(self._stage1())
+        seen = localise_all(canvases, self.model, stage1.best, self.compute)
+        stage2 = self._fit(self._stage2(stage1, seen.boxes[: len(self.images)]))
+
+        validation = np.arange(len(self.images), len(canvases))
+        reported = np.concatenate([np.flatnonzero(self.held_out), validation])
+        second = np.zeros_like(seen.probabilities)
+        second[reported] = classify_all(
+            canvases, reported, seen.boxes, self.model, stage2.best, self.compute
         )
-    trained = replace(trained, training=_facts(request, labels, source, job, stage1, stage2, masks))
-    trained = replace(trained, metrics=metrics)
-    digest = save_bundle(trained, request.bundle, model_card(trained))
-    remove_checkpoints(storage)
-    return {"model": digest, "bundle": open_store(request.bundle).uri, "metrics": metrics}
+        metrics: dict[str, Any] = {
+            "held_out": self._figures(
+                seen, second, np.flatnonzero(self.held_out), self.images.labels[self.held_out]
+            )
+        }
+        if self.request.masks is not None:
+            metrics["held_out"]["localisation"] = self._localisation(seen)
+        if self.validation is not None:
+            metrics["validation"] = self._figures(seen, second, validation, self.validation.labels)
+        trained = Bundle(
+            self.model,
+            stage1.best,
+            stage2.best,
+            training=self._facts(stage1, stage2),
+            metrics=metrics,
+        )
+        digest = save_bundle(trained, self.request.bundle, model_card(trained))
+        remove_checkpoints(self.storage)
+        place = open_store(self.request.bundle).uri
+        return {"model": digest, "bundle": place, "metrics": metrics}
+
+    def _stage1(self) -> StageJob:
+        settings, side = self.request.settings, self.model.canvas_side
+        return StageJob(
+            stage="stage1",
+            settings=settings,
+            model=self.model,
+            initial=ray.put(dict(self.initial)),
+            epochs=settings.stage1_epochs,
+            coarse_epochs=round(settings.stage1_epochs * settings.coarse_share),
+            coarse_side=round(self.model.input_side * settings.coarse_scale / _COARSE) * _COARSE,
+            epochs_after=settings.stage2_epochs,
+            learning_rate=settings.learning_rate,
+            examples=Examples(
+                canvases=self.images.canvases,
+                boxes=np.tile([0, 0, side, side], (len(self.images), 1)),
+                labels=self.images.labels,
+                held_out=self.held_out,
+                lesions=self.lesions,
+            ),
+            ranked=tuple(self.labels.classes.index(name) for name in self.labels.ranked),
+            threads=self.compute.threads,
+            board=self.board,
+        )
+
+    def _stage2(self, stage1: StageState, boxes: np.ndarray) -> StageJob:
+        first, settings = self._stage1(), self.request.settings
+        crops = replace(first.examples, boxes=boxes, lesions=None)
+        return replace(
+            first,
+            stage="stage2",
+            initial=ray.put(dict(stage1.best)),
+            epochs=settings.stage2_epochs,
+            coarse_epochs=0,
+            epochs_after=0,
+            learning_rate=settings.stage2_learning_rate,
+            examples=crops,  # they hold little beside the lesion: no outlines
+        )
+
+    def _fit(self, job: StageJob) -> StageState:
+        return fit(job, self._fingerprint(job), self.storage, self.compute, self.record)
+
+    def _fingerprint(self, job: StageJob) -> str:
+        """What makes a run the same run: recipe, images, labels, lesions, first weights.
+
+        Stage 2's first weights are what stage 1 came to.
+        """
+        asked = [asdict(self.request.settings), self.images.uris, job.stage]
+        digest = hashlib.sha256(json.dumps(asked).encode())
+        for part in (self.images.labels, self.lesions.grid, self.lesions.weights):
+            digest.update(part.tobytes())
+        initial = ray.get(job.initial)
+        for name in sorted(initial):
+            digest.update(initial[name].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _figures(
+        self, seen: Seen, second: np.ndarray, numbers: np.ndarray, labels: np.ndarray
+    ) -> Figures:
+        """What both stages reach on these images; their classes are `labels`."""
+        first, last = seen.probabilities[numbers], second[numbers]
+        final = combine(
+            torch.from_numpy(first), torch.from_numpy(last), self.model.stage2_weight
+        ).numpy()
+        stages = {"stage1": first, "stage2": last, "final": final}
+        return evaluate_stages(stages, labels, self.labels.classes, self.labels.ranked)
+
+    def _localisation(self, seen: Seen) -> dict[str, Any]:
+        """How well maps and boxes find the drawn outlines of held-out images."""
+        grid = self.lesions.grid
+        drawn = self.lesions.drawn & self.held_out & grid.any(axis=(1, 2))
+        boxes = seen.boxes / self.model.canvas_side
+        return mean_overlap(
+            compare(grid[number], seen.maps[number], tuple(boxes[number]))
+            for number in np.flatnonzero(drawn)
+        )
+
+    def _facts(self, stage1: StageState, stage2: StageState) -> dict[str, Any]:
+        """Training facts for the bundle: counts and settings, no image's name."""
+
+        def counts(part: np.ndarray) -> dict[str, int]:
+            found = Counter(self.labels.classes[index] for index in self.images.labels[part])
+            return {name: found[name] for name in self.labels.classes}
+
+        settings = asdict(self.request.settings)
+        if settings["weights"] is not None:
+            settings["weights"] = Path(settings["weights"]).name  # its folder is nobody's business
+        return {
+            "settings": settings,
+            "ranked": list(self.labels.ranked),
+            "training_images": counts(~self.held_out),
+            "held_out_images": counts(self.held_out),
+            "left_over": {
+                **self.source.left_over,
+                "unreadable_images_and_copies": len(self.source.uris) - len(self.images),
+            },
+            "masks": int(self.lesions.drawn.sum()),
+            "workers": self.request.workers,
+            "stage1": {"best_epoch": stage1.best_epoch, "history": stage1.history},
+            "stage2": {"best_epoch": stage2.best_epoch, "history": stage2.history},
+            "lesioncam_version": __version__,
+            "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
 
 def initial_network(
@@ -192,6 +305,7 @@ def initial_network(
         std=IMAGENET_STD,
         stage2_weight=settings.stage2_weight,
         crop=settings.crop,
+        flips=settings.flips,
     )
     network = model.network()
     if settings.weights is not None:
@@ -224,66 +338,3 @@ def make_workers(request: TrainRequest) -> Workers:
         "GPU" if gpu else f"CPU, {threads} threads each",
     )
     return Workers(request.workers, gpu, reserved, threads)
-
-
-def _fingerprint(
-    job: StageJob, request: TrainRequest, trained_on: Sequence[str], initial: Mapping[str, Tensor]
-) -> str:
-    """What makes a run the same run: recipe, images that could be read, labels, first weights.
-
-    Stage 2's first weights are what stage 1 came to.
-    """
-    asked = [asdict(request.settings), request.masks, trained_on, job.labels.tolist(), job.stage]
-    digest = hashlib.sha256(json.dumps(asked).encode())
-    for name in sorted(initial):
-        digest.update(initial[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def figures(
-    bundle: Bundle, labels: Labels, canvases: Canvases, indices: np.ndarray, compute: Workers
-) -> Figures:
-    """What a trained pair of stages reaches on labelled canvases."""
-    stage1, boxes = localise_all(canvases, bundle.settings, bundle.stage1, compute)
-    stage2 = classify_all(canvases, boxes, bundle.settings, bundle.stage2, compute)
-    final = combine(
-        torch.from_numpy(stage1), torch.from_numpy(stage2), bundle.settings.stage2_weight
-    )
-    stages = {"stage1": stage1, "stage2": stage2, "final": final.numpy()}
-    return evaluate_stages(stages, indices, labels.classes, labels.ranked)
-
-
-def _facts(
-    request: TrainRequest,
-    labels: Labels,
-    source: Source,
-    job: StageJob,
-    stage1: StageState,
-    stage2: StageState,
-    masks: np.ndarray | None,
-) -> dict[str, Any]:
-    """Training facts for the bundle: counts and settings, no image's name."""
-
-    def counts(part: np.ndarray) -> dict[str, int]:
-        found = Counter(labels.classes[index] for index in job.labels[part])
-        return {name: found[name] for name in labels.classes}
-
-    settings = asdict(request.settings)
-    if settings["weights"] is not None:
-        settings["weights"] = Path(settings["weights"]).name  # its folder is nobody's business
-    return {
-        "settings": settings,
-        "ranked": list(labels.ranked),
-        "training_images": counts(~job.held_out),
-        "held_out_images": counts(job.held_out),
-        "left_over": {
-            **source.left_over,
-            "unreadable_images": len(source.uris) - len(job.labels),
-        },
-        "masks": 0 if masks is None else int(masks.any(axis=(1, 2)).sum()),
-        "workers": request.workers,
-        "stage1": {"best_epoch": stage1.best_epoch, "history": stage1.history},
-        "stage2": {"best_epoch": stage2.best_epoch, "history": stage2.history},
-        "lesioncam_version": __version__,
-        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -1,6 +1,6 @@
 """Predict: both stages' results on decoded canvases, on the cluster, through `localise`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,65 +37,110 @@ class Workers:
     threads: int
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What stage 1 saw of n canvases.
+
+    Attributes:
+        probabilities: (n, K) float32.
+        boxes: (n, 4) int64 on the canvas.
+        maps: (n, h, w) uint8, the maps behind the boxes.
+    """
+
+    probabilities: np.ndarray
+    boxes: np.ndarray
+    maps: np.ndarray
+
+
 class _Predictor:
     """A network that crops or classifies batches of canvases."""
 
-    def __init__(self, model: ModelSettings, state: Mapping[str, Tensor], compute: Workers):
-        self.model = model
+    def __init__(
+        self,
+        model: ModelSettings,
+        state: Mapping[str, Tensor],
+        canvases: Canvases,
+        compute: Workers,
+    ):
+        self.model, self.canvases = model, canvases
         self.device = torch.device("cuda" if compute.gpu else "cpu")
         if not compute.gpu:
             torch.set_num_threads(compute.threads)
         network = load_network(model, state)
         self.network = prepare_for_inference(network, self.device, native_precision(self.device))
 
-    def localise(self, canvases: Canvases, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Stage 1: probabilities (B, K) and boxes (B, 4) on the canvas."""
-        pixels = self._pixels(canvases, numbers)
-        found = localise(self.network, pixels, self.model.input_side, self.model.crop)
-        return found.probabilities.cpu().numpy(), found.boxes.cpu().numpy()
+    def localise(self, numbers: np.ndarray) -> Seen:
+        """Stage 1 on these canvases."""
+        model, pixels = self.model, self._pixels(numbers)
+        found = localise(self.network, pixels, model.input_side, model.crop, model.flips)
+        return Seen(
+            found.probabilities.cpu().numpy(), found.boxes.cpu().numpy(), found.maps.cpu().numpy()
+        )
 
-    def classify(self, canvases: Canvases, numbers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    def classify(self, numbers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Stage 2: probabilities (B, K) of the boxes' contents."""
-        pixels = self._pixels(canvases, numbers)
-        crops = sample_boxes(pixels, torch.from_numpy(boxes).to(self.device), self.model.input_side)
-        return classify(self.network, crops).cpu().numpy()
+        places = torch.from_numpy(boxes).to(self.device)
+        crops = sample_boxes(self._pixels(numbers), places, self.model.input_side)
+        return classify(self.network, crops, self.model.flips).cpu().numpy()
 
-    def _pixels(self, canvases: Canvases, numbers: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(canvases.gather(numbers)).to(self.device)
+    def _pixels(self, numbers: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(self.canvases.gather(numbers)).to(self.device)
         return to_channels_first(pixels)
 
 
 def localise_all(
     canvases: Canvases, model: ModelSettings, stage1: Mapping[str, Tensor], compute: Workers
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stage 1 on all canvases: probabilities (n, K) and boxes (n, 4)."""
-    weights = ray.put(dict(stage1))  # lives as long as actors may have to start again
-    results = _pool(model, weights, compute).map(
-        lambda actor, numbers: actor.localise.remote(canvases, numbers),
-        list(canvases.batches(_BATCH)),
+) -> Seen:
+    """Stage 1 on all canvases."""
+    pool, _weights = _pool(model, stage1, canvases, compute)
+    batches = list(_batches(np.arange(len(canvases))))
+    found = list(pool.map(lambda actor, numbers: actor.localise.remote(numbers), batches))
+    return Seen(
+        np.concatenate([seen.probabilities for seen in found]),
+        np.concatenate([seen.boxes for seen in found]),
+        np.concatenate([seen.maps for seen in found]),
     )
-    probabilities, boxes = zip(*results, strict=True)
-    return np.concatenate(probabilities), np.concatenate(boxes)
 
 
 def classify_all(
     canvases: Canvases,
+    numbers: np.ndarray,
     boxes: np.ndarray,
     model: ModelSettings,
     stage2: Mapping[str, Tensor],
     compute: Workers,
 ) -> np.ndarray:
-    """Stage 2 on the boxes of all canvases: probabilities (n, K)."""
-    weights = ray.put(dict(stage2))  # likewise
-    results = _pool(model, weights, compute).map(
-        lambda actor, numbers: actor.classify.remote(canvases, numbers, boxes[numbers]),
-        list(canvases.batches(_BATCH)),
+    """Stage 2 on the boxes of canvases `numbers` (m,): probabilities (m, K).
+
+    Args:
+        canvases: n of them.
+        numbers: which of them.
+        boxes: (n, 4), of all.
+        model: the network's shape.
+        stage2: its weights.
+        compute: how many predictors of what size.
+    """
+    pool, _weights = _pool(model, stage2, canvases, compute)
+    results = pool.map(
+        lambda actor, batch: actor.classify.remote(batch, boxes[batch]), list(_batches(numbers))
     )
     return np.concatenate(list(results))
 
 
-def _pool(model: ModelSettings, weights: ray.ObjectRef, compute: Workers) -> ActorPool:
-    """Actors that are started again, and their batch repeated, where one dies."""
+def _batches(numbers: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(numbers), _BATCH):
+        yield numbers[start : start + _BATCH]
+
+
+def _pool(
+    model: ModelSettings, state: Mapping[str, Tensor], canvases: Canvases, compute: Workers
+) -> tuple[ActorPool, ray.ObjectRef]:
+    """Actors that are started again, and their batch repeated, where one dies.
+
+    The second value is the weights' reference: it must live as long as they may have to.
+    """
+    weights = ray.put(dict(state))
     options: dict[str, Any] = {"num_cpus": compute.cpus, "num_gpus": int(compute.gpu)}
     remote = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **options)(_Predictor)
-    return ActorPool([remote.remote(model, weights, compute) for _ in range(compute.actors)])
+    actors = [remote.remote(model, weights, canvases, compute) for _ in range(compute.actors)]
+    return ActorPool(actors), weights

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,35 @@ log = logging.getLogger("lesioncam")
 _POLL_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Post:
+    """What a worker says after an epoch, or when it goes on from a checkpoint.
+
+    Attributes:
+        stage: `stage1` or `stage2`.
+        epochs: of this stage.
+        history: the metrics of every epoch of this stage that is done; may be empty.
+        left: seconds that all epochs to come will take, of the stage after it too.
+        resumed: whether they come from a checkpoint.
+    """
+
+    stage: str
+    epochs: int
+    history: Sequence[Mapping[str, Any]]
+    left: float
+    resumed: bool = False
+
+
 class _Posts:
     """An actor that keeps what workers post until it is read."""
 
     def __init__(self) -> None:
-        self._posts: list[Mapping[str, Any]] = []
+        self._posts: list[Post] = []
 
-    def post(self, content: Mapping[str, Any]) -> None:
+    def post(self, content: Post) -> None:
         self._posts.append(content)
 
-    def take(self) -> list[Mapping[str, Any]]:
+    def take(self) -> list[Post]:
         posts, self._posts = self._posts, []
         return posts
 
@@ -39,13 +58,13 @@ class Board:
         """Start the board in the cluster."""
         return cls(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Posts).remote())
 
-    def post(self, content: Mapping[str, Any]) -> None:
+    def post(self, content: Post) -> None:
         """Put something up; does not wait."""
-        self.actor.post.remote(dict(content))
+        self.actor.post.remote(content)
 
     @contextmanager
-    def logged(self) -> Iterator[None]:
-        """While this lasts, log a line for whatever is posted."""
+    def logged(self, take: Callable[[Post], None]) -> Iterator[None]:
+        """While this lasts, log a line for whatever is posted, and hand it to `take`."""
         stop = threading.Event()
 
         def read() -> None:
@@ -53,6 +72,7 @@ class Board:
                 ended = stop.wait(_POLL_SECONDS)
                 for content in ray.get(self.actor.take.remote()):
                     log.info("%s", line(content))
+                    take(content)
                 if ended:
                     return
 
@@ -65,15 +85,15 @@ class Board:
             reader.join()
 
 
-def line(content: Mapping[str, Any]) -> str:
-    """One line for a post: an epoch's metrics, or that a stage goes on from a checkpoint."""
-    stage = content["stage"].replace("stage", "stage ")
-    if "resumed" in content:
-        return f"{stage}: going on from the checkpoint after epoch {content['resumed']}"
-    figure = content["mean_auc"]
-    left = (content["epochs"] - content["epoch"]) * content["seconds"]
+def line(post: Post) -> str:
+    """One line for a post: its last epoch's metrics, or that the stage goes on from there."""
+    stage = post.stage.replace("stage", "stage ")
+    if post.resumed:
+        return f"{stage}: going on from the checkpoint after epoch {len(post.history)}"
+    last = post.history[-1]
+    figure = last["mean_auc"]
     return (
-        f"{stage}: epoch {content['epoch']} of {content['epochs']}, loss {content['loss']:.3f}, "
+        f"{stage}: epoch {last['epoch']} of {post.epochs}, loss {last['loss']:.3f}, "
         f"held-out mean AUC {'undefined' if figure is None else f'{figure:.3f}'}, "
-        f"{content['images_per_second']:.1f} images/s, {left / 60:.0f} min left"
+        f"{last['images_per_second']:.1f} images/s, about {post.left / 60:.0f} min left"
     )

@@ -9,14 +9,17 @@ import numpy as np
 
 from lesioncam.errors import InputError, RunBroke
 from lesioncam.schema import TRANSIENT_KINDS
+from lesioncam.settings import TrainSettings
 from lesioncam.storage.labels import Labels, match, read_labels
 from lesioncam.storage.listing import Listing, image_id
 from lesioncam.storage.masks import find_masks, read_mask
+from lesioncam.training.batches import Lesions
 from lesioncam.training.canvases import Canvases, decode_canvases
+from lesioncam.vision.copies import pairs_of_copies
 
 log = logging.getLogger("lesioncam")
 
-_MASK_SIDE = 64  # masks are compared with maps of 14 x 14
+_MASK_SIDE = 64  # of the grid a drawn outline is kept on; maps have 14 x 14 cells
 _MASK_THREADS = 8
 
 
@@ -92,43 +95,48 @@ def match_validation(
     return validation
 
 
-def hold_out(indices: np.ndarray, labels: Labels, fraction: float, seed: int) -> np.ndarray:
-    """Draw the held-out images class by class.
+@dataclass(frozen=True)
+class Images:
+    """A source's decoded images, n of them.
 
-    Args:
-        indices: (n,) int, the images' places in `labels.classes`.
-        labels: for the class names.
-        fraction: of each class; at least one image of it is held out and one left to train on.
-        seed: of the draw.
-
-    Returns:
-        (n,) bool: held out.
-
-    Raises:
-        InputError: a class has fewer than two images.
+    Attributes:
+        uris: where they came from.
+        canvases: their pixels.
+        labels: (n,) int64, their classes' places.
+        thumbnails: (n, 16, 16, 3) uint8.
+        guesses: (n, 32, 32) bool, where colour alone says the lesion is.
     """
-    random = np.random.default_rng(seed)
-    held_out = np.zeros(len(indices), bool)
-    for place, name in enumerate(labels.classes):
-        members = random.permutation(np.flatnonzero(indices == place))
-        if len(members) < 2:
-            raise InputError(
-                f"--labels: class {name!r} has {len(members)} images under --images; at least two "
-                f"are needed, one to train on and one held out"
-            )
-        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
-        held_out[members[:count]] = True
-    return held_out
+
+    uris: tuple[str, ...]
+    canvases: Canvases
+    labels: np.ndarray
+    thumbnails: np.ndarray
+    guesses: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def without(self, numbers: np.ndarray) -> "Images":
+        """All but these."""
+        kept = np.setdiff1d(np.arange(len(self)), numbers)
+        return Images(
+            tuple(self.uris[number] for number in kept),
+            self.canvases.take(kept),
+            self.labels[kept],
+            self.thumbnails[kept],
+            self.guesses[kept],
+        )
 
 
-def read_source(source: Source, canvas_side: int) -> tuple[Canvases, np.ndarray]:
-    """Decode a source's images; returns them and (m,) their numbers in the source.
+def read_source(source: Source, canvas_side: int) -> Images:
+    """Decode a source's images; those that cannot be are left out, with a warning.
 
     Raises:
         InputError: none of them can be decoded.
         RunBroke: some could not be fetched; to train without them would be another run.
     """
-    canvases, good, failed = decode_canvases(source.uris, canvas_side)
+    decoded = decode_canvases(source.uris, canvas_side)
+    failed = decoded.failed
     lost = sum(failed[kind] for kind in TRANSIENT_KINDS)
     if lost:
         raise RunBroke(
@@ -138,37 +146,66 @@ def read_source(source: Source, canvas_side: int) -> tuple[Canvases, np.ndarray]
     if failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
         log.warning("%s: %d images cannot be used: %s", source.flag, failed.total(), kinds)
-    if not len(good):
+    if not len(decoded.good):
         raise InputError(f"{source.flag}: none of the {len(source.uris)} images can be decoded")
-    return canvases, good
+    return Images(
+        tuple(source.uris[number] for number in decoded.good),
+        decoded.canvases,
+        source.indices[decoded.good],
+        decoded.thumbnails,
+        decoded.guesses,
+    )
 
 
-def read_masks(source: Source, good: np.ndarray, masks: str) -> np.ndarray:
-    """The lesion masks of a source's decoded images: (m, side, side) bool, empty for those without.
+def without_copies_of(images: Images, validation: Images) -> Images:
+    """Leave out the training images that show the same picture as a validation image."""
+    pairs = list(pairs_of_copies(images.thumbnails, validation.thumbnails))
+    copied = np.unique([i for i, _ in pairs]).astype(np.int64)
+    if len(copied):
+        log.warning("--images: %d left out, copies of --val-images under another name", len(copied))
+    return images.without(copied)
+
+
+def hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draw the held-out images class by class; copies go to the same side.
+
+    Args:
+        labels: (n,) int, the images' classes.
+        groups: (n,) int, of each image the number of the first one that shows the same picture.
+        fraction: of each class's pictures; at least one is held out and one left to train on, as
+            far as there are so many.
+        seed: of the draw.
+
+    Returns:
+        (n,) bool: held out.
+    """
+    random = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), bool)
+    firsts = groups == np.arange(len(groups))  # the others go where their first one goes
+    for place in np.unique(labels):
+        members = random.permutation(np.flatnonzero((labels == place) & firsts))
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held_out[members[:count]] = True
+    return np.asarray(held_out[groups])
+
+
+def check_counts(labels: Labels, indices: np.ndarray) -> None:
+    """Refuse classes of fewer than two images, before any image is read.
 
     Raises:
-        InputError: no image has a mask, or one cannot be read.
+        InputError: naming the first one.
     """
-    by_id = find_masks(masks)
-    names = [image_id(source.uris[number]) for number in good]
-    lesions = np.zeros((len(names), _MASK_SIDE, _MASK_SIDE), bool)
-    with_mask = [number for number, name in enumerate(names) if name in by_id]
-    if not with_mask:
-        raise InputError(f"--masks: none of the masks in {masks} is of an image of {source.flag}")
-    with ThreadPoolExecutor(_MASK_THREADS) as threads:
-        uris = [by_id[names[number]] for number in with_mask]
-        for number, mask in zip(with_mask, threads.map(_small_mask, uris), strict=True):
-            lesions[number] = mask
-    log.info("--masks: %s of %s images have one", f"{len(with_mask):,}", f"{len(names):,}")
-    return lesions
-
-
-def _small_mask(uri: str) -> np.ndarray:
-    return read_mask(uri, _MASK_SIDE)
+    for place, name in enumerate(labels.classes):
+        count = int((indices == place).sum())
+        if count < 2:
+            raise InputError(
+                f"--labels: class {name!r} has {count} images under --images; at least two are "
+                f"needed, one to train on and one held out"
+            )
 
 
 def check_classes(labels: Labels, indices: np.ndarray, held_out: np.ndarray) -> None:
-    """Refuse a split of the decoded images in which a class is missing on either side.
+    """Refuse a split in which a class is missing on either side.
 
     Raises:
         InputError: naming the classes.
@@ -177,6 +214,39 @@ def check_classes(labels: Labels, indices: np.ndarray, held_out: np.ndarray) -> 
         missing = labels.missing_classes(indices[part])
         if missing:
             raise InputError(
-                f"--images: no image of class {', '.join(missing)} could be decoded among those "
-                f"{where}; mend the broken files or add images"
+                f"--images: no image of class {', '.join(missing)} is {where} once unreadable "
+                f"files are left out and copies kept together; add images of it"
             )
+
+
+def read_lesions(images: Images, masks: str | None, settings: TrainSettings) -> Lesions:
+    """Where the lesions are: drawn, where `--masks` has an outline, else guessed from colour.
+
+    Raises:
+        InputError: no image has a mask, or one cannot be read.
+    """
+    scale = _MASK_SIDE // images.guesses.shape[1]
+    grid = images.guesses.repeat(scale, axis=1).repeat(scale, axis=2)
+    drawn = np.zeros(len(images), bool)
+    if masks is not None:
+        drawn = _read_masks(images, masks, grid)
+    weights = np.where(drawn, settings.mask_weight, settings.guess_weight).astype(np.float32)
+    return Lesions(grid, drawn, weights)
+
+
+def _read_masks(images: Images, masks: str, grid: np.ndarray) -> np.ndarray:
+    """Put the drawn outlines into `grid` (n, m, m); returns (n,) bool, which have one."""
+    by_id = find_masks(masks)
+    names = [image_id(uri) for uri in images.uris]
+    with_mask = [number for number, name in enumerate(names) if name in by_id]
+    if not with_mask:
+        raise InputError(f"--masks: none of the masks in {masks} is of an image of --images")
+    with ThreadPoolExecutor(_MASK_THREADS) as threads:
+        uris = [by_id[names[number]] for number in with_mask]
+        grid[with_mask] = np.stack(list(threads.map(_small_mask, uris)))
+    log.info("--masks: %s of %s images have one", f"{len(with_mask):,}", f"{len(names):,}")
+    return np.isin(np.arange(len(names)), with_mask)
+
+
+def _small_mask(uri: str) -> np.ndarray:
+    return read_mask(uri, _MASK_SIDE)

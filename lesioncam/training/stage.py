@@ -7,12 +7,11 @@ and the crop for stage 2. Every worker sees its share of the same batches, whate
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -23,14 +22,12 @@ from torch import Tensor, nn
 
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import ModelSettings, load_network
-from lesioncam.training.canvases import Canvases
-from lesioncam.training.progress import Board
-from lesioncam.vision.augment import Draws, augment, draw, turn
-from lesioncam.vision.cam import class_activation_maps, mask_loss
-from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import to_channels_first, whole_boxes
+from lesioncam.training.batches import Batch, Batches, Examples
+from lesioncam.training.progress import Board, Post
+from lesioncam.training.recipe import balanced_weights, freeze_blocks, one_cycle
+from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.metrics import mean_auc
-from lesioncam.vision.network import VGGGAP, native_precision
+from lesioncam.vision.network import BACKBONES, native_precision
 
 _STATE_FILE = "state.pt"
 _MOMENTUM = 0.9
@@ -48,13 +45,11 @@ class StageJob:
         model: the network's shape.
         initial: the weights to start from, in the object store.
         epochs: passes over the training images.
+        coarse_epochs: how many of them, from the first, see the images at `coarse_side`.
+        coarse_side: in pixels.
+        epochs_after: passes that another stage makes after this one.
         learning_rate: the peak of the schedule.
-        canvases: the decoded images, training and held-out ones.
-        boxes: (n, 4) int, of each image what the stage sees of its canvas.
-        labels: (n,) int.
-        masks: (n, m, m) bool, the lesions in the canvases' frame, empty where there is no mask; or
-            None to train without.
-        held_out: (n,) bool.
+        examples: the images.
         ranked: places of the classes whose mean AUC chooses the checkpoint.
         threads: torch threads a worker computes with on a CPU.
         board: where progress goes.
@@ -65,15 +60,18 @@ class StageJob:
     model: ModelSettings
     initial: ray.ObjectRef
     epochs: int
+    coarse_epochs: int
+    coarse_side: int
+    epochs_after: int
     learning_rate: float
-    canvases: Canvases
-    boxes: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray | None
-    held_out: np.ndarray
+    examples: Examples
     ranked: tuple[int, ...]
     threads: int
     board: Board
+
+    def side(self, epoch: int) -> int:
+        """The side of the images that an epoch, counted from 0, learns from."""
+        return self.coarse_side if epoch < self.coarse_epochs else self.model.input_side
 
 
 @dataclass
@@ -121,7 +119,7 @@ def train_stage(config: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One worker's networks, optimiser and share of the images."""
+    """One worker's network, optimiser and share of the images."""
 
     def __init__(self, job: StageJob):
         self.job = job
@@ -140,23 +138,24 @@ class _Worker:
             freeze_blocks(self.network, job.settings.frozen_blocks)
         self.model: nn.Module = ray.train.torch.prepare_model(self.network, move_to_device=False)
 
-        self.training = np.flatnonzero(~job.held_out)
-        self.batch_size = min(job.settings.batch_size, len(self.training))
-        self.steps = len(self.training) // self.batch_size
-        trained = [p for p in self.network.parameters() if p.requires_grad]
+        backbone = BACKBONES[job.model.backbone]
+        self.batches = Batches(
+            job.examples, job.settings, backbone, self.rank, self.world, self.device
+        )
         self.optimizer = torch.optim.SGD(
-            trained,
+            [p for p in self.network.parameters() if p.requires_grad],
             lr=job.learning_rate,
             momentum=_MOMENTUM,
             nesterov=True,
             weight_decay=job.settings.weight_decay,
         )
-        total = self.steps * job.epochs
+        total = self.batches.steps * job.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: one_cycle(step, total)
         )
+        learned = job.examples.labels[self.batches.training]
         self.class_weights = balanced_weights(
-            job.labels[self.training], len(job.model.classes), job.settings.balance
+            learned, len(job.model.classes), job.settings.balance
         ).to(self.device)
 
     def run(self) -> None:
@@ -165,21 +164,11 @@ class _Worker:
         for epoch in range(state.epoch, self.job.epochs):
             if state.diverged:
                 return  # the driver says so
-            started = time.monotonic()
-            loss = self._train_epoch(epoch)
-            figure = self._held_out_auc()
-            seconds = time.monotonic() - started
-            metrics = {
-                "epoch": epoch + 1,
-                "loss": loss,
-                "mean_auc": figure,
-                "images_per_second": self.steps * self.batch_size / seconds,
-                "seconds": seconds,
-            }
+            metrics = {"epoch": epoch + 1, **self._train_epoch(epoch), **self._held_out()}
             self._update(state, epoch + 1, metrics)
             self._report(state, metrics)
             if self.rank == 0:
-                self.job.board.post({"stage": self.job.stage, "epochs": self.job.epochs, **metrics})
+                self._post(state)
 
     def _resume(self) -> StageState:
         checkpoint = ray.train.get_checkpoint()
@@ -190,102 +179,104 @@ class _Worker:
         self.optimizer.load_state_dict(dict(state.optimizer))
         self.schedule.load_state_dict(dict(state.schedule))
         if self.rank == 0:
-            self.job.board.post({"stage": self.job.stage, "resumed": state.epoch})
+            self._post(state, resumed=True)
         return state
 
-    def _train_epoch(self, epoch: int) -> float:
-        """One pass over the training images; returns the mean loss over all workers."""
+    def _post(self, state: StageState, resumed: bool = False) -> None:
+        job = self.job
+        job.board.post(Post(job.stage, job.epochs, state.history, self._left(state), resumed))
+
+    def _left(self, state: StageState) -> float:
+        """Seconds that all epochs to come will take, of the stage after this one too.
+
+        A pixel is taken to cost as much as in the last epoch.
+        """
+        if not state.history:
+            return math.nan
+        last = state.history[-1]
+        pixel = float(last["seconds"]) / self.job.side(state.epoch - 1) ** 2
+        sides = [self.job.side(epoch) for epoch in range(state.epoch, self.job.epochs)]
+        sides += [self.job.model.input_side] * self.job.epochs_after
+        return sum(pixel * side**2 + float(last["held_out_seconds"]) for side in sides)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training images: the mean loss over all workers, and what it took."""
         self.model.train()
         total = torch.zeros((), device=self.device)
-        for step, numbers in enumerate(self._epoch_batches(epoch)):
-            share = numbers[self.rank :: self.world]
-            random = torch.Generator().manual_seed(self._seed(epoch, step))
-            draws = draw(len(numbers), self.job.settings, random).share(self.rank, self.world)
-            images = augment(*self._pixels(share), draws, self.job.model.input_side)
-            target = torch.from_numpy(self.job.labels[share]).to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-                logits, features = self.model(images)
-            loss = F.cross_entropy(
-                logits.float(),
-                target,
-                self.class_weights,
-                label_smoothing=self.job.settings.label_smoothing,
-                reduction="sum",
-            )
-            if self.job.masks is not None:
-                loss = loss + self.job.settings.mask_weight * self._mask_loss(
-                    features, self.job.masks[share], draws
-                )
-            loss = loss * (self.world / len(numbers))  # so DDP's mean is over the whole batch
+        started, waited = time.monotonic(), 0.0
+        batches = self.batches.epoch(epoch, self.job.side(epoch))
+        asked = started
+        for batch in batches:
+            waited += time.monotonic() - asked
+            loss = self._loss(batch) * (self.world / batch.size)  # so DDP's mean is the batch's
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
             self.optimizer.step()
             self.schedule.step()
             total += loss.detach()
-        mean = total / self.steps
+            asked = time.monotonic()
+        mean = total / self.batches.steps
         if self.world > 1:
             torch.distributed.all_reduce(mean)
             mean /= self.world
-        return float(mean)
+        loss = float(mean)  # waits for the GPU
+        seconds = time.monotonic() - started
+        return {
+            "loss": loss,
+            "images_per_second": self.batches.steps * self.batches.size / seconds,
+            "seconds": seconds,
+            "waited_seconds": waited,
+        }
 
-    def _mask_loss(self, features: Tensor, masks: np.ndarray, draws: Draws) -> Tensor:
-        """The batch's summed `mask_loss`, its masks turned as its images were."""
-        lesions = torch.from_numpy(masks).to(self.device)[:, None].to(torch.uint8) * 255
-        inside = turn(lesions, whole_boxes(lesions), draws, features.shape[-1])[:, 0] / 255
-        maps = class_activation_maps(features, self.network.linear.weight)
-        return mask_loss(maps, inside).sum()
-
-    def _epoch_batches(self, epoch: int) -> Iterator[np.ndarray]:
-        """The epoch's batches over all workers, in an order that only seed and epoch decide.
-
-        The images left over after the last whole batch wait for another epoch's order.
-        """
-        random = np.random.default_rng(self._seed(epoch, self.steps))
-        order = random.permutation(self.training)
-        for step in range(self.steps):
-            yield order[step * self.batch_size : (step + 1) * self.batch_size]
-
-    def _seed(self, epoch: int, step: int) -> int:
-        return int(
-            np.random.SeedSequence([self.job.settings.seed, epoch, step]).generate_state(1)[0]
+    def _loss(self, batch: Batch) -> Tensor:
+        """The summed loss of this worker's share of a batch."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            logits, features = self.model(batch.images)
+        loss = F.cross_entropy(
+            logits.float(),
+            batch.labels,
+            self.class_weights,
+            label_smoothing=self.job.settings.label_smoothing,
+            reduction="sum",
         )
-
-    def _pixels(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Canvases (B, 3, S, S) and boxes (B, 4) of these images, on the device."""
-        canvases = torch.from_numpy(self.job.canvases.gather(numbers)).to(self.device)
-        boxes = torch.from_numpy(self.job.boxes[numbers]).to(self.device)
-        return to_channels_first(canvases), boxes
+        if batch.lesions is None or batch.lesion_weights is None:
+            return loss
+        maps = class_activation_maps(features, self.network.linear.weight)
+        chosen = choose_map(maps, logits, self.job.settings.crop.map)
+        return loss + (lesion_loss(chosen, batch.lesions) * batch.lesion_weights).sum()
 
     @torch.no_grad()
-    def _held_out_auc(self) -> float | None:
+    def _held_out(self) -> dict[str, float | None]:
         """Mean AUC on the held-out images, each worker classifying its share."""
         self.network.eval()
-        numbers = np.flatnonzero(self.job.held_out)
-        share = numbers[self.rank :: self.world]
-        found = torch.zeros(len(self.job.labels), len(self.job.model.classes), device=self.device)
-        for start in range(0, len(share), _EVALUATION_BATCH):
-            batch = share[start : start + _EVALUATION_BATCH]
-            images = sample_boxes(*self._pixels(batch), self.job.model.input_side)
+        started = time.monotonic()
+        labels, held_out = self.job.examples.labels, self.job.examples.held_out
+        found = torch.zeros(len(labels), len(self.job.model.classes), device=self.device)
+        for numbers, images in self.batches.held_out(_EVALUATION_BATCH):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
                 logits, _ = self.network(images)
-            found[torch.from_numpy(batch)] = logits.float().softmax(dim=1)
+            found[torch.from_numpy(numbers)] = logits.float().softmax(dim=1)
         if self.world > 1:
             torch.distributed.all_reduce(found)  # every image is zero in all shares but one
-        probabilities = found[torch.from_numpy(numbers)].cpu().numpy()
-        return mean_auc(probabilities, self.job.labels[numbers], self.job.ranked)
+        probabilities = found.cpu().numpy()[held_out]
+        figure = mean_auc(probabilities, labels[held_out], self.job.ranked)
+        return {"mean_auc": figure, "held_out_seconds": time.monotonic() - started}
 
     def _update(self, state: StageState, epoch: int, metrics: dict[str, Any]) -> None:
+        state.epoch = epoch
+        state.history.append(metrics)
+        if self.rank != 0:
+            return  # rank 0 keeps the weights
         weights = {
             name: tensor.cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.network.state_dict().items()
         }
-        state.epoch, state.network = epoch, weights
+        state.network = weights
         state.optimizer, state.schedule = self.optimizer.state_dict(), self.schedule.state_dict()
-        best = max((entry["mean_auc"] or 0.0 for entry in state.history), default=-1.0)
+        best = max((entry["mean_auc"] or 0.0 for entry in state.history[:-1]), default=-1.0)
         if (metrics["mean_auc"] or 0.0) >= best:  # of equals the later, at a lower rate
             state.best, state.best_epoch = weights, epoch
-        state.history.append(metrics)
 
     def _report(self, state: StageState, metrics: dict[str, Any]) -> None:
         if self.rank != 0:
@@ -294,31 +285,3 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(vars(state), Path(folder, _STATE_FILE))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def one_cycle(step: int, total: int) -> float:
-    """The learning rate of a step as a share of its peak: up for a fifth, then down, by cosines.
-
-    L. Smith, "Super-convergence" (arXiv 1708.07120), with a constant momentum.
-    """
-    peak = total / 5
-    if step < peak:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * step / peak)) / 2
-    return max(1e-4, (1 + math.cos(math.pi * (step - peak) / max(total - peak, 1))) / 2)
-
-
-def freeze_blocks(network: VGGGAP, blocks: int) -> None:
-    """Keep the convolutions of the first `blocks` blocks (up to so many max-pools) as they are."""
-    block = 0
-    for module in network.features:
-        if isinstance(module, nn.MaxPool2d):
-            block += 1
-        if block < blocks:
-            module.requires_grad_(False)
-
-
-def balanced_weights(labels: np.ndarray, classes: int, power: float) -> Tensor:
-    """(K,) class weights: (1 / frequency) ** power, scaled so that the images' mean weight is 1."""
-    counts = np.bincount(labels, minlength=classes)
-    weights = (len(labels) / np.maximum(counts, 1)) ** power
-    return torch.tensor(weights / (weights * counts).sum() * len(labels), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Augmentation: random turns, flips, zoom, shifts and light, drawn for a batch and then applied.
+"""Augmentation: random turns, flips, zoom, shifts, light and colour, drawn and then applied.
 
 Rotation and flips as in Jia & Shen (arXiv 1703.01053); the rest keeps stage 2 from learning where
 exactly a box sits. Drawing is apart from applying, so that workers can draw for the whole batch and
@@ -24,17 +24,20 @@ class Draws:
         shift: (B, 2), in sides of the box, x before y.
         brightness: (B,), a factor on all pixels.
         contrast: (B,), a factor on their distance from the image's mean.
+        tint: (B, 3), a factor on each channel, as another white balance would make it.
+        saturation: (B,), a factor on each channel's distance from the pixel's grey.
     """
 
     affine: Tensor
     shift: Tensor
     brightness: Tensor
     contrast: Tensor
+    tint: Tensor
+    saturation: Tensor
 
     def share(self, rank: int, world: int) -> "Draws":
         """The draws of every `world`-th image, from `rank` on."""
-        parts = (self.affine, self.shift, self.brightness, self.contrast)
-        return Draws(*(part[rank::world] for part in parts))
+        return Draws(*(part[rank::world] for part in vars(self).values()))
 
 
 def draw(count: int, settings: TrainSettings, generator: torch.Generator) -> Draws:
@@ -53,11 +56,13 @@ def draw(count: int, settings: TrainSettings, generator: torch.Generator) -> Dra
         uniform(count, 2) * settings.shift,
         1 + uniform(count) * settings.brightness,
         1 + uniform(count) * settings.brightness,
+        1 + uniform(count, 3) * settings.colour,
+        1 + uniform(count) * 2 * settings.colour,
     )
 
 
 def augment(canvases: Tensor, boxes: Tensor, draws: Draws, side: int) -> Tensor:
-    """Cut, turn and light a batch.
+    """Cut, turn, tint and light a batch.
 
     Args:
         canvases: (B, 3, S, S) uint8.
@@ -69,10 +74,15 @@ def augment(canvases: Tensor, boxes: Tensor, draws: Draws, side: int) -> Tensor:
         (B, 3, s, s) uint8.
     """
     images = turn(canvases, boxes, draws, side).float()
+
+    def factor(draws: Tensor) -> Tensor:
+        return draws.to(images.device).view(len(images), -1, 1, 1)
+
+    images *= factor(draws.tint)
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + (images - grey) * factor(draws.saturation)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    contrast = draws.contrast.to(images.device).view(-1, 1, 1, 1)
-    brightness = draws.brightness.to(images.device).view(-1, 1, 1, 1)
-    lit = (mean + (images - mean) * contrast) * brightness
+    lit = (mean + (images - mean) * factor(draws.contrast)) * factor(draws.brightness)
     return lit.round_().clamp_(0, 255).to(torch.uint8)
 
 

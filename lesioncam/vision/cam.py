@@ -5,6 +5,7 @@ times the features before pooling. No hooks: the network returns its features.
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lesioncam.settings import MAP_RULES
@@ -28,34 +29,35 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bchw,kc->bkhw", features.float(), weight.float())
 
 
-def mask_loss(maps: Tensor, masks: Tensor) -> Tensor:
-    """How much of each image's class maps lies outside its lesion, as a loss to train by.
+def lesion_loss(maps: Tensor, lesions: Tensor) -> Tensor:
+    """How far each image's map is from covering its lesion and nothing else, as a loss.
 
-    Each class's map, divided by its standard deviation, becomes a distribution over positions by a
-    softmax; the loss is minus the logarithm of its share inside the mask, meaned over the classes.
-    All classes count alike, so the label does not show in where the maps sit.
+    The map, in logits, is read as a segmentation: cross-entropy of its sigmoid with the lesion,
+    plus the soft Dice loss (Milletari et al., arXiv 1606.04797), which counts small lesions as
+    much as large ones. What the linear layer adds to all classes alike moves this loss and leaves
+    the class probabilities as they are, so a map can learn the lesion at no class's expense.
 
     Args:
-        maps: (B, K, h, w).
-        masks: (B, h, w) float in [0, 1], the share of each cell that is lesion.
+        maps: (B, h, w), the maps that crops are cut after, as `choose_map` gives them.
+        lesions: (B, h, w) float in [0, 1], the share of each cell that is lesion.
 
     Returns:
-        (B,) float32; 0 where a mask is empty.
+        (B,) float32; 0 where there is no lesion.
     """
-    flat = maps.flatten(2)
-    scaled = flat / flat.std(dim=2, keepdim=True).clamp(min=FLAT_RANGE)
-    share = (scaled.softmax(dim=2) * masks.flatten(1)[:, None]).sum(dim=2)
-    loss = -share.clamp(min=1e-6).log().mean(dim=1)
-    return torch.where(masks.flatten(1).any(dim=1), loss, torch.zeros_like(loss))
+    entropy = F.binary_cross_entropy_with_logits(maps, lesions, reduction="none").mean(dim=(1, 2))
+    inside = maps.sigmoid()
+    shared, total = (inside * lesions).sum(dim=(1, 2)), (inside + lesions).sum(dim=(1, 2))
+    dice = 1 - (2 * shared + 1) / (total + 1)
+    return (entropy + dice) * lesions.flatten(1).any(dim=1)
 
 
-def choose_map(maps: Tensor, logits: Tensor, rule: str) -> Tensor:
+def choose_map(maps: Tensor, scores: Tensor, rule: str) -> Tensor:
     """Reduce the class maps to the one that is cropped after.
 
     Args:
         maps: (B, K, h, w).
-        logits: (B, K).
-        rule: `predicted`, the map of the class with the highest logit; or `maximum`, at each
+        scores: (B, K), logits or probabilities.
+        rule: `predicted`, the map of the class with the highest score; or `maximum`, at each
             position the highest over the classes, whichever that is.
 
     Returns:
@@ -67,7 +69,7 @@ def choose_map(maps: Tensor, logits: Tensor, rule: str) -> Tensor:
     if rule not in MAP_RULES:
         raise ValueError(f"map rule {rule!r} is not one of {', '.join(MAP_RULES)}")
     if rule == "predicted":
-        return maps[torch.arange(len(maps), device=maps.device), logits.argmax(dim=1)]
+        return maps[torch.arange(len(maps), device=maps.device), scores.argmax(dim=1)]
     return maps.amax(dim=1)
 
 

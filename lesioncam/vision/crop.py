@@ -10,7 +10,7 @@ from torch import Tensor
 from lesioncam.settings import CropRule
 
 
-def peak_region(maps: Tensor, threshold: float) -> Tensor:
+def peak_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
     """The connected component (4-neighbours) that holds each map's peak, above the threshold.
 
     Zhou et al. take the largest component above 20 % of the peak; the component with the peak is
@@ -18,7 +18,8 @@ def peak_region(maps: Tensor, threshold: float) -> Tensor:
 
     Args:
         maps: (B, h, w) in [0, 1], as `normalise_map` gives them.
-        threshold: positions with a value of at least this fraction of the peak belong.
+        threshold: positions with a value of at least this fraction of the peak belong; one for all
+            or (B, 1, 1).
 
     Returns:
         (B, h, w) bool. Of several equal peaks, the first in row-major order counts.

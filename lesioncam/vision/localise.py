@@ -13,6 +13,8 @@ from lesioncam.vision.cam import choose_map, class_activation_maps, normalise_ma
 from lesioncam.vision.crop import crop_boxes, peak_region, sample_boxes
 from lesioncam.vision.network import VGGGAP
 
+_FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # axes of (B, C, h, w)
+
 
 @dataclass(frozen=True)
 class Localised:
@@ -32,7 +34,9 @@ class Localised:
 
 
 @torch.inference_mode()
-def localise(network: VGGGAP, canvases: Tensor, side: int, rule: CropRule) -> Localised:
+def localise(
+    network: VGGGAP, canvases: Tensor, side: int, rule: CropRule, flips: bool = False
+) -> Localised:
     """Classify whole images and find the region that stage 2 looks at.
 
     Args:
@@ -40,19 +44,31 @@ def localise(network: VGGGAP, canvases: Tensor, side: int, rule: CropRule) -> Lo
         canvases: (B, 3, S, S) uint8, on the network's device.
         side: the input side s.
         rule: which map, and how it becomes a box.
+        flips: whether to look at each image's four mirrored forms and take the mean.
     """
-    logits, features = network(sample_boxes(canvases, whole_boxes(canvases), side))
-    maps = class_activation_maps(features, network.linear.weight)
-    chosen, flat = normalise_map(choose_map(maps, logits, rule.map))
+    images = sample_boxes(canvases, whole_boxes(canvases), side)
+    probabilities, maps = _look(network, images, flips)
+    chosen, flat = normalise_map(choose_map(maps, probabilities, rule.map))
     boxes = crop_boxes(peak_region(chosen, rule.threshold), flat, rule, canvases.shape[-1])
-    return Localised(logits.softmax(dim=1), boxes, (chosen * 255).round().to(torch.uint8), flat)
+    return Localised(probabilities, boxes, (chosen * 255).round().to(torch.uint8), flat)
 
 
 @torch.inference_mode()
-def classify(network: VGGGAP, crops: Tensor) -> Tensor:
+def classify(network: VGGGAP, crops: Tensor, flips: bool = False) -> Tensor:
     """Probabilities (B, K) of stage 2 for crops (B, 3, s, s) uint8 on the network's device."""
-    logits, _ = network(crops)
-    return torch.softmax(logits, dim=1)
+    probabilities, _ = _look(network, crops, flips)
+    return probabilities
+
+
+def _look(network: VGGGAP, images: Tensor, flips: bool) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, K) and class maps (B, K, h, w), over all mirrored forms or one."""
+    seen = []
+    for axes in _FLIPS if flips else _FLIPS[:1]:
+        logits, features = network(images.flip(axes))
+        maps = class_activation_maps(features, network.linear.weight)
+        seen.append((logits.softmax(dim=1), maps.flip(axes)))
+    probabilities, maps = (torch.stack(part).mean(dim=0) for part in zip(*seen, strict=True))
+    return probabilities, maps
 
 
 def combine(stage1: Tensor, stage2: Tensor, stage2_weight: float) -> Tensor:

@@ -24,6 +24,10 @@ class Backbone:
     layers: tuple[int | str, ...]
     input_side: int
 
+    def cells(self, side: int) -> int:
+        """The side h of the features, and of the maps, for images of `side` pixels."""
+        return side >> self.layers.count("M")
+
 
 BACKBONES: Mapping[str, Backbone] = {
     "vgg16": Backbone(tuple(cfgs["D"][:-1]), 224),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
-from lesioncam.evaluation.localisation import compare, iou, localisation
+from lesioncam.evaluation.localisation import localisation
 from lesioncam.schema import BOX_COLUMNS, probability_columns, scores_schema
 from lesioncam.storage.results import Results
 from tests.conftest import CLASSES
@@ -154,27 +154,17 @@ def test_overlays_are_a_picture_of_pairs(scores: Path, tmp_path: Path) -> None:
         assert sheet.convert("RGB").getpixel((round(64 / 320 * 224), 120)) == (255, 255, 255)
 
 
-def test_localisation_by_hand(tmp_path: Path) -> None:
-    mask = np.zeros((240, 320), bool)
-    mask[96:192, 64:192] = True  # exactly the box
-    row = score_rows(tmp_path, 1).to_pylist()[0]  # the peak is at x 120, y 150
-    assert compare(mask, row) == {
-        "peak_inside": 1.0,
-        "box_iou": 1.0,
-        "lesion_kept": 1.0,
-        "centre_inside": 1.0,
-        "central_box_iou": pytest.approx(128 * 96 / (192 * 144)),
-    }
-    half = np.zeros((120, 160), bool)  # another size, the same frame
-    half[48:96, 64:96] = True  # the right half of the box
-    found = compare(half, row)
-    assert found["box_iou"] == pytest.approx(0.5)
-    assert found["lesion_kept"] == 1.0
-    assert found["peak_inside"] == 0.0
-
-
-def test_boxes_apart_have_no_iou() -> None:
-    assert iou((0, 0, 10, 10), (20, 20, 30, 30)) == 0
+def test_boxes_in_pixels_become_fractions_of_their_image(scores: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    mask = np.zeros((120, 160), np.uint8)  # half the image's size
+    mask[48:96, 32:96] = 255
+    Image.fromarray(mask).save(masks / "001.png")
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    content, markdown, _ = evaluate(request(scores, labels, masks=str(masks)))
+    assert content["localisation"]["box_iou"] == 1.0
+    assert content["localisation"]["lesion_kept"] == 1.0
+    assert "Localisation against 1 lesion masks" in markdown
 
 
 def test_localisation_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> None:
@@ -185,8 +175,11 @@ def test_localisation_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> 
     Image.fromarray(full * 0).save(masks / "001.png")
     Image.fromarray(full).convert("1").save(masks / "002.png")
     rows = score_rows(tmp_path, 4).to_pandas()
-    found = localisation(rows, str(masks))
-    assert (found["masks"], found["empty_masks"], found["peak_inside"]) == (2, 1, 1.0)
+    figures, each = localisation(rows, str(masks))
+    assert (figures["masks"], figures["empty_masks"], figures["peak_inside"]) == (2, 1, 1.0)
+    assert each.index.tolist() == ["000", "002"]
+    assert each["box_iou"].tolist() == pytest.approx([128 * 96 / (320 * 240)] * 2)
+    assert figures["box_iou"] == pytest.approx(each["box_iou"].mean())
     with pytest.raises(InputError, match="--masks: no evaluated image"):
         localisation(rows[3:], str(masks))
 

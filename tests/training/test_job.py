@@ -1,8 +1,10 @@
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,13 +86,21 @@ def test_one_command_ends_in_a_bundle_that_says_what_it_is(
     assert bundle.training["masks"] == 20
     assert [entry["epoch"] for entry in history(folder)] == [1, 2]
     assert set(bundle.metrics) == {"held_out", "validation"}
+    assert bundle.metrics["held_out"]["localisation"]["masks"] > 0
     assert bundle.metrics["validation"]["final"]["mean"]["n"] == 9
     assert any(
         not np.array_equal(bundle.stage1[name], bundle.stage2[name]) for name in bundle.stage1
     )
     card = (folder / "README.md").read_text()
-    assert "Not a medical device" in card
+    for part in ("Not a medical device", "## Limits", "@article{jia2017skin", "lesion masks"):
+        assert part in card
     assert "DRAWN_" not in card + (folder / "bundle.json").read_text()
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert metrics["stage"].tolist() == ["stage1", "stage1", "stage2"]
+    assert metrics["loss"].tolist() == [
+        entry["loss"] for stage in ("stage1", "stage2") for entry in history(folder, stage)
+    ]
+    assert (metrics["waited_seconds"] <= metrics["seconds"]).all()
 
 
 def test_a_finished_bundle_is_refused(drawn: Path, trained: tuple[Path, dict[str, Any]]) -> None:
@@ -107,42 +117,92 @@ def test_two_workers_see_the_same_batches_as_one(
     np.testing.assert_allclose(two, one, rtol=0.01)
 
 
-def test_a_worker_that_dies_is_replaced_and_training_goes_on(
+def test_workers_killed_in_both_stages_and_between_change_nothing(
     drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    epochs, bundle = 60, tmp_path / "model"
-    killed: list[int] = []
+    long = {"stage1_epochs": 40, "stage2_epochs": 40, "batch_size": 4}
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    train(request(drawn, undisturbed, settings=long))
+    with caplog.at_level(logging.INFO, "lesioncam"), Killer(f"{disturbed}-checkpoints") as killer:
+        train(request(drawn, disturbed, settings=long))
+    assert killer.killed == ["stage1", "_Predictor", "stage2"]
+    for stage in ("stage1", "stage2"):
+        assert f"{stage[:5]} {stage[5]}: going on from the checkpoint after epoch" in caplog.text
+        first, second = history(undisturbed, stage), history(disturbed, stage)
+        assert [entry["epoch"] for entry in second] == list(range(1, 41))
+        np.testing.assert_allclose(
+            [entry["loss"] for entry in second], [entry["loss"] for entry in first], rtol=0.01
+        )
 
-    def kill_after_a_checkpoint() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not killed:
-            # Written once Ray Train knows of a checkpoint; the files are there before that.
-            if list(
-                Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint_manager_snapshot.json")
-            ):
-                for process in train_workers():
+
+class Killer(threading.Thread):
+    """Kills a worker of each stage once it has a checkpoint, and a predictor between them."""
+
+    def __init__(self, storage: str):
+        super().__init__(daemon=True)
+        self.storage = Path(storage)
+        self.killed: list[str] = []
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "Killer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._stop.wait(0.02):
+            for stage in ("stage1", "stage2"):
+                # Written once Ray Train knows of a checkpoint; the files are there before that.
+                known = f"{stage}-*/checkpoint_manager_snapshot.json"
+                if stage not in self.killed and list(self.storage.glob(known)):
+                    self.kill("RayTrainWorker", stage)
+            if "_Predictor" not in self.killed and "stage1" in self.killed:
+                self.kill("_Predictor", "_Predictor")
+
+    def kill(self, name: str, place: str) -> None:
+        """SIGKILL to the processes of that name which this process's own Ray started."""
+        for process in children(psutil.Process()):
+            try:
+                if name in " ".join(process.cmdline()):
                     process.kill()
-                    killed.append(process.pid)
+                    self.killed.append(place)
+                    return
+            except psutil.Error:  # it ended meanwhile
+                continue
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    return process.children(recursive=True)
+
+
+def test_a_run_killed_whole_goes_on_and_says_so(drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        "batch_size = 4\nval_fraction = 0.25\nlearning_rate = 0.02\n"
+    )
+    command = [sys.executable, "-m", "lesioncam", "train", "--images", f"{drawn}/images"]
+    command += ["--labels", f"{drawn}/train.csv", "--bundle", f"{tmp_path}/model"]
+    command += ["--backbone", "tiny", "--epochs", "60,1", "--config", f"{tmp_path}/recipe.toml"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as first:
+        snapshots = "stage1-*/checkpoint_manager_snapshot.json"
+        deadline = time.monotonic() + 180
+        while not list(Path(f"{tmp_path}/model-checkpoints").glob(snapshots)):
+            assert first.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-
-    killer = threading.Thread(target=kill_after_a_checkpoint)
-    killer.start()
-    with caplog.at_level(logging.INFO, "lesioncam"):
-        train(request(drawn, bundle, settings={"stage1_epochs": epochs}))
-    killer.join()
-    assert killed
-    assert "stage 1: going on from the checkpoint after epoch" in caplog.text
-    assert [entry["epoch"] for entry in history(bundle)] == list(range(1, epochs + 1))
-
-
-def train_workers() -> Iterator[psutil.Process]:
-    """The Ray Train workers that this process's own Ray started."""
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                yield process
-        except psutil.Error:  # it ended meanwhile
-            continue
+        driver = psutil.Process(first.pid)
+        for process in [*children(driver), driver]:
+            process.kill()
+    assert not (tmp_path / "model" / "bundle.json").exists()
+    again = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "stage 1: going on from the checkpoint after epoch" in again.stderr
+    assert [entry["epoch"] for entry in history(tmp_path / "model")] == list(range(1, 61))
 
 
 def test_the_same_command_goes_on_from_finished_stages(
@@ -195,6 +255,39 @@ def test_all_may_be_in_a_bucket_with_other_classes_and_a_broken_image(
     assert bundle.settings.classes == ("malignant", "benign")
     counts = (bundle.training["training_images"], bundle.training["held_out_images"])
     assert sum(sum(part.values()) for part in counts) == 35
+
+
+def test_seven_classes_with_no_rest_class(drawn: Path, tmp_path: Path) -> None:
+    names = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+    labels = pd.read_csv(drawn / "labels.csv")[["image_id"]]
+    for place, name in enumerate(names):
+        labels[name] = (labels.index % 7 == place).astype(int)
+    labels.to_csv(tmp_path / "seven.csv", index=False)
+    seven = replace(request(drawn, tmp_path / "model"), labels=f"{tmp_path}/seven.csv", masks=None)
+    train(seven)
+    bundle = load_bundle(f"{tmp_path}/model")
+    assert bundle.settings.classes == tuple(names)
+    assert bundle.training["ranked"] == names
+    assert bundle.metrics["held_out"]["final"]["mean"]["auc"] is not None
+
+
+def test_copies_of_validation_images_are_left_out(
+    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "val").mkdir()
+    labels = pd.read_csv(drawn / "labels.csv")
+    for number in range(6):
+        with Image.open(drawn / "images" / f"DRAWN_{number:05d}.jpg") as image:
+            image.save(tmp_path / "val" / f"COPY_{number}.jpg", quality=80)
+    copies = labels[:6].assign(image_id=[f"COPY_{number}" for number in range(6)])
+    copies.to_csv(tmp_path / "val.csv", index=False)
+    validation = {"val_images": f"{tmp_path}/val", "val_labels": f"{tmp_path}/val.csv"}
+    with caplog.at_level(logging.WARNING, "lesioncam"):
+        train(request(drawn, tmp_path / "model", **validation))
+    assert "--images: 6 left out, copies of --val-images under another name" in caplog.text
+    facts = load_bundle(f"{tmp_path}/model").training
+    counts = (facts["training_images"], facts["held_out_images"])
+    assert sum(sum(part.values()) for part in counts) == 21
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lesioncam.vision.cam import (
     FLAT_RANGE,
     choose_map,
     class_activation_maps,
-    mask_loss,
+    lesion_loss,
     normalise_map,
 )
 from lesioncam.vision.network import VGGGAP
@@ -120,27 +120,46 @@ def test_normalised_maps_do_not_depend_on_scale_or_offset() -> None:
     assert (scaled.amax(dim=(1, 2)) == 1).all()
 
 
-def test_mask_loss_by_hand() -> None:
-    maps = torch.tensor([[[[0.0, 2.0], [0.0, 2.0]]]])  # standard deviation 2 / sqrt 3
-    mask = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
-    high, low = math.exp(math.sqrt(3)), 1.0
-    expected = -math.log(high / (2 * high + 2 * low))
-    assert mask_loss(maps, mask).tolist() == pytest.approx([expected])
+def test_lesion_loss_by_hand() -> None:
+    maps = torch.zeros(1, 2, 2)  # a sigmoid of a half everywhere
+    lesions = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    dice = 1 - (2 * 0.5 + 1) / (2 + 1 + 1)
+    assert lesion_loss(maps, lesions).tolist() == pytest.approx([math.log(2) + dice])
 
 
-def test_mask_loss_of_a_map_inside_its_mask_is_small_and_outside_large() -> None:
-    peak = torch.zeros(1, 2, 8, 8)
-    peak[..., 3:5, 3:5] = 10
-    mask = torch.zeros(1, 8, 8)
-    mask[:, 2:6, 2:6] = 1
-    assert mask_loss(peak, mask).item() < mask_loss(peak, 1 - mask).item() / 3
+def test_lesion_loss_of_a_map_on_its_lesion_is_small_and_elsewhere_large() -> None:
+    lesions = torch.zeros(1, 8, 8)
+    lesions[:, 2:6, 2:6] = 1
+    maps = lesions * 20 - 10
+    assert lesion_loss(maps, lesions).item() < 0.001
+    assert lesion_loss(-maps, lesions).item() > 10
 
 
-def test_an_image_without_a_mask_costs_nothing_and_pulls_nothing() -> None:
-    maps = torch.randn(2, 3, 4, 4, requires_grad=True)
-    masks = torch.zeros(2, 4, 4)
-    masks[1, 1:3, 1:3] = 1
-    loss = mask_loss(maps, masks)
+def test_a_map_that_leaves_a_small_lesion_out_is_not_let_off() -> None:
+    lesions = torch.zeros(1, 14, 14)
+    lesions[:, 3, 3] = 1
+    nothing = torch.full((1, 14, 14), -10.0)
+    found = nothing + lesions * 20
+    assert lesion_loss(nothing, lesions).item() > 10 * lesion_loss(found, lesions).item()
+
+
+def test_what_all_classes_have_alike_moves_the_loss_and_no_probability() -> None:
+    lesions = torch.zeros(1, 2, 2)
+    lesions[0, 0, 1] = 1
+    logits, common = MAPS[:1].mean(dim=(2, 3)), lesions * 9 - 4
+    moved = MAPS[:1] + common[:, None]
+    torch.testing.assert_close(
+        moved.mean(dim=(2, 3)).softmax(dim=1), logits.softmax(dim=1), atol=1e-6, rtol=0
+    )
+    before, after = (choose_map(maps, logits, "maximum") for maps in (MAPS[:1], moved))
+    assert lesion_loss(after, lesions).item() < lesion_loss(before, lesions).item()
+
+
+def test_an_image_without_a_lesion_costs_nothing_and_pulls_nothing() -> None:
+    maps = torch.randn(2, 4, 4, requires_grad=True)
+    lesions = torch.zeros(2, 4, 4)
+    lesions[1, 1:3, 1:3] = 1
+    loss = lesion_loss(maps, lesions)
     (pull,) = torch.autograd.grad(loss.sum(), maps)
     assert loss[0] == 0
     assert loss[1] > 0
@@ -148,7 +167,10 @@ def test_an_image_without_a_mask_costs_nothing_and_pulls_nothing() -> None:
     assert pull[1].abs().max() > 0
 
 
-def test_mask_loss_of_a_flat_map_is_finite() -> None:
-    maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
-    (pull,) = torch.autograd.grad(mask_loss(maps, torch.ones(1, 4, 4)).sum(), maps)
+@pytest.mark.parametrize("value", [0.0, 1e4, -1e4])
+def test_lesion_loss_of_a_flat_map_is_finite(value: float) -> None:
+    maps = torch.full((1, 4, 4), value, requires_grad=True)
+    loss = lesion_loss(maps, torch.eye(4)[None])
+    (pull,) = torch.autograd.grad(loss.sum(), maps)
+    assert torch.isfinite(loss).all()
     assert torch.isfinite(pull).all()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesioncam.training.stage import balanced_weights, freeze_blocks, one_cycle
+from lesioncam.training.recipe import balanced_weights, freeze_blocks, one_cycle
 from lesioncam.vision.network import VGGGAP
 
 

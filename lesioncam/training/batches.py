@@ -1,0 +1,158 @@
+"""Batches: which images a worker learns from at each step, cut, turned and lit.
+
+Every worker draws the order and the augmentation of the whole batch and takes its share of both, so
+how many workers there are changes nothing in what the network sees.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from lesioncam.settings import TrainSettings
+from lesioncam.training.canvases import Canvases
+from lesioncam.vision.augment import Draws, augment, draw, turn
+from lesioncam.vision.crop import sample_boxes
+from lesioncam.vision.localise import to_channels_first, whole_boxes
+from lesioncam.vision.network import Backbone
+
+_FINER = 4  # points each way that a cell's share of lesion is the mean of
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Where the lesions of n images are.
+
+    Attributes:
+        grid: (n, m, m) bool, on the canvas.
+        drawn: (n,) bool: somebody drew the outline; the others are guessed from colour.
+        weights: (n,) float32, how much each counts in the loss.
+    """
+
+    grid: np.ndarray
+    drawn: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The images of one stage and what is known of them; n of them, training and held-out ones.
+
+    Attributes:
+        canvases: the decoded images.
+        boxes: (n, 4) int, of each image what the stage sees of its canvas.
+        labels: (n,) int.
+        held_out: (n,) bool.
+        lesions: what the maps are taught to cover; or None to learn without.
+    """
+
+    canvases: Canvases
+    boxes: np.ndarray
+    labels: np.ndarray
+    held_out: np.ndarray
+    lesions: Lesions | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of one step.
+
+    Attributes:
+        images: (b, 3, s, s) uint8.
+        labels: (b,) int64.
+        lesions: (b, m, m) float32, the lesions turned as their images were; or None.
+        lesion_weights: (b,) float32; or None.
+        size: images in the whole step, over all workers.
+    """
+
+    images: Tensor
+    labels: Tensor
+    lesions: Tensor | None
+    lesion_weights: Tensor | None
+    size: int
+
+
+class Batches:
+    """One worker's batches.
+
+    Args:
+        examples: all workers' images.
+        settings: the recipe.
+        backbone: the network's.
+        rank: this worker's number.
+        world: how many there are.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        settings: TrainSettings,
+        backbone: Backbone,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ):
+        self.examples, self.settings = examples, settings
+        self.backbone = backbone
+        self.rank, self.world, self.device = rank, world, device
+        self.training = np.flatnonzero(~examples.held_out)
+        self.size = min(settings.batch_size, len(self.training))
+        self.steps = len(self.training) // self.size
+
+    def epoch(self, epoch: int, side: int) -> Iterator[Batch]:
+        """The epoch's batches, of images of `side` pixels, in an order of seed and epoch alone.
+
+        A thread prepares the next one while the network works on the last. The images left over
+        after the last whole batch wait for another epoch's order.
+        """
+        order = np.random.default_rng(self._seed(epoch, self.steps)).permutation(self.training)
+        groups = [order[step * self.size : (step + 1) * self.size] for step in range(self.steps)]
+        with ThreadPoolExecutor(1, "batches") as ahead:
+            prepared = ahead.submit(self._prepare, epoch, 0, groups[0], side)
+            for step in range(1, self.steps):
+                batch = prepared.result()
+                prepared = ahead.submit(self._prepare, epoch, step, groups[step], side)
+                yield batch
+            yield prepared.result()
+
+    def held_out(self, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """This worker's share of the held-out images, unturned: numbers (b,), (b, 3, s, s)."""
+        share = np.flatnonzero(self.examples.held_out)[self.rank :: self.world]
+        for start in range(0, len(share), batch_size):
+            numbers = share[start : start + batch_size]
+            yield numbers, sample_boxes(*self._pixels(numbers), self.backbone.input_side)
+
+    def _prepare(self, epoch: int, step: int, numbers: np.ndarray, side: int) -> Batch:
+        share = numbers[self.rank :: self.world]
+        random = torch.Generator().manual_seed(self._seed(epoch, step))
+        draws = draw(len(numbers), self.settings, random).share(self.rank, self.world)
+        images = augment(*self._pixels(share), draws, side)
+        labels = torch.from_numpy(self.examples.labels[share]).to(self.device)
+        lesions, weights = self._lesions(share, draws, self.backbone.cells(side))
+        return Batch(images, labels, lesions, weights, len(numbers))
+
+    def _lesions(
+        self, numbers: np.ndarray, draws: Draws, cells: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        lesions = self.examples.lesions
+        if lesions is None:
+            return None, None
+        shown = torch.from_numpy(lesions.grid[numbers]).to(self.device)[:, None] * 255.0
+        turned = turn(shown, whole_boxes(shown), draws, cells * _FINER)
+        shares = F.avg_pool2d(turned.float(), _FINER)[:, 0] / 255
+        return shares, torch.from_numpy(lesions.weights[numbers]).to(self.device)
+
+    def _pixels(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Canvases (b, 3, S, S) and boxes (b, 4) of these images, on the device."""
+        canvases = torch.from_numpy(self.examples.canvases.gather(numbers)).to(self.device)
+        boxes = torch.from_numpy(self.examples.boxes[numbers]).to(self.device)
+        return to_channels_first(canvases), boxes
+
+    def _seed(self, epoch: int, step: int) -> int:
+        sequence = np.random.SeedSequence([self.settings.seed, epoch, step])
+        return int(sequence.generate_state(1)[0])

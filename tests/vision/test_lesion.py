@@ -1,0 +1,127 @@
+"""The guess at a lesion, on drawn discs."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lesioncam.vision.lesion import SIDE, guess_lesions, otsu_threshold
+
+SKIN = (225, 180, 155)
+BROWN = (130, 80, 60)
+WHITE = (255, 255, 255)
+Disc = tuple[float, float, float]  # x, y and radius in sides of the image
+
+
+def inside(disc: Disc, side: int) -> Tensor:
+    x, y, radius = disc
+    axis = (torch.arange(side) + 0.5) / side
+    return (axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2 < radius**2
+
+
+def drawn(*discs: tuple[Disc, tuple[int, int, int]], side: int = 128, noise: int = 8) -> Tensor:
+    """(1, 3, side, side): discs on skin that is a little uneven."""
+    image = torch.tensor(SKIN).view(3, 1, 1).repeat(1, side, side)
+    for disc, colour in discs:
+        image[:, inside(disc, side)] = torch.tensor(colour)[:, None]
+    generator = torch.Generator().manual_seed(0)
+    image = image + torch.randint(-noise, noise + 1, (1, side, side), generator=generator)
+    return image.clamp(0, 255).to(torch.uint8)[None]
+
+
+def overlap(guess: Tensor, disc: Disc) -> float:
+    truth = inside(disc, SIDE)
+    return ((guess & truth).sum() / (guess | truth).sum()).item()
+
+
+@pytest.mark.parametrize(
+    "disc",
+    [(0.5, 0.5, 0.2), (0.5, 0.5, 0.35), (0.35, 0.6, 0.15), (0.6, 0.4, 0.25), (0.7, 0.7, 0.1)],
+    ids=str,
+)
+@pytest.mark.parametrize("colour", [BROWN, (40, 30, 60), (200, 120, 100)], ids=str)
+def test_a_dark_disc_on_skin_is_found(disc: Disc, colour: tuple[int, int, int]) -> None:
+    (guess,) = guess_lesions(drawn((disc, colour)))
+    assert overlap(guess, disc) > 0.6
+
+
+def test_a_dark_thing_at_the_border_loses_against_one_near_the_centre() -> None:
+    near, far = (0.45, 0.5, 0.15), (0.95, 0.1, 0.2)
+    (guess,) = guess_lesions(drawn((near, BROWN), (far, (0, 0, 0))))
+    assert overlap(guess, near) > 0.6
+    assert not (guess & inside(far, SIDE)).any()
+
+
+def test_a_faint_halo_is_not_the_lesion() -> None:
+    halo, disc = (0.5, 0.5, 0.35), (0.5, 0.5, 0.15)
+    (guess,) = guess_lesions(drawn((halo, (215, 165, 140)), (disc, BROWN)))
+    assert overlap(guess, disc) > 0.6
+
+
+def test_one_place_is_guessed_where_there_are_two() -> None:
+    left, right = (0.35, 0.5, 0.12), (0.7, 0.5, 0.12)
+    (guess,) = guess_lesions(drawn((left, BROWN), (right, BROWN)))
+    assert overlap(guess, left) > 0.6
+    assert not (guess & inside(right, SIDE)).any()
+
+
+@pytest.mark.parametrize("value", [0, 90, 255])
+def test_nothing_stands_out_of_an_even_image(value: int) -> None:
+    images = torch.full((2, 3, 64, 64), value, dtype=torch.uint8)
+    assert not guess_lesions(images).any()
+
+
+def test_noise_alone_is_no_lesion() -> None:
+    assert not guess_lesions(drawn(side=256)).any()
+
+
+def test_a_bright_disc_is_no_lesion() -> None:
+    assert not guess_lesions(drawn(((0.5, 0.5, 0.2), WHITE), side=256)).any()
+
+
+@pytest.mark.parametrize("side", [SIDE, 33, 100, 448])
+def test_the_guess_has_the_same_cells_at_every_side(side: int) -> None:
+    disc = (0.4, 0.55, 0.2)
+    guesses = guess_lesions(drawn((disc, BROWN), side=side))
+    assert guesses.shape == (1, SIDE, SIDE)
+    assert guesses.dtype == torch.bool
+    assert overlap(guesses[0], disc) > 0.6
+
+
+def test_batch_equals_singles() -> None:
+    images = torch.cat(
+        [
+            drawn(((0.4, 0.5, 0.2), BROWN)),
+            drawn(noise=0),
+            drawn(((0.6, 0.6, 0.1), (60, 40, 50))),
+            drawn(((0.5, 0.5, 0.2), WHITE)),
+        ]
+    )
+    together = guess_lesions(images)
+    singles = torch.cat([guess_lesions(image[None]) for image in images])
+    assert torch.equal(together, singles)
+    assert together.any(dim=(1, 2)).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "many"), [(0.0, 1.0, 8), (0.21, 0.8, 1), (0.72, 0.9, 15), (0.0, 0.1, 8)]
+)
+def test_two_values_are_parted_between_them(low: float, high: float, many: int) -> None:
+    values = torch.full((16,), low)
+    values[:many] = high
+    (threshold,) = otsu_threshold(values.view(1, 4, 4)).flatten().tolist()
+    assert low <= threshold < high
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        # 8 x 2 x 0.75^2 = 9 for parting at 0.5 against 9 x 1 x 0.944^2 = 8.0 at 1
+        ([0.0] * 8 + [0.5, 1.0], 0.0, 0.5),
+        ([0.0, 0.5] + [1.0] * 8, 0.5, 1.0),
+        # 5 x 6 x 0.417^2 = 5.2 against 10 x 1 x 0.85^2 = 7.2
+        ([0.0] * 5 + [0.3] * 5 + [1.0], 0.3, 1.0),
+    ],
+)
+def test_threshold_by_hand(values: list[float], low: float, high: float) -> None:
+    (threshold,) = otsu_threshold(torch.tensor(values)[None, None]).flatten().tolist()
+    assert low <= threshold < high
