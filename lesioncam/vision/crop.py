@@ -41,11 +41,11 @@ def peak_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def crop_boxes(region: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
-    """The square box around each region, on a canvas of `side` pixels.
+    """The box around each region, on a canvas of `side` pixels.
 
     The region's bounding box is scaled to the canvas, padded on each side by `rule.padding` of
-    its longer side, made square around its centre, not smaller than `rule.smallest` of the canvas
-    nor larger than the canvas, and moved inside it. A flat map gives the whole canvas.
+    its longer side, widened about its centre to sides of at least `rule.smallest` of the canvas,
+    and moved inside the canvas. A flat map gives the whole canvas.
 
     Args:
         region: (B, h, w) bool, none of them empty.
@@ -54,17 +54,17 @@ def crop_boxes(region: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tenso
         side: the canvas's side S in pixels.
 
     Returns:
-        (B, 4) int64: x0, y0, x1, y1 on the canvas, half-open, x1 - x0 = y1 - y0.
+        (B, 4) int64: x0, y0, x1, y1 on the canvas, half-open.
     """
     left, right = _extent(region.any(dim=1))
     top, bottom = _extent(region.any(dim=2))
     cell_x, cell_y = side / region.shape[2], side / region.shape[1]
-    x0, x1, y0, y1 = left * cell_x, right * cell_x, top * cell_y, bottom * cell_y
-    length = torch.maximum(x1 - x0, y1 - y0) * (1 + 2 * rule.padding)
-    length = length.clamp(rule.smallest * side, side).round()
-    corner_x = ((x0 + x1 - length) / 2).round().clamp(min=0).minimum(side - length)
-    corner_y = ((y0 + y1 - length) / 2).round().clamp(min=0).minimum(side - length)
-    boxes = torch.stack([corner_x, corner_y, corner_x + length, corner_y + length], dim=1).long()
+    low = torch.stack([left * cell_x, top * cell_y], dim=1)
+    high = torch.stack([right * cell_x, bottom * cell_y], dim=1)
+    padding = 2 * rule.padding * (high - low).amax(dim=1, keepdim=True)
+    lengths = (high - low + padding).clamp(rule.smallest * side, side).round()
+    corners = ((low + high - lengths) / 2).round().clamp(min=0).minimum(side - lengths)
+    boxes = torch.cat([corners, corners + lengths], dim=1).long()
     whole = torch.tensor([0, 0, side, side], device=boxes.device)
     return torch.where(flat[:, None], whole, boxes)
 
