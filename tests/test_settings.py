@@ -137,7 +137,7 @@ def test_wrong_type_in_crop_names_the_table() -> None:
         ("balance", [0.0, 1.0], [-0.1, 1.1]),
         ("stage2_weight", [0.0, 1.0], [-0.1, 1.1]),
         ("val_fraction", [0.01, 0.99], [0.0, 1.0, -0.5]),
-        ("canvas_scale", [1.25, 2.0], [0.99, 2.01]),
+        ("canvas_scale", [2.0], [0.99, 2.01]),
         ("rotate", [0.0, 180.0], [-1.0, 181.0]),
         ("frozen_blocks", [0, 5], [-1, 6]),
         ("seed", [0, 2**40], [-1]),

@@ -31,6 +31,7 @@ from lesioncam.scoring.stages import (
     write_part,
 )
 from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.storage.lease import Lease
 from lesioncam.storage.listing import Listing, table_names
 from lesioncam.storage.results import Results, Rows, left_to_do
 from lesioncam.storage.runs import RunRecord, new_run_id
@@ -71,8 +72,9 @@ def score(request: ScoreRequest) -> dict[str, Any]:
     What was written stays whatever happens; the same call goes on from it.
 
     Raises:
-        InputError: no such images or bundle, or the output is another model's.
-        RunBroke: a listed image ended without a row.
+        InputError: no such images or bundle, or the output is another model's, or another run is
+            at work there.
+        RunBroke: a listed image ended without a row, or the lease on the output was lost.
     """
     bundle = load_bundle(request.bundle)
     results = Results(request.output)
@@ -81,8 +83,9 @@ def score(request: ScoreRequest) -> dict[str, Any]:
     results.check(bundle.settings.classes, bundle.digest)
     listing = Listing(request.images)
     entries = _checked(islice(listing, request.limit))
-    with connected():
-        return _run(request, bundle, results, listing, entries)
+    record = RunRecord(results.store, new_run_id())
+    with Lease(results.store, record.run_id) as lease, connected():
+        return _run(request, bundle, results, listing, entries, record, lease)
 
 
 def _run(
@@ -91,10 +94,11 @@ def _run(
     results: Results,
     listing: Listing,
     entries: Iterator[Entry],
+    record: RunRecord,
+    lease: Lease,
 ) -> dict[str, Any]:
     started = time.monotonic()
     plan = make_plan(request.precision)
-    record = RunRecord(results.store, new_run_id())
     listed = record.record_listing(entries)
     record.write("run", _asked(request, bundle, plan))
     results.begin()
@@ -105,6 +109,7 @@ def _run(
         if todo:
             for receipt in scored_parts(record, bundle, plan, results).iter_rows():
                 progress.add(receipt["outcome"], receipt["count"])
+                lease.check()
     except BaseException as error:
         record.finish({"outcome": "broke", "error": type(error).__name__, **progress.state()})
         if isinstance(error, ray.exceptions.RayError):
@@ -115,6 +120,7 @@ def _run(
         raise
     finally:
         progress.close()
+    lease.check()
     rows = results.settle(record.run_id)
 
     summary = _summary(record, rows, listed)

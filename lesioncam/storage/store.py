@@ -5,6 +5,7 @@ AWS chain (`AWS_ENDPOINT_URL` for S3-compatible servers). Knows nothing about im
 """
 
 import errno
+import fcntl
 import os
 import threading
 import time
@@ -41,6 +42,7 @@ _TEMPORARY = ".tmp-"
 _BODY_ATTEMPTS = 3
 _NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"}
 _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch",
               "ExpiredToken", "InvalidToken"}  # fmt: skip
 
@@ -87,6 +89,12 @@ class Store(Protocol):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole; it appears complete or not at all, and replaces an older one."""
+
+    def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
+        """Write a file if it still holds `expected` (None: if there is none); False if it does not.
+
+        Of several that try at once, one succeeds.
+        """
 
     def delete(self, name: str) -> None:
         """Remove a file; no error if there is none."""
@@ -153,6 +161,19 @@ class LocalStore(Store):
         finally:
             temporary.unlink(missing_ok=True)
 
+    def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
+        target = self._root / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.with_name(f"{_TEMPORARY}{target.name}.guard").open("wb") as guard:
+                fcntl.flock(guard, fcntl.LOCK_EX)
+                if (target.read_bytes() if target.exists() else None) != expected:
+                    return False
+                self._write(target, data)
+                return True
+        except OSError as error:
+            raise InputError(f"cannot write to {self.uri}: {error.strerror}") from error
+
     def delete(self, name: str) -> None:
         try:
             (self._root / name).unlink(missing_ok=True)
@@ -196,6 +217,26 @@ class S3Store(Store):
     def write(self, name: str, data: bytes) -> None:
         with _told(f"cannot write to {self.uri}"):
             s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
+
+    def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
+        key = self._prefix + name
+        with _told(f"cannot write to {self.uri}"):
+            try:
+                if expected is None:
+                    s3_client().put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+                    return True
+                found = s3_client().get_object(Bucket=self._bucket, Key=key)
+                if found["Body"].read() != expected:
+                    return False
+                s3_client().put_object(
+                    Bucket=self._bucket, Key=key, Body=data, IfMatch=found["ETag"]
+                )
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in _CHANGED:
+                    raise
+                # boto3 repeats a write whose answer was lost: then what stands there is ours.
+                return self.exists(name) and self.read(name) == data
+        return True
 
     def delete(self, name: str) -> None:
         with _told(f"cannot delete from {self.uri}"):

@@ -142,18 +142,18 @@ class Killer(threading.Thread):
         super().__init__(daemon=True)
         self.storage = Path(storage)
         self.killed: list[str] = []
-        self._stop = threading.Event()
+        self._over = threading.Event()
 
     def __enter__(self) -> "Killer":
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._over.set()
         self.join()
 
     def run(self) -> None:
-        while not self._stop.wait(0.02):
+        while not self._over.wait(0.02):
             for stage in ("stage1", "stage2"):
                 # Written once Ray Train knows of a checkpoint; the files are there before that.
                 known = f"{stage}-*/checkpoint_manager_snapshot.json"

@@ -1,0 +1,171 @@
+"""Lease: one run at a time on an output, and a dead run blocks nobody.
+
+`_lesioncam/lease.json` says whose run is at work and until when. Whoever holds it writes it anew
+every few seconds; taking and renewing it are conditional writes, so of two runs that try at once
+one gets it. On the same machine a holder whose process is gone is followed at once, elsewhere when
+its time has run out; that compares two machines' clocks, which may differ by some seconds.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from lesioncam.errors import InputError, LesioncamError, RunBroke
+from lesioncam.storage.store import Store, StoreError
+
+LEASE_FILE = "_lesioncam/lease.json"
+LEASE_SECONDS = 60.0
+_RENEW_SECONDS = 15.0
+_ATTEMPTS = 5  # to take a lease that others take and give back meanwhile
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes:
+        run_id: of the run.
+        host: the machine's name.
+        machine: what else tells it apart: its boot and its space of process numbers.
+        pid: of the process.
+        process_started: in clock ticks since that boot; a number may be used again.
+        until: when the lease runs out if it is not renewed, in seconds since 1970.
+    """
+
+    run_id: str
+    host: str
+    machine: str
+    pid: int
+    process_started: int
+    until: float
+
+    def is_alive(self) -> bool:
+        """Whether the run may still be at work."""
+        if self.machine and self.machine == _machine() and self.host == socket.gethostname():
+            return _process_started(self.pid) == self.process_started
+        return time.time() < self.until
+
+
+class Lease:
+    """Holds an output for one run, as a context.
+
+    Args:
+        output: where the scores go.
+        run_id: of the run.
+
+    Raises:
+        InputError: on entering, another run is at work there.
+    """
+
+    def __init__(self, output: Store, run_id: str):
+        self._output, self._run_id = output, run_id
+        self._held = b""
+        self._until = 0.0
+        self._over = threading.Event()
+        self._lost = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        for _ in range(_ATTEMPTS):
+            standing = _read(self._output)
+            self._refuse_living(standing)
+            if self._write(standing):
+                self._renewer.start()
+                return self
+        raise RunBroke(f"--output: {self._output.uri} is being taken by others; try again")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._renewer.join()
+        if not self._lost.is_set() and _read(self._output) == self._held:
+            self._output.delete(LEASE_FILE)
+
+    def check(self) -> None:
+        """Make sure that the output is still this run's.
+
+        Raises:
+            RunBroke: it could not be renewed in time, or another run has it.
+        """
+        if self._lost.is_set() or time.time() > self._until:
+            raise RunBroke(
+                f"this run's lease on {self._output.uri} ran out, as it could not be renewed in "
+                f"time; run the same command again"
+            )
+
+    def _refuse_living(self, standing: bytes | None) -> None:
+        holder = _parse(standing)
+        if holder is not None and holder.is_alive():
+            raise InputError(
+                f"--output: {self._output.uri} is being written by run {holder.run_id} (process "
+                f"{holder.pid} on {holder.host}); wait for it or stop it, or name another output"
+            )
+
+    def _write(self, standing: bytes | None) -> bool:
+        """Take or renew the lease, if what stands there is still `standing`."""
+        until = time.time() + LEASE_SECONDS
+        holder = Holder(
+            self._run_id, socket.gethostname(), _machine(), os.getpid(),
+            _process_started(os.getpid()) or 0, until,
+        )  # fmt: skip
+        content = json.dumps(asdict(holder)).encode()
+        if not self._output.swap(LEASE_FILE, standing, content):
+            return False
+        self._held, self._until = content, until
+        return True
+
+    def _renew(self) -> None:
+        while not self._over.wait(_RENEW_SECONDS):
+            try:
+                if not self._write(self._held):
+                    self._lost.set()
+                    return
+            except (LesioncamError, StoreError):
+                continue  # the store is away for a moment; `check` knows when it was too long
+
+
+def _read(output: Store) -> bytes | None:
+    try:
+        return output.read(LEASE_FILE) if output.exists(LEASE_FILE) else None
+    except StoreError:  # given back meanwhile
+        return None
+
+
+def _parse(content: bytes | None) -> Holder | None:
+    """The holder; None where nobody holds it, or what is there cannot be understood."""
+    if content is None:
+        return None
+    try:
+        return Holder(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+@cache
+def _machine() -> str:
+    """This boot and this space of process numbers; empty where they cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def _process_started(pid: int) -> int | None:
+    """When a process of this machine started, in clock ticks since boot; None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else int(fields[18])

@@ -1,0 +1,160 @@
+"""Lease: one run at a time, and no dead run in the way."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from lesioncam.errors import InputError, RunBroke
+from lesioncam.storage import lease
+from lesioncam.storage.lease import LEASE_FILE, Holder, Lease
+from lesioncam.storage.store import Store, open_store
+
+ELSEWHERE = Holder("run-0", "other-host", "other-boot/1", 1, 1, 0.0)
+
+
+def stand(store: Store, holder: Holder) -> None:
+    store.write(LEASE_FILE, json.dumps(asdict(holder)).encode())
+
+
+def holder_of(store: Store) -> Holder:
+    return Holder(**json.loads(store.read(LEASE_FILE)))
+
+
+def test_a_second_run_is_refused_and_told_whose_the_first_is(place: str) -> None:
+    store = open_store(place)
+    with Lease(store, "run-1"):
+        first = holder_of(store)
+        with pytest.raises(InputError, match=rf"run run-1 \(process {first.pid} on {first.host}"):
+            Lease(store, "run-2").__enter__()
+        assert holder_of(store) == first
+    assert not store.exists(LEASE_FILE)
+    with Lease(store, "run-2") as second:
+        second.check()
+        assert holder_of(store).run_id == "run-2"
+
+
+def test_of_many_that_try_at_once_one_gets_it(place: str) -> None:
+    store = open_store(place)
+    got: list[str] = []
+    done = threading.Barrier(8)
+
+    def run(name: str) -> None:
+        try:
+            with Lease(store, name):
+                got.append(name)
+                done.wait()
+        except (InputError, RunBroke):
+            done.wait()
+
+    threads = [threading.Thread(target=run, args=(f"run-{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+
+
+def test_a_dead_process_on_this_machine_is_followed_at_once(place: str) -> None:
+    store = open_store(place)
+    with Lease(store, "run-1"):
+        mine = holder_of(store)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    stand(store, replace(mine, pid=process.pid))
+    with Lease(store, "run-2"):
+        assert holder_of(store).run_id == "run-2"
+
+
+def test_a_process_number_that_was_used_again_is_not_the_holder(place: str) -> None:
+    store = open_store(place)
+    with Lease(store, "run-1"):
+        mine = holder_of(store)
+    stand(store, replace(mine, process_started=mine.process_started - 1))
+    with Lease(store, "run-2"):
+        assert holder_of(store).run_id == "run-2"
+
+
+def test_elsewhere_a_lease_holds_until_it_runs_out(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(place)
+    monkeypatch.setattr("lesioncam.storage.lease.time.time", lambda: 1000.0)
+    stand(store, replace(ELSEWHERE, until=1000.5))
+    with pytest.raises(InputError, match=r"run run-0 \(process 1 on other-host"):
+        Lease(store, "run-1").__enter__()
+    stand(store, replace(ELSEWHERE, until=999.5))
+    with Lease(store, "run-1"):
+        assert holder_of(store).until == 1000.0 + lease.LEASE_SECONDS
+
+
+def test_a_lease_that_makes_no_sense_blocks_nobody(place: str) -> None:
+    store = open_store(place)
+    store.write(LEASE_FILE, b"{half")
+    with Lease(store, "run-1"):
+        assert holder_of(store).run_id == "run-1"
+
+
+def test_it_is_renewed_and_given_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.02)
+    store = open_store(place)
+    with Lease(store, "run-1") as held:
+        first = holder_of(store).until
+        deadline = threading.Event()
+        for _ in range(500):
+            if holder_of(store).until > first:
+                break
+            deadline.wait(0.02)
+        assert holder_of(store).until > first
+        held.check()
+    assert not store.exists(LEASE_FILE)
+
+
+def test_a_run_that_lost_its_lease_stops_and_leaves_the_new_holder_alone(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.02)
+    store = open_store(place)
+    with Lease(store, "run-1") as held:
+        stand(store, ELSEWHERE)
+        held._renewer.join(10)
+        with pytest.raises(RunBroke, match="run the same command again"):
+            held.check()
+    assert holder_of(store) == ELSEWHERE
+
+
+def test_a_store_that_was_away_too_long_ends_the_run(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(place)
+    with Lease(store, "run-1") as held:
+        held.check()
+        later = time.time() + lease.LEASE_SECONDS + 1
+        with monkeypatch.context() as patch:
+            patch.setattr("lesioncam.storage.lease.time.time", lambda: later)
+            with pytest.raises(RunBroke, match="ran out"):
+                held.check()
+
+
+@pytest.mark.parametrize(
+    ("standing", "expected", "done"),
+    [(None, None, True), (b"a", b"a", True), (b"a", None, False), (b"a", b"b", False)],
+)
+def test_swap(place: str, standing: bytes | None, expected: bytes | None, done: bool) -> None:
+    store = open_store(place)
+    if standing is not None:
+        store.write("x/file", standing)
+    assert store.swap("x/file", expected, b"new") is done
+    if standing is not None or done:
+        assert store.read("x/file") == (b"new" if done else standing)
+    assert [entry.uri for entry in store.entries()] == [f"{store.uri}/x/file"]
+
+
+def test_swap_of_a_file_that_is_gone(place: str) -> None:
+    store = open_store(place)
+    assert not store.swap("file", b"a", b"new")
+    assert not store.exists("file")
