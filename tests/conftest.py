@@ -1,6 +1,7 @@
 """Fixtures: a tiny bundle, drawn images, an in-process S3 server, a local Ray."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import boto3
 import pytest
 import ray
 import torch
+from botocore.retries.standard import ExponentialBackoff
 from moto.server import ThreadedMotoServer
 
 from lesioncam.cluster import connected
@@ -17,6 +19,7 @@ from lesioncam.storage.store import s3_client
 from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
+SECRET = "wJalrXUtnFEMI-a-secret"
 SHARED = Path(__file__).parents[2] / "shared"
 
 needs_shared = pytest.mark.skipif(
@@ -73,3 +76,18 @@ def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
     name = f"bucket-{abs(hash(request.node.nodeid)) % 10**10}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A place on an S3 server that refuses connections; retries do not wait."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
+        s3_client.cache_clear()
+        yield "s3://some-bucket/place"
+    s3_client.cache_clear()

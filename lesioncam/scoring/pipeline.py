@@ -5,21 +5,21 @@ list -> what is left to do -> fetch and decode -> CAM and crop -> classify -> Pa
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
 from typing import Any
 
-import pyarrow.compute as pc
 import ray
 import ray.data
 
 from lesioncam import __version__
 from lesioncam.cluster import connected
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import Status
+from lesioncam.scoring.outage import Outage
 from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.scoring.progress import Progress
 from lesioncam.scoring.stages import (
@@ -32,8 +32,9 @@ from lesioncam.scoring.stages import (
 )
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.lease import Lease
+from lesioncam.storage.ledger import Tally
 from lesioncam.storage.listing import Listing, table_names
-from lesioncam.storage.results import Results, Rows, left_to_do
+from lesioncam.storage.results import Results
 from lesioncam.storage.runs import RunRecord, new_run_id
 from lesioncam.storage.store import Entry, open_store
 
@@ -82,7 +83,7 @@ def score(request: ScoreRequest) -> dict[str, Any]:
         raise InputError("--output: it lies inside --images; name a place outside them")
     results.check(bundle.settings.classes, bundle.digest)
     listing = Listing(request.images)
-    entries = _checked(islice(listing, request.limit))
+    entries = _checked(islice(listing, request.limit) if request.limit else listing.unordered())
     record = RunRecord(results.store, new_run_id())
     with Lease(results.store, record.run_id) as lease, connected():
         return _run(request, bundle, results, listing, entries, record, lease)
@@ -99,47 +100,54 @@ def _run(
 ) -> dict[str, Any]:
     started = time.monotonic()
     plan = make_plan(request.precision)
-    listed = record.record_listing(entries)
+    results.recover()
     record.write("run", _asked(request, bundle, plan))
+    rows = record.record_listing(entries)
     results.begin()
-    todo = record.record_todo(results.rows().written(retry_failed=request.retry_failed))
-    log.info("%s images listed, %s to score", f"{listed:,}", f"{todo:,}")
-    progress = Progress(todo, record)
+    shares = results.shares(results.sizes(), record.manifest(), rows)
+    todo = record.record_todo(shares, retry_failed=request.retry_failed)
+    log.info("%s images listed, %s to score", f"{todo.listed:,}", f"{todo.left:,}")
+    progress = Progress(todo.left, record)
+    outage = Outage(record)
     try:
-        if todo:
+        if todo.left:
             for receipt in scored_parts(record, bundle, plan, results).iter_rows():
                 progress.add(receipt["outcome"], receipt["count"])
+                outage.check(receipt["outcome"], receipt["count"])
                 lease.check()
+        lease.check()
+        results.settle(record.run_id)
     except BaseException as error:
-        record.finish({"outcome": "broke", "error": type(error).__name__, **progress.state()})
+        with suppress(LesioncamError):  # the store may be what broke
+            record.finish({"outcome": "broke", "error": type(error).__name__, **progress.state()})
         if isinstance(error, ray.exceptions.RayError):
             raise RunBroke(
-                f"the run broke off in Ray ({type(error).__name__}, told in Ray's logs); run the "
-                f"same command again, it goes on from what is written"
+                f"the run broke off: {_reason(error)}; run the same command again, it goes on "
+                f"from what is written"
             ) from error
         raise
     finally:
         progress.close()
-    lease.check()
-    rows = results.settle(record.run_id)
 
-    summary = _summary(record, rows, listed)
+    shares = results.shares(results.sizes(), record.manifest(), rows)
+    tally = sum((share.tally() for share in shares), start=Tally())
+    summary = _summary(tally)
     seconds = time.monotonic() - started
     summary |= {
         "output": results.store.uri,
-        "ignored": listing.ignored,
-        "scored_now": todo,
+        "ignored": listing.ignored + todo.repeated,
+        "scored_now": todo.left,
         "seconds": round(seconds, 1),
-        "images_per_second": round(todo / seconds, 2),
+        "images_per_second": round(todo.left / seconds, 2),
     }
-    if summary["without_row"]:
+    if tally.without_row or tally.doubled:
         record.finish({"outcome": "broke", **summary})
         raise RunBroke(
-            f"{summary['without_row']} of {listed} listed images have no row in "
-            f"{results.store.uri}; run the same command again"
+            f"{tally.without_row} of {tally.listed} listed images have no row in "
+            f"{results.store.uri}, and {tally.doubled} rows are doubled; run the same command again"
         )
     allowed = 1.0 if request.max_failed_fraction is None else request.max_failed_fraction
-    too_many = summary["failed"] > allowed * listed
+    too_many = summary["failed"] > allowed * tally.listed
     summary = {"outcome": "too_many_failed" if too_many else "done", **summary}
     record.finish(summary)
     results.succeed()
@@ -199,7 +207,7 @@ def scored_parts(
             write_part,
             fn_kwargs={"output": results.store.uri, "run_id": record.run_id},
             num_cpus=_SMALL,
-            batch_size=None,
+            batch_size=plan.part_rows,
             batch_format="pyarrow",
         )
     )
@@ -221,24 +229,22 @@ def _asked(request: ScoreRequest, bundle: Bundle, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _summary(record: RunRecord, rows: Rows, listed: int) -> dict[str, Any]:
-    """Count what is in the Parquet against what was listed."""
-    outcomes: Counter[str] = Counter()
-    without_row = 0
-    versions = rows.index.select(["uri", "version"])
-    for manifest in record.manifest():
-        without_row += left_to_do(manifest, versions).num_rows
-        there = rows.index.filter(pc.is_in(rows.index["uri"], manifest["uri"].combine_chunks()))
-        kinds = pc.coalesce(there["error_kind"], there["status"])
-        counts = pc.value_counts(kinds).to_pylist()
-        outcomes.update({item["values"]: item["counts"] for item in counts})
-    ok = outcomes.pop(Status.OK, 0)
-    failed = outcomes.total()
+def _reason(error: ray.exceptions.RayError) -> str:
+    """What is said of it in one line: our own words where the fault was told in them."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, LesioncamError):
+        return str(cause)
+    return f"in Ray, which tells more in its logs ({type(cause or error).__name__})"
+
+
+def _summary(tally: Tally) -> dict[str, Any]:
+    failed = tally.outcomes.copy()
+    ok = failed.pop(Status.OK, 0)
     return {
-        "listed": listed,
+        "listed": tally.listed,
         "ok": ok,
-        "failed": failed,
-        "failed_by_kind": dict(sorted(outcomes.items())),
-        "kept": rows.index.num_rows - ok - failed,
-        "without_row": without_row,
+        "failed": failed.total(),
+        "failed_by_kind": dict(sorted(failed.items())),
+        "kept": tally.kept,
+        "without_row": tally.without_row,
     }

@@ -21,7 +21,8 @@ class Plan:
         threads: torch threads an actor computes with on a CPU.
         decode_cpus: CPUs a decode task reserves.
         batch_size: images a forward pass takes; the last batch is padded to it.
-        block_rows: images that travel, and become durable, together.
+        block_rows: images that travel together.
+        part_rows: images that become durable together, as one part file.
         precision: of the convolutions, `float32` or `bfloat16`.
     """
 
@@ -32,6 +33,7 @@ class Plan:
     decode_cpus: float
     batch_size: int
     block_rows: int
+    part_rows: int
     precision: str
 
     @property
@@ -60,8 +62,10 @@ def make_plan(precision: str) -> Plan:
         probe = ray.remote(num_cpus=0.1, num_gpus=0.01 if gpus else 0)(_native)
         precision = ray.get(probe.remote("cuda" if gpus else "cpu"))
     if gpus:
-        return Plan(gpus, min(0.5, cpus / gpus / 4), 0.5, 1, min(1.0, cpus / 4), 64, 256, precision)
-    return Plan(max(1, cpus // 2), cpus / max(1, cpus // 2) / 4, 0, 1, 0.25, 16, 64, precision)
+        return Plan(
+            gpus, min(0.5, cpus / gpus / 4), 0.5, 1, min(1.0, cpus / 4), 64, 256, 2048, precision
+        )
+    return Plan(max(1, cpus // 2), cpus / max(1, cpus // 2) / 4, 0, 1, 0.25, 16, 64, 256, precision)
 
 
 def _native(device: str) -> str:

@@ -4,7 +4,6 @@ Pixels travel as fixed-size binary columns, which Arrow and Ray move without cop
 is a row like any other; the networks see only the good ones.
 """
 
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,13 +31,14 @@ from lesioncam.storage.listing import image_id, read_table
 from lesioncam.storage.results import Results
 from lesioncam.storage.store import StoreError, open_store, read_uri
 from lesioncam.vision.crop import boxes_in_image, sample_boxes
-from lesioncam.vision.decode import DecodeError, decode
+from lesioncam.vision.decode import DecodeError
+from lesioncam.vision.decoder import Decoders
 from lesioncam.vision.localise import classify, combine, localise, to_channels_first
 from lesioncam.vision.network import VGGGAP, prepare_for_inference
 
 MAX_BYTES = 2**30  # of a source file; larger ones are not fetched
 _FETCH_THREADS = 8
-_DECODING = threading.Semaphore(2)  # decodes at once in a process: they take the memory
+_DECODERS = Decoders(2)  # of one worker process: decodes take the memory
 
 _DECODED_FIELDS = (
     pa.field("status", pa.string()),
@@ -86,15 +86,14 @@ def read_todo(table: pa.Table, todo: str) -> pa.Table:
 def fetch_and_decode(table: pa.Table, canvas_side: int) -> pa.Table:
     """Manifest rows -> the same with `canvas`, the image's size, and a status.
 
-    Fetches and decodes in threads; both release Python's lock.
+    Threads fetch; what they fetched is decoded in processes of its own.
     """
     canvases = np.zeros((table.num_rows, canvas_side, canvas_side, 3), np.uint8)
 
     def one(place: int, uri: str, size: int | None) -> dict[str, Any]:
         try:
             data = _fetch(uri, size)
-            with _DECODING:
-                decoded = decode(data, canvas_side)
+            decoded = _DECODERS.decode(data, canvas_side)
         except (StoreError, DecodeError) as error:
             width, height = getattr(error, "size", None) or (None, None)
             return {
@@ -120,7 +119,12 @@ def _fetch(uri: str, size: int | None) -> bytes:
     if size is not None and size > MAX_BYTES:
         limit = f"{MAX_BYTES / 2**30:g} GiB"
         raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
-    return read_uri(uri)
+    data = read_uri(uri)
+    if size is not None and len(data) != size:
+        # Cut short on the way, or replaced since it was listed. The latter is scored as it is now;
+        # the row keeps the version that was listed, so that the next run does it again.
+        data = read_uri(uri)
+    return data
 
 
 class Localise:

@@ -5,11 +5,16 @@ Knows nothing about what was already scored.
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import astuple
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -23,13 +28,17 @@ from lesioncam.storage.store import (
     StoreError,
     local_path,
     open_store,
-    read_uri,
+    open_uri,
     refusal,
     stat_or_unknown,
 )
 
+T = TypeVar("T")
+
 MANIFEST_ROWS = 100_000  # rows a manifest file: some 10 MB
 _STAT_THREADS = 32
+_LIST_THREADS = 16
+_DRAWN, _READY = 1000, 64  # entries that threads draw at once, and how often ahead
 
 
 class Listing:
@@ -47,6 +56,7 @@ class Listing:
         self.source = source
         self.ignored = 0
         self._flag = flag
+        self._counting = threading.Lock()
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield the images.
@@ -54,7 +64,56 @@ class Listing:
         Raises:
             InputError: there is no such place, or no image in it.
         """
-        entries = self._listed() if self._is_list() else self._walked()
+        if self._is_list():
+            return self._told_if_none(self._once(self._listed()))
+        return self._told_if_none(self._images(self._place().entries()))
+
+    def _is_list(self) -> bool:
+        return PurePosixPath(self.source).suffix.lower() in (".csv", ".parquet")
+
+    def unordered(self) -> Iterator[Entry]:
+        """Yield the images as fast as they can be listed, in any order and repeated ones too.
+
+        Raises:
+            InputError: there is no such place, or no image in it.
+        """
+        branches = [self._listed()] if self._is_list() else self._branches()
+        return self._told_if_none(side_by_side(branches, _LIST_THREADS))
+
+    def _branches(self) -> list[Iterator[Entry]]:
+        return [self._images(branch) for branch in self._place().branches()]
+
+    def _place(self) -> Store:
+        if "://" not in self.source and not Path(self.source).is_dir():
+            raise InputError(
+                f"{self._flag}: no such directory: {self.source}; give a directory, an s3:// "
+                f"prefix, or a .csv or .parquet file with a uri column"
+            )
+        return open_store(self.source)
+
+    def _images(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            if is_image_name(entry.uri):
+                yield entry
+            else:
+                self._ignore()
+
+    def _listed(self) -> Iterator[Entry]:
+        _check_uris(self.source, self._flag)  # a fault anywhere is told before an image is listed
+        with ThreadPoolExecutor(_STAT_THREADS) as threads:
+            for uris in _read_uris(self.source, self._flag):
+                yield from threads.map(stat_or_unknown, map(_absolute, uris))
+
+    def _once(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        seen: set[str] = set()
+        for entry in entries:
+            if entry.uri in seen:
+                self._ignore()
+            else:
+                seen.add(entry.uri)
+                yield entry
+
+    def _told_if_none(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         found = False
         for entry in entries:
             found = True
@@ -65,27 +124,74 @@ class Listing:
                 f"expected names ending in {' '.join(sorted(IMAGE_ENDINGS))}"
             )
 
-    def _is_list(self) -> bool:
-        return PurePosixPath(self.source).suffix.lower() in (".csv", ".parquet")
+    def _ignore(self) -> None:
+        with self._counting:
+            self.ignored += 1
 
-    def _walked(self) -> Iterator[Entry]:
-        if "://" not in self.source and not Path(self.source).is_dir():
-            raise InputError(
-                f"{self._flag}: no such directory: {self.source}; give a directory, an s3:// "
-                f"prefix, or a .csv or .parquet file with a uri column"
-            )
-        for entry in open_store(self.source).entries():
-            if is_image_name(entry.uri):
-                yield entry
-            else:
-                self.ignored += 1
 
-    def _listed(self) -> Iterator[Entry]:
-        uris = _read_uris(self.source, self._flag)
-        unique = dict.fromkeys(uris)
-        self.ignored += len(uris) - len(unique)
-        with ThreadPoolExecutor(_STAT_THREADS) as threads:
-            yield from threads.map(stat_or_unknown, unique)
+def side_by_side(sources: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
+    """Yield what several sources give, drawn by threads, in any order.
+
+    Memory holds a bounded number of items. What a source raises is raised here.
+    """
+    crew = _Crew(sources)
+    # Daemons: a process that ends for another reason does not wait for them.
+    workers = [
+        threading.Thread(target=crew.work, name=f"listing-{number}", daemon=True)
+        for number in range(min(threads, len(sources)))
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        under_way = len(sources)
+        while under_way:
+            item = crew.ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            under_way -= not item
+            yield from item
+    finally:
+        crew.over.set()
+        for worker in workers:
+            worker.join()
+
+
+class _Crew(Generic[T]):
+    """What the threads of `side_by_side` share.
+
+    Attributes:
+        ready: items that were drawn; an empty list where a source ends, or what it raised.
+        over: set when nobody waits for them any more.
+    """
+
+    def __init__(self, sources: Sequence[Iterator[T]]):
+        self.ready: queue.Queue[list[T] | BaseException] = queue.Queue(_READY)
+        self.over = threading.Event()
+        self._waiting = deque(sources)
+
+    def work(self) -> None:
+        """Draw from one source after another."""
+        with suppress(IndexError):
+            while not self.over.is_set():
+                self._draw(self._waiting.popleft())
+
+    def _draw(self, source: Iterator[T]) -> None:
+        items: list[T] | BaseException | None = None
+        while items is None or (items and not isinstance(items, BaseException)):
+            try:
+                items = list(islice(source, _DRAWN))
+            except BaseException as error:
+                items = error
+            if not self._put(items):
+                return
+
+    def _put(self, items: list[T] | BaseException) -> bool:
+        """Whether it was taken before all was over."""
+        while not self.over.is_set():
+            with suppress(queue.Full):
+                self.ready.put(items, timeout=0.1)
+                return True
+        return False
 
 
 def is_image_name(uri: str) -> bool:
@@ -140,34 +246,50 @@ def read_table(store: Store, name: str) -> pa.Table:
     return pq.read_table(io.BytesIO(store.read(name)))
 
 
-def _read_uris(source: str, flag: str) -> list[str]:
+def _check_uris(source: str, flag: str) -> None:
+    """Refuse a list that names what cannot be read."""
+    foreign: list[int] = []
+    rows = 0
+    for uris in _read_uris(source, flag):
+        foreign += [row for row, uri in enumerate(uris, rows + 1) if not _is_readable(uri)]
+        rows += len(uris)
+    if foreign:
+        raise InputError(
+            f"{flag}: {source}: {len(foreign)} uris are neither paths nor s3://bucket/key, the "
+            f"first in row {foreign[0]}; mend or remove them"
+        )
+
+
+def _read_uris(source: str, flag: str) -> Iterator[list[str]]:
+    """The uris of a list as they stand there, some at a time."""
+    for frame in _read_frames(source, flag):
+        if "uri" not in frame.columns:
+            raise InputError(
+                f"{flag}: {source} has no column 'uri' among its {len(frame.columns)}; name it in "
+                f"the first line"
+            )
+        if frame["uri"].isna().any() or (frame["uri"] == "").any():
+            raise InputError(f"{flag}: {source} has rows without a uri; fill or remove them")
+        yield frame["uri"].astype(str).to_list()
+
+
+def _read_frames(source: str, flag: str) -> Iterator[pd.DataFrame]:
+    """A table's rows, some at a time."""
     try:
-        data = io.BytesIO(read_uri(source))
+        with open_uri(source) as file:
+            if source.lower().endswith(".csv"):
+                yield from pd.read_csv(
+                    file, dtype=str, keep_default_na=False, chunksize=MANIFEST_ROWS
+                )
+            else:
+                table = pq.ParquetFile(file)
+                yield table.schema_arrow.empty_table().to_pandas()  # its columns are looked at
+                yield from (part.to_pandas() for part in table.iter_batches(MANIFEST_ROWS))
     except StoreError as error:
         raise refusal(f"{flag}: {source}", error) from error
-    try:
-        if source.lower().endswith(".csv"):
-            frame = pd.read_csv(data, dtype=str, keep_default_na=False)
-        else:
-            frame = pd.read_parquet(data)
     except Exception as error:  # parsers raise many types
         reason = " ".join(str(error).split())
         raise InputError(f"{flag}: {source} cannot be read as a table: {reason}") from error
-    if "uri" not in frame.columns:
-        raise InputError(
-            f"{flag}: {source} has no column 'uri' among its {len(frame.columns)}; name it in the "
-            f"first line"
-        )
-    if frame["uri"].isna().any() or (frame["uri"] == "").any():
-        raise InputError(f"{flag}: {source} has rows without a uri; fill or remove them")
-    uris = frame["uri"].astype(str)
-    foreign = frame.index[~uris.map(_is_readable)]
-    if len(foreign):
-        raise InputError(
-            f"{flag}: {source}: {len(foreign)} uris are neither paths nor s3://bucket/key, the "
-            f"first in row {foreign[0] + 1}; mend or remove them"
-        )
-    return [_absolute(uri) for uri in uris]
 
 
 def _is_readable(uri: str) -> bool:

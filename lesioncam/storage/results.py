@@ -1,77 +1,53 @@
 """Results: the Parquet under an output, which is also the checkpoint.
 
-The one rule of resume, new images and retries is here: the work of a run is its listing minus the
-images whose newest row counts as written.
+Part files appear whole or not at all. Settling merges them once a run is through: what replaces
+what is recorded before anything is removed, so that whoever comes next can finish or undo it.
 """
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lesioncam.errors import InputError
-from lesioncam.schema import (
-    TRANSIENT_KINDS,
-    Status,
-    classes_of,
-    scores_schema,
+from lesioncam.schema import classes_of, scores_schema
+from lesioncam.storage.ledger import (
+    INDEX_SCHEMA,
+    Share,
+    shares,
+    with_version,
 )
 from lesioncam.storage.listing import write_table
 from lesioncam.storage.store import open_store
 
 SUCCESS = "_SUCCESS"
 PART_ROWS = 200_000  # rows a settled file aims at
+COMMIT_FILE = "_lesioncam/commit.json"
 
 _VERSION_COLUMNS = ["size", "etag", "last_modified"]
-_INDEX_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("uri", "status", "error_kind")),
-        ("part", pa.int32()),
-        ("place", pa.int64()),
-        ("version", pa.string()),
-    ]
-)
-
-
-def with_version(table: pa.Table) -> pa.Table:
-    """Add the column `version`: the object's etag, else its size and time, else nothing."""
-    size_and_time = pc.binary_join_element_wise(
-        pc.cast(table["size"], pa.string()),
-        pc.cast(pc.cast(table["last_modified"], pa.int64()), pa.string()),
-        "@",
-    )
-    version = pc.coalesce(table["etag"], size_and_time, "")
-    return table.append_column("version", version)
-
-
-def left_to_do(listed: pa.Table, written: pa.Table) -> pa.Table:
-    """The rule: the rows of a manifest that have no written row of the same object."""
-    left = with_version(listed).join(written, keys=["uri", "version"], join_type="left anti")
-    return left.sort_by("row").select(listed.column_names)
+_FOOTER_THREADS = 16
+_INDEX_THREADS = 4  # parts read at once; a settled one takes some 40 MB
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The newest row of each image.
+class Commit:
+    """A settling under way: what is added and what is removed.
 
     Attributes:
-        index: one row an image: uri, version, status, error_kind, part (a number in `parts`),
-            place (in that part).
-        parts: name -> how many rows the part has, older ones included.
+        added: names of the merged files.
+        removed: names of the files that they replace.
+        written: whether all that is added stands; only then is anything removed.
     """
 
-    index: pa.Table
-    parts: Mapping[str, int]
-
-    def written(self, *, retry_failed: bool) -> pa.Table:
-        """What counts as written, as (uri, version): all but failures worth another try."""
-        failed = pc.equal(self.index["status"], Status.FAILED)
-        transient = pc.is_in(self.index["error_kind"], pa.array(sorted(TRANSIENT_KINDS)))
-        again = failed if retry_failed else pc.and_(failed, transient)
-        return self.index.filter(pc.invert(again)).select(["uri", "version"])
+    added: list[str]
+    removed: list[str]
+    written: bool
 
 
 class Results:
@@ -92,58 +68,35 @@ class Results:
         Raises:
             InputError: with both digests and what to do.
         """
-        filesystem, root = self.store.arrow()
-        for name in self.parts():
-            try:
-                schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
-            except pa.ArrowInvalid:  # not Parquet at all
-                schema = pa.schema([])
-            if "model" not in schema.names or not classes_of(schema):
-                raise InputError(
-                    f"--output: {self.store.uri}/{name} was not written by lesioncam; "
-                    f"name another output"
-                )
-            models = pc.unique(self._read(name, ["model"])["model"]).to_pylist()
-            other = [found for found in models if found != model]
-            if other:
-                raise InputError(
-                    f"--output: {self.store.uri} holds rows of model {other[0]}, this bundle is "
-                    f"{model}; name another output, or remove the rows there"
-                )
-            if not schema.equals(scores_schema(classes)):
-                raise InputError(
-                    f"--output: {self.store.uri}/{name} has other columns than this version "
-                    f"writes; name another output"
-                )
+        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+            for _ in threads.map(lambda name: self._check(name, classes, model), self.parts()):
+                pass  # the first refusal is raised here
 
-    def rows(self) -> Rows:
-        """Find the newest row of each image over all parts."""
-        sizes: dict[str, int] = {}
-        tables = []
-        columns = ["uri", "status", "error_kind", *_VERSION_COLUMNS, "scored_at"]
-        for number, name in enumerate(self.parts()):
-            table = self._read(name, columns)
-            sizes[name] = table.num_rows
-            part = pa.array([number] * table.num_rows, pa.int32())
-            place = pa.array(range(table.num_rows), pa.int64())
-            tables.append(table.append_column("part", part).append_column("place", place))
-        if not tables:
-            return Rows(_INDEX_SCHEMA.empty_table(), sizes)
-        order = [("uri", "ascending"), ("scored_at", "descending"), ("part", "descending")]
-        rows = pa.concat_tables(tables).sort_by(order)
-        uris = rows["uri"].cast(pa.large_string()).combine_chunks()  # may be more than 2 GiB
-        first = pa.array([True] if len(uris) else [], pa.bool_())
-        newest = pa.concat_arrays([first, pc.not_equal(uris[1:], uris[:-1])])
-        index = with_version(rows.filter(newest)).select(_INDEX_SCHEMA.names)
-        return Rows(index, sizes)
+    def sizes(self) -> dict[str, int]:
+        """Name -> rows of each part, older rows included."""
+        names = self.parts()
+        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+            return dict(zip(names, threads.map(self._size, names), strict=True))
+
+    def shares(
+        self, sizes: Mapping[str, int], listed: Iterable[pa.Table] = (), images: int = 0
+    ) -> Iterator[Share]:
+        """The rows of these parts, beside a listing of so many images, a share at a time."""
+        return shares(listed, self._index(list(sizes)), images + sum(sizes.values()))
 
     def read(self, columns: list[str]) -> pa.Table:
         """These columns of the newest row of each image; there must be a part.
 
         The same with or without `_SUCCESS`: a run under way may have written an image anew.
         """
-        rows = self.rows()
-        return pa.concat_tables(self._newest(rows, rows.parts.keys(), columns))
+        sizes = self.sizes()
+        places = [share.newest.select(["part", "place"]) for share in self.shares(sizes)]
+        newest = pa.concat_tables(places).sort_by([("part", "ascending"), ("place", "ascending")])
+        bounds = np.searchsorted(newest["part"].to_numpy(), np.arange(len(sizes) + 1))
+        return pa.concat_tables(
+            self._read(name, columns).take(newest["place"].slice(start, end - start))
+            for name, (start, end) in zip(sizes, pairwise(bounds), strict=True)
+        )
 
     def schema(self) -> pa.Schema | None:
         """The schema of what is written; None if nothing is."""
@@ -157,27 +110,41 @@ class Results:
         """Write rows as one Parquet file, whole or not at all."""
         write_table(self.store, name, table)
 
-    def settle(self, run_id: str) -> Rows:
+    def settle(self, run_id: str) -> None:
         """Leave one row an image, in few files: drop older rows and merge small parts.
 
-        Merged files are written before what they replace is removed. A run killed in between
-        leaves some rows twice, equal in everything, and the next settling drops one of each.
+        What is to be added and removed is recorded first, and nothing is removed before all that
+        replaces it stands; a settling that broke off is finished or undone by `recover`.
         """
-        rows = self.rows()
-        current = {item["values"]: item["counts"] for item in _counts(rows.index["part"])}
-        stale = {n for i, n in enumerate(rows.parts) if current.get(i, 0) < rows.parts[n]}
-        small = {n for n, size in rows.parts.items() if size < PART_ROWS // 2}
-        replaced = stale | (small if len(small) > 1 else set())
+        self.recover()
+        sizes = self.sizes()
+        older = pa.concat_tables([share.older for share in self.shares(sizes)])
+        stale = {item["values"]: item["counts"] for item in _counts(older["part"])}
+        current = {name: size - stale.get(n, 0) for n, (name, size) in enumerate(sizes.items())}
+        small = {name for name, size in sizes.items() if size < PART_ROWS // 2}
+        replaced = {name for name, size in sizes.items() if current[name] < size}
+        replaced |= small if len(small) > 1 else set()
+        groups = _group([(name, current[name]) for name in sizes if name in replaced])
         if not replaced:
-            return rows
-        kept = self._newest(rows, replaced)
-        names_left = (f"settled-{run_id}-{number:05d}.parquet" for number in count())
-        unused = (name for name in names_left if name not in rows.parts)
-        for table in _regroup(kept):
-            self.write_part(next(unused), table)
-        for name in replaced:
+            return
+        names = _unused_names(f"settled-{run_id}", sizes)
+        added = {next(names): group for group in groups}
+        self._record(Commit(list(added), sorted(replaced), written=False))
+        numbers = {name: number for number, name in enumerate(sizes)}
+        for name, group in added.items():
+            parts = (self._without(part, numbers[part], older) for part in group)
+            self.write_part(name, pa.concat_tables(parts))
+        self._record(Commit(list(added), sorted(replaced), written=True))
+        self.recover()
+
+    def recover(self) -> None:
+        """Finish a settling that broke off after it had written all its files, else undo it."""
+        if not self.store.exists(COMMIT_FILE):
+            return
+        commit = Commit(**json.loads(self.store.read(COMMIT_FILE)))
+        for name in commit.removed if commit.written else commit.added:
             self.store.delete(name)
-        return self.rows()
+        self.store.delete(COMMIT_FILE)
 
     def begin(self) -> None:
         """From here on the output is not complete."""
@@ -187,24 +154,67 @@ class Results:
         """Every listed image has its row."""
         self.store.write(SUCCESS, b"")
 
+    def _check(self, name: str, classes: Sequence[str], model: str) -> None:
+        filesystem, root = self.store.arrow()
+        try:
+            schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
+        except pa.ArrowInvalid:  # not Parquet at all
+            schema = pa.schema([])
+        if "model" not in schema.names or not classes_of(schema):
+            raise InputError(
+                f"--output: {self.store.uri}/{name} was not written by lesioncam; "
+                f"name another output"
+            )
+        models = pc.unique(self._read(name, ["model"])["model"]).to_pylist()
+        other = [found for found in models if found != model]
+        if other:
+            raise InputError(
+                f"--output: {self.store.uri} holds rows of model {other[0]}, this bundle is "
+                f"{model}; name another output, or remove the rows there"
+            )
+        if not schema.equals(scores_schema(classes)):
+            raise InputError(
+                f"--output: {self.store.uri}/{name} has other columns than this version "
+                f"writes; name another output"
+            )
+
+    def _record(self, commit: Commit) -> None:
+        self.store.write(COMMIT_FILE, json.dumps(vars(commit)).encode())
+
     def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
         filesystem, root = self.store.arrow()
         return pq.read_table(
             f"{root}/{name}", columns=columns, filesystem=filesystem, partitioning=None
         )
 
-    def _newest(
-        self, rows: Rows, names: Collection[str], columns: list[str] | None = None
-    ) -> Iterator[pa.Table]:
-        """Of each of these parts the rows that are an image's newest."""
-        index = rows.index.select(["part", "place"]).sort_by([("part", "ascending")])
-        start = 0
-        current = {item["values"]: item["counts"] for item in _counts(index["part"])}
-        for number, name in enumerate(rows.parts):
-            size = current.get(number, 0)
-            if name in names:
-                yield self._read(name, columns).take(index["place"].slice(start, size))
-            start += size
+    def _size(self, name: str) -> int:
+        filesystem, root = self.store.arrow()
+        with filesystem.open_input_file(f"{root}/{name}") as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def _index(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Each part's rows as the ledger wants them; a few parts are read at once."""
+        with ThreadPoolExecutor(_INDEX_THREADS) as threads:
+            for start in range(0, len(names), _INDEX_THREADS):
+                numbers = range(start, min(start + _INDEX_THREADS, len(names)))
+                yield from threads.map(
+                    lambda number: self._index_of(number, names[number]), numbers
+                )
+
+    def _index_of(self, number: int, name: str) -> pa.Table:
+        columns = ["uri", "status", "error_kind", *_VERSION_COLUMNS, "scored_at"]
+        table = with_version(self._read(name, columns))
+        part = pa.array([number] * table.num_rows, pa.int32())
+        place = pa.array(range(table.num_rows), pa.int64())
+        table = table.append_column("part", part).append_column("place", place)
+        return table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+
+    def _without(self, name: str, number: int, older: pa.Table) -> pa.Table:
+        """A part without the rows at its places in `older`."""
+        table = self._read(name)
+        gone = older["place"].filter(pc.equal(older["part"], number))
+        places = pa.array(range(table.num_rows), pa.int64())
+        return table.filter(pc.invert(pc.is_in(places, gone.combine_chunks())))
 
 
 def _counts(column: pa.ChunkedArray) -> list[dict[str, int]]:
@@ -212,13 +222,20 @@ def _counts(column: pa.ChunkedArray) -> list[dict[str, int]]:
     return counts
 
 
-def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Concatenate tables until each has at least `PART_ROWS` rows; the last may have fewer."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(part.num_rows for part in waiting) >= PART_ROWS:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if any(part.num_rows for part in waiting):
-        yield pa.concat_tables(waiting)
+def _group(parts: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """Put names together until a group has `PART_ROWS` rows; the last may have fewer."""
+    group: list[str] = []
+    rows = 0
+    for name, size in parts:
+        group.append(name)
+        rows += size
+        if rows >= PART_ROWS:
+            yield group
+            group, rows = [], 0
+    if rows:
+        yield group
+
+
+def _unused_names(stem: str, used: Collection[str]) -> Iterator[str]:
+    names = (f"{stem}-{number:05d}.parquet" for number in count())
+    return (name for name in names if name not in used)

@@ -6,18 +6,22 @@ of it), `progress.json` while it runs and `summary.json` at its end.
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
+from lesioncam.storage.ledger import Share
 from lesioncam.storage.listing import (
+    MANIFEST_ROWS,
+    read_table,
     read_tables,
+    table_names,
     write_manifest,
     write_table,
 )
-from lesioncam.storage.results import left_to_do
 from lesioncam.storage.store import Entry, Store
 
 
@@ -26,14 +30,33 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
+@dataclass(frozen=True)
+class Todo:
+    """How much a run has to do.
+
+    Attributes:
+        listed: images.
+        left: how many of them are left to do.
+        repeated: how many more times they were listed.
+    """
+
+    listed: int
+    left: int
+    repeated: int
+
+
 class RunRecord:
-    """The records of one run."""
+    """The records of one run.
+
+    Attributes:
+        todo: where what is left stands, as Parquet files in the manifest's schema.
+    """
 
     def __init__(self, output: Store, run_id: str):
         self.run_id = run_id
         self._store = output.join(f"_lesioncam/runs/{run_id}")
         self._manifest = self._store.join("manifest")
-        self._todo = self._store.join("todo")
+        self.todo = self._store.join("todo")
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write `run.json`, `progress.json` or `summary.json`."""
@@ -45,24 +68,27 @@ class RunRecord:
         self._store.delete("progress.json")
 
     def record_listing(self, entries: Iterable[Entry]) -> int:
-        """Write the manifest; returns how many images it lists."""
+        """Write the manifest; returns how many rows it has."""
         return write_manifest(entries, self._manifest)
 
-    def record_todo(self, written: pa.Table) -> int:
-        """Write what is left of the manifest; returns how many images."""
-        count = 0
-        for number, table in enumerate(self.manifest()):
-            left = left_to_do(table, written)
-            if left.num_rows:
-                write_table(self._todo, f"{number:06d}.parquet", left)
-            count += left.num_rows
-        return count
+    def record_todo(self, shares: Iterable[Share], *, retry_failed: bool) -> Todo:
+        """Write what is left of the manifest."""
+        listed = left = repeated = 0
+        for share in shares:
+            listed, repeated = listed + share.listed.num_rows, repeated + share.repeated
+            rows = share.left(retry_failed=retry_failed)
+            for start in range(0, rows.num_rows, MANIFEST_ROWS):
+                piece = rows.slice(start, MANIFEST_ROWS)
+                write_table(self.todo, f"{left + start:012d}.parquet", piece)
+            left += rows.num_rows
+        return Todo(listed, left, repeated)
 
-    def manifest(self) -> Iterable[pa.Table]:
+    def manifest(self) -> Iterator[pa.Table]:
         """What was listed, one table a manifest file."""
         return read_tables(self._manifest)
 
-    @property
-    def todo(self) -> Store:
-        """Where what is left stands, as Parquet files in the manifest's schema."""
-        return self._todo
+    def sample(self, count: int) -> list[str]:
+        """Some of the listed uris, drawn at random."""
+        names = table_names(self._manifest)
+        uris = read_table(self._manifest, secrets.choice(names))["uri"]
+        return [uris[secrets.randbelow(len(uris))].as_py() for _ in range(count)]

@@ -9,17 +9,20 @@ import fcntl
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import boto3
 import pyarrow.fs
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -37,9 +40,14 @@ from lesioncam.schema import ErrorKind
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 _TEMPORARY = ".tmp-"
-_BODY_ATTEMPTS = 3
+_PAUSES = (0.5, 1, 2, 0)  # seconds after each attempt to read a body
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+_REFUSED_UNDER_LOAD = {"AccessDenied", "403"}
+_BROKEN_OFF = (ReadTimeoutError, ResponseStreamingError, IncompleteReadError)
+_BRANCHES = 32  # pieces that a prefix is divided into, with at most so many requests
 _NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 _CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"}
@@ -56,7 +64,7 @@ class StoreError(Exception):
         self.message = " ".join(message.split())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file or object as a listing shows it.
 
@@ -83,6 +91,10 @@ class Store(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """Every file below this place, at any depth, always in the same order."""
+
+    def branches(self) -> list[Iterator[Entry]]:
+        """What `entries` gives, in pieces that threads may list side by side."""
+        return [self.entries()]
 
     def read(self, name: str) -> bytes:
         """Read a file whole; `StoreError` if that fails."""
@@ -147,7 +159,7 @@ class LocalStore(Store):
         try:
             self._write(self._root / name, data)
         except OSError as error:
-            raise InputError(f"cannot write to {self.uri}: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def _write(self, target: Path, data: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,13 +184,18 @@ class LocalStore(Store):
                 self._write(target, data)
                 return True
         except OSError as error:
-            raise InputError(f"cannot write to {self.uri}: {error.strerror}") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> LesioncamError:
+        """A full disk breaks the run; a place that is no place to write is the user's to mend."""
+        kind = RunBroke if error.errno in _PASSING else InputError
+        return kind(f"cannot write to {self.uri}: {error.strerror}")
 
     def delete(self, name: str) -> None:
         try:
             (self._root / name).unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(f"cannot write to {self.uri}: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def exists(self, name: str) -> bool:
         return (self._root / name).is_file()
@@ -199,17 +216,41 @@ class S3Store(Store):
         return S3Store(f"s3://{self._bucket}/{self._prefix}{name}")
 
     def entries(self) -> Iterator[Entry]:
+        return self._below(self._prefix)
+
+    def branches(self) -> list[Iterator[Entry]]:
+        """A prefix is divided where one page tells all that is directly below it."""
+        branches, prefixes = [], deque([self._prefix])
+        for _ in range(_BRANCHES):
+            if not prefixes or len(prefixes) >= _BRANCHES:
+                break
+            prefix = prefixes.popleft()
+            with _told(f"cannot list {self.uri}"):
+                page = s3_client().list_objects_v2(
+                    Bucket=self._bucket, Prefix=prefix, Delimiter="/"
+                )
+            if page["IsTruncated"]:
+                branches.append(self._below(prefix))
+            else:
+                branches.append(self._entries_of(page))
+                prefixes.extend(item["Prefix"] for item in page.get("CommonPrefixes", ()))
+        return branches + [self._below(prefix) for prefix in prefixes]
+
+    def _below(self, prefix: str) -> Iterator[Entry]:
         with _told(f"cannot list {self.uri}"):
             pages = s3_client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
-                for item in page.get("Contents", ()):
-                    if not item["Key"].endswith("/"):  # a console's empty "directory"
-                        yield Entry(
-                            f"s3://{self._bucket}/{item['Key']}",
-                            item["Size"],
-                            item["ETag"].strip('"'),
-                            item["LastModified"].astimezone(UTC),
-                        )
+            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from self._entries_of(page)
+
+    def _entries_of(self, page: "ListObjectsV2OutputTypeDef") -> Iterator[Entry]:
+        for item in page.get("Contents", ()):
+            if not item["Key"].endswith("/"):  # a console's empty "directory"
+                yield Entry(
+                    f"s3://{self._bucket}/{item['Key']}",
+                    item["Size"],
+                    item["ETag"].strip('"'),
+                    item["LastModified"].astimezone(UTC),
+                )
 
     def read(self, name: str) -> bytes:
         return _read_s3(self._bucket, self._prefix + name)
@@ -232,7 +273,7 @@ class S3Store(Store):
                     Bucket=self._bucket, Key=key, Body=data, IfMatch=found["ETag"]
                 )
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") not in _CHANGED:
+                if _code_of(error) not in _CHANGED:
                     raise
                 # boto3 repeats a write whose answer was lost: then what stands there is ours.
                 return self.exists(name) and self.read(name) == data
@@ -279,6 +320,24 @@ def read_uri(uri: str) -> bytes:
         return Path(local_path(uri)).read_bytes()
     except (OSError, ValueError) as error:
         raise _local_error(error) from error
+
+
+@contextmanager
+def open_uri(uri: str) -> Iterator[BinaryIO]:
+    """Open one file or object of any size, to read in pieces; `StoreError` as in `read_uri`."""
+    with ExitStack() as files:
+        try:
+            if uri.startswith("s3://"):
+                file: BinaryIO = files.enter_context(TemporaryFile())
+                s3_client().download_fileobj(*split_s3(uri), file)
+                file.seek(0)
+            else:
+                file = files.enter_context(Path(local_path(uri)).open("rb"))
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            raise _s3_error(error) from error
+        except (OSError, ValueError) as error:
+            raise _local_error(error) from error
+        yield file
 
 
 def stat_or_unknown(uri: str) -> Entry:
@@ -365,21 +424,38 @@ def arrow_s3() -> pyarrow.fs.FileSystem:
 
 
 def _read_s3(bucket: str, key: str) -> bytes:
-    """Read an object; boto3 repeats a failed request, but not a body that breaks off."""
-    for attempt in range(_BODY_ATTEMPTS):
+    """Read an object.
+
+    boto3 repeats a failed request by itself, but not a body that breaks off, nor a refusal; stores
+    under load refuse what they should delay.
+    """
+    for pause in _PAUSES:
         try:
-            return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
-        except (ReadTimeoutError, ResponseStreamingError, IncompleteReadError) as error:
-            failure = _s3_error(error)
-            time.sleep(2**attempt / 2)
+            answer = s3_client().get_object(Bucket=bucket, Key=key)
+            data = answer["Body"].read()
+            if len(data) == answer["ContentLength"]:
+                return data
+            failure = StoreError(
+                ErrorKind.UNREACHABLE, "the store sent another length than it said"
+            )
         except (ClientError, BotoCoreError, OSError) as error:
-            raise _s3_error(error) from error
+            failure = _s3_error(error)
+            if not (isinstance(error, _BROKEN_OFF) or _code_of(error) in _REFUSED_UNDER_LOAD):
+                raise failure from error
+        time.sleep(pause)
     raise failure
 
 
+def _code_of(error: Exception) -> str | None:
+    """S3's word for an error."""
+    if not isinstance(error, ClientError):
+        return None
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
 def _s3_error(error: Exception) -> StoreError:
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
+    code = _code_of(error)
+    if code is not None:
         if code in _NOT_FOUND:
             return StoreError(ErrorKind.NOT_FOUND, "no such object or bucket")
         if code in _FORBIDDEN:

@@ -1,18 +1,14 @@
 """Fixtures and words for what has a local and an s3:// form: one test runs against both."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from botocore.retries.standard import ExponentialBackoff
 from botocore.stub import Stubber
 
 from lesioncam.errors import LesioncamError
 from lesioncam.storage.store import s3_client
-
-SECRET = "wJalrXUtnFEMI-a-secret"
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -21,21 +17,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return f"s3://{request.getfixturevalue('bucket')}/top/place"
     return str(tmp_path / "top" / "place")
-
-
-@pytest.fixture
-def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A place on an S3 server that refuses connections; retries do not wait."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
-        s3_client.cache_clear()
-        yield "s3://some-bucket/place"
-    s3_client.cache_clear()
 
 
 @contextmanager

@@ -1,13 +1,24 @@
 """Listing: which files count as images, lists of uris, and the manifest."""
 
+import errno
 import io
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
 import pytest
+from botocore.exceptions import ClientError
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
 from lesioncam.errors import InputError, RunBroke
 from lesioncam.schema import MANIFEST_SCHEMA
@@ -16,9 +27,10 @@ from lesioncam.storage.listing import (
     image_id,
     is_image_name,
     read_tables,
+    side_by_side,
     write_manifest,
 )
-from lesioncam.storage.store import Entry, open_store
+from lesioncam.storage.store import Entry, open_store, s3_client
 from tests.storage.conftest import refused
 
 
@@ -139,6 +151,291 @@ def test_a_file_uri_lists_absolute_paths(tmp_path: Path) -> None:
     assert uris(Listing(folder.as_uri())) == [str(folder / "c.jpg")]
 
 
+# Listing side by side
+
+
+def put(bucket: str, keys: Iterable[str]) -> None:
+    """Put many objects straight into the server, which runs in this process."""
+    for key in keys:
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(bucket, key, b"12345")
+
+
+def either_way(source: str) -> list[str]:
+    """The names of a place's images, sorted, which are the same in order and unordered."""
+    in_order, unordered = Listing(source), Listing(source)
+    entries = sorted(in_order, key=lambda entry: entry.uri)
+    assert sorted(unordered.unordered(), key=lambda entry: entry.uri) == entries
+    assert unordered.ignored == in_order.ignored
+    return [entry.uri.removeprefix(source + "/") for entry in entries]
+
+
+@pytest.fixture(params=[1000, 7, 1])
+def keys_a_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of the server hold so many keys and prefixes."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", str(request.param))
+
+
+def test_a_tree_is_listed_either_way(place: str) -> None:
+    names = ["a.jpg", "b/c.jpg", "b/d/e/f.png", "b/d/g.jpg", "h/i/j/k/l/m.jpg", "h/i.jpg", "z.jpg"]
+    fill(place, *names)
+    assert either_way(place) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{number:03d}/a.jpg" for number in range(50)],
+        [f"{number:03d}/a.jpg" for number in range(32)],
+        [f"{number % 6}/{number:03d}/a.jpg" for number in range(50)],
+        [f"x/y/z/{number:03d}/{name}.jpg" for number in range(40) for name in "ab"],
+        [f"{number // 9}/{number % 9}/{number}.jpg" for number in range(80)] + ["0/a.jpg", "a.jpg"],
+    ],
+    ids=["wide", "just divided", "two levels", "deep", "mixed"],
+)
+def test_many_folders_are_listed_either_way(
+    bucket: str, keys_a_page: None, names: list[str]
+) -> None:
+    put(bucket, [f"top/{name}" for name in names])
+    put(bucket, ["top2/a.jpg", "to/a.jpg"])
+    assert either_way(f"s3://{bucket}/top") == sorted(names)
+
+
+def test_many_local_folders_are_listed_either_way(tmp_path: Path) -> None:
+    names = [f"{number % 6}/{number:03d}/a.jpg" for number in range(50)]
+    fill(str(tmp_path), *names)
+    assert either_way(str(tmp_path)) == sorted(names)
+
+
+@pytest.mark.parametrize("keys_at", ["top/", "top/a/", "top/a/b/c/", ""])
+def test_more_keys_than_a_page_holds_are_listed_either_way(bucket: str, keys_at: str) -> None:
+    many = [f"{keys_at}{number:04d}.jpg" for number in range(1001)]
+    others = [f"top/a/{number}/b.jpg" for number in range(5)] + ["top/a.jpg", "top/z/b.jpg"]
+    put(bucket, many + others)
+    wanted = [key for key in many + others if key.startswith("top/")]
+    assert either_way(f"s3://{bucket}/top") == sorted(key.removeprefix("top/") for key in wanted)
+    assert either_way(f"s3://{bucket}") == sorted(many + others)
+
+
+def test_more_folders_than_a_page_holds_are_listed_either_way(bucket: str) -> None:
+    names = [f"{number:04d}/a.jpg" for number in range(1001)]
+    put(bucket, names)
+    assert either_way(f"s3://{bucket}") == names
+
+
+ODD_PARTS = [
+    "a b", " a ", "é ü", "e\u0301", "画像", "😀", "#", "a#b", "%", "a%20b", "%2F", "a+b", "?x=1&y",
+    "..a", "a..", "[a]*", "~", "'\"", "a:b", "a\\b", "=",
+]  # fmt: skip
+
+
+def test_odd_names_are_listed_either_way(place: str) -> None:
+    names = [f"{part}/{part}.jpg" for part in ODD_PARTS] + [f"{part}.jpg" for part in ODD_PARTS]
+    fill(place, *names)
+    assert either_way(place) == sorted(names)
+
+
+def test_keys_that_are_no_paths_are_listed_either_way(bucket: str, keys_a_page: None) -> None:
+    names = ["/a.jpg", "//a.jpg", "a//b.jpg", "a//b/c.jpg", "a///b.jpg", "../a.jpg", "./a.jpg"]
+    names += ["a/../a.jpg", "..//a.jpg", "../../a.jpg", "a/./b.jpg", "\x01.jpg", "a\tb/c.jpg"]
+    put(bucket, [f"top/{name}" for name in names])
+    assert either_way(f"s3://{bucket}/top") == sorted(names)
+    assert either_way(f"s3://{bucket}") == sorted(f"top/{name}" for name in names)
+
+
+def test_long_keys_are_listed_either_way(bucket: str, keys_a_page: None) -> None:
+    names = ["n" * 900 + ".jpg", "n" * 899 + "/.a.jpg", "é" * 450 + ".jpg", "/".join("n" * 60)]
+    names[-1] += ".jpg"
+    put(bucket, [f"top/{name}" for name in names])
+    assert either_way(f"s3://{bucket}/top") == sorted(names)
+
+
+def test_empty_directory_objects_are_not_listed_either_way(bucket: str, keys_a_page: None) -> None:
+    directories = ["", "a/", "a/b.jpg/", "c/", "c/d/", "//"]
+    put(bucket, [f"top/{name}" for name in [*directories, "a/b.jpg/c.jpg", "c/e.jpg"]])
+    assert either_way(f"s3://{bucket}/top") == ["a/b.jpg/c.jpg", "c/e.jpg"]
+    listing = Listing(f"s3://{bucket}/top")
+    assert len(list(listing.unordered())) == 2
+    assert listing.ignored == 0
+
+
+def test_unordered_counts_each_ignored_file_once(place: str) -> None:
+    names = [f"{number % 3}/{number}/notes.txt" for number in range(20)]
+    fill(place, "a.jpg", "a_superpixels.png", "0/b.jpg", *names)
+    listing = Listing(place)
+    assert len(list(listing.unordered())) == 2
+    assert listing.ignored == 21
+
+
+def test_a_place_without_images_is_refused_unordered_too(place: str) -> None:
+    fill(place, "notes.txt", "b/a_superpixels.png")
+    with refused("--images", place, "2 other files ignored", ".jpg", kind=InputError):
+        list(Listing(place).unordered())
+
+
+def test_a_place_that_cannot_be_listed_is_refused_unordered_too(
+    s3_server: str, tmp_path: Path
+) -> None:
+    for source in ("s3://no-such-bucket/x", "gs://bucket/x", str(tmp_path / "none")):
+        with refused(source, kind=InputError):
+            list(Listing(source).unordered())
+
+
+def test_a_server_that_is_away_breaks_the_run_unordered_too(unreachable: str) -> None:
+    with refused(unreachable, kind=RunBroke):
+        list(Listing(unreachable).unordered())
+
+
+def test_a_folder_that_may_not_be_read_is_told_unordered_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(str(tmp_path), "open/a.jpg", "shut/b.jpg")
+    real = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if str(folder).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with refused(str(tmp_path), kind=InputError):
+        list(Listing(str(tmp_path)).unordered())
+
+
+@pytest.mark.parametrize("faulty", ["top/00/", "top/17/", "top/49/"])
+@pytest.mark.parametrize(
+    ("code", "kind"), [("AccessDenied", InputError), ("InternalError", RunBroke)]
+)
+def test_a_fault_in_one_branch_is_raised(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, faulty: str, code: str, kind: type[Any]
+) -> None:
+    put(bucket, [f"top/{number:02d}/{name}.jpg" for number in range(50) for name in "abc"])
+    real = s3_client().get_paginator("list_objects_v2").paginate
+
+    class Faulty:
+        def paginate(self, **kwargs: Any) -> Any:
+            if kwargs["Prefix"] == faulty:
+                raise ClientError({"Error": {"Code": code}}, "ListObjectsV2")
+            return real(**kwargs)
+
+    monkeypatch.setattr(s3_client(), "get_paginator", lambda _: Faulty())
+    before = listing_threads()
+    with refused(f"s3://{bucket}/top", kind=kind):
+        list(Listing(f"s3://{bucket}/top").unordered())
+    assert listing_threads() <= before
+
+
+def listing_threads() -> set[threading.Thread]:
+    names = ("ThreadPool", "listing")
+    return {thread for thread in threading.enumerate() if thread.name.startswith(names)}
+
+
+def close(entries: Iterator[Any]) -> None:
+    cast("Generator[Any, None, None]", entries).close()
+
+
+@pytest.fixture
+def threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads soon have drawn more than they may, and wait."""
+    monkeypatch.setattr("lesioncam.storage.listing._DRAWN", 2)
+    monkeypatch.setattr("lesioncam.storage.listing._READY", 1)
+
+
+@pytest.mark.parametrize("taken", [1, 30])
+def test_closing_early_leaves_no_threads(place: str, threads_wait: None, taken: int) -> None:
+    fill(place, *(f"{number % 40}/{number}.jpg" for number in range(80)))
+    before = listing_threads()
+    entries = Listing(place).unordered()
+    for _ in range(taken):
+        next(entries)
+    assert listing_threads() > before
+    close(entries)
+    assert listing_threads() <= before
+
+
+@ENDINGS
+@pytest.mark.parametrize("taken", [1, 30])
+def test_closing_a_list_early_leaves_no_threads(
+    tmp_path: Path, threads_wait: None, ending: str, taken: int
+) -> None:
+    source = write_list(str(tmp_path), ending, [f"/gone/{number}.jpg" for number in range(80)])
+    before = listing_threads()
+    entries = Listing(source).unordered()
+    for _ in range(taken):
+        next(entries)
+    assert listing_threads() > before
+    close(entries)
+    assert listing_threads() <= before
+
+
+def test_forgetting_a_listing_leaves_no_threads(place: str, threads_wait: None) -> None:
+    fill(place, *(f"{number % 40}/{number}.jpg" for number in range(80)))
+    before = listing_threads()
+    assert next(Listing(place).unordered())
+    assert listing_threads() <= before
+
+
+def test_a_listing_that_was_not_begun_has_no_threads(place: str) -> None:
+    fill(place, "a.jpg", "b/c.jpg")
+    before = listing_threads()
+    entries = Listing(place).unordered()
+    assert listing_threads() <= before
+    close(entries)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 50])
+@pytest.mark.parametrize("drawn", [1, 3, 1000])
+def test_side_by_side_gives_what_all_sources_give(
+    monkeypatch: pytest.MonkeyPatch, threads: int, drawn: int
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.listing._DRAWN", drawn)
+    monkeypatch.setattr("lesioncam.storage.listing._READY", 2)
+    sources = [iter(range(100 * number, 100 * number + number)) for number in range(20)]
+    expected = [100 * number + item for number in range(20) for item in range(number)]
+    assert sorted(side_by_side(sources, threads)) == expected
+
+
+def test_side_by_side_of_nothing_is_nothing() -> None:
+    assert list(side_by_side([], 3)) == []
+    assert list(side_by_side([iter(()), iter(())], 3)) == []
+
+
+def test_side_by_side_keeps_the_order_of_each_source(threads_wait: None) -> None:
+    sources = [iter([(number, item) for item in range(50)]) for number in range(4)]
+    found = list(side_by_side(sources, 4))
+    for number in range(4):
+        assert [item for source, item in found if source == number] == list(range(50))
+
+
+def test_side_by_side_draws_only_so_far_ahead(threads_wait: None) -> None:
+    drawn = 0
+
+    def source() -> Iterator[int]:
+        nonlocal drawn
+        for number in range(500):
+            drawn += 1
+            yield number
+
+    for taken, _ in enumerate(side_by_side([source()], 1)):
+        assert drawn - taken <= 3 * 2  # in hand, ready, and waiting in the thread
+    assert drawn == 500
+
+
+@pytest.mark.parametrize("fault", [ValueError("no good"), KeyboardInterrupt(), SystemExit(3)])
+def test_a_fault_of_one_source_is_raised_and_ends_the_others(
+    threads_wait: None, fault: BaseException
+) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(5)
+        raise fault
+
+    before = listing_threads()
+    with pytest.raises(type(fault)) as caught:
+        for _ in side_by_side([count(), broken(), count()], 3):
+            pass
+    assert caught.value is fault
+    assert listing_threads() <= before
+
+
 # Lists
 
 
@@ -247,6 +544,76 @@ def test_a_list_on_a_server_that_is_away_is_one_line(unreachable: str) -> None:
         list(Listing(f"{unreachable}/list.csv"))
 
 
+@ENDINGS
+def test_a_list_of_several_chunks_keeps_its_order(
+    place: str, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 3)
+    fill(place, "a.jpg", "b.jpg")
+    a, b = f"{place}/a.jpg", f"{place}/b.jpg"
+    gone = [f"{place}/{number}.jpg" for number in range(9)]
+    listing = Listing(write_list(place, ending, [*gone[5:], a, *gone[:5], b, a, b]))
+    assert uris(listing) == [*gone[5:], a, *gone[:5], b]
+    assert listing.ignored == 2
+
+
+@ENDINGS
+@pytest.mark.parametrize(("fault", "row"), [(0, 1), (2, 3), (3, 4), (7, 8), (9, 10)])
+def test_a_fault_late_in_a_list_is_told_before_any_image(
+    place: str, monkeypatch: pytest.MonkeyPatch, ending: str, fault: int, row: int
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 3)
+    monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
+    wanted = [f"{place}/{number}.jpg" for number in range(10)]
+    wanted[fault] = "gs://bucket/Jane_Doe.jpg"
+    source = write_list(place, ending, wanted)
+    for entries in (iter(Listing(source)), Listing(source).unordered()):
+        with refused("--images", source, f"row {row};", kind=InputError, without=("Doe",)):
+            next(entries)
+
+
+@ENDINGS
+def test_an_empty_uri_late_in_a_list_is_told_before_any_image(
+    place: str, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+    monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
+    source = write_list(place, ending, [*(f"{place}/{number}.jpg" for number in range(5)), ""])
+    for entries in (iter(Listing(source)), Listing(source).unordered()):
+        with refused("--images", source, "without a uri", kind=InputError):
+            next(entries)
+
+
+def test_a_row_late_in_a_list_that_is_no_row_is_told_before_any_image(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+    monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
+    open_store(place).write("list.csv", b"uri,b\n" + b"/a.jpg,1\n" * 7 + b"/a.jpg,1,1,1\n")
+    for entries in (iter(Listing(f"{place}/list.csv")), Listing(f"{place}/list.csv").unordered()):
+        with refused("--images", f"{place}/list.csv", kind=InputError):
+            next(entries)
+
+
+@ENDINGS
+def test_an_unordered_list_gives_repeated_uris_too(
+    place: str, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+    fill(place, "a.jpg", "b.jpg")
+    a, b, gone = (f"{place}/{name}.jpg" for name in ("a", "b", "gone"))
+    listing = Listing(write_list(place, ending, [a, b, a, gone, a, gone]))
+    entries = list(listing.unordered())
+    assert Counter(entry.uri for entry in entries) == {a: 3, gone: 2, b: 1}
+    assert listing.ignored == 0
+    stored = {entry.uri: entry for entry in open_store(place).entries()}
+    assert set(entries) == {stored[a], stored[b], Entry(gone, None, None, None)}
+
+
+def unexpected(uri: str) -> Entry:
+    raise AssertionError(uri)
+
+
 @pytest.mark.parametrize(
     ("uri", "stem"),
     [
@@ -316,3 +683,15 @@ def test_a_manifest_of_a_listing_agrees_with_its_store(place: str) -> None:
     assert write_manifest(Listing(place), records) == 2
     images = [entry for entry in open_store(place).entries() if entry.uri.endswith(".jpg")]
     assert read_entries(records.uri) == images
+
+
+def test_a_process_ends_while_a_listing_is_under_way() -> None:
+    code = (
+        "from lesioncam.storage.listing import side_by_side\n"
+        "items = side_by_side([iter(range(10**6))], 2)\n"
+        "print(next(items))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=True
+    )
+    assert ended.stdout == b"0\n"

@@ -1,6 +1,7 @@
-"""Results: the one rule of what is left to do, the newest rows, settling, and refusals."""
+"""Results: what is left beside the parts, the newest rows, settling, and refusals."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,23 @@ from lesioncam.errors import InputError
 from lesioncam.schema import (
     BOX_COLUMNS,
     MANIFEST_SCHEMA,
+    TRANSIENT_KINDS,
     ErrorKind,
     Status,
     probability_columns,
     scores_schema,
 )
+from lesioncam.storage.ledger import Share, Tally
 from lesioncam.storage.listing import image_id
-from lesioncam.storage.results import SUCCESS, Results, left_to_do
+from lesioncam.storage.results import COMMIT_FILE, SUCCESS, Results
 from tests.storage.conftest import refused
 
 CLASSES = ("melanoma", "nevus")
 SCHEMA = scores_schema(CLASSES)
 MODEL, OTHER_MODEL = "1" * 64, "2" * 64
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+EMPTY = MANIFEST_SCHEMA.empty_table()
 
 Row = dict[str, Any]
 
@@ -87,10 +92,22 @@ def listed(*rows: Row) -> pa.Table:
     return pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)
 
 
+def share_of(results: Results, manifest: pa.Table = EMPTY) -> Share:
+    """All rows under an output beside a listing; they are few enough for one share."""
+    (share,) = results.shares(results.sizes(), [manifest], manifest.num_rows)
+    return share
+
+
 def left(manifest: pa.Table, results: Results, *, retry_failed: bool = False) -> list[str]:
-    rows = left_to_do(manifest, results.rows().written(retry_failed=retry_failed))
+    rows = share_of(results, manifest).left(retry_failed=retry_failed)
     uris: list[str] = rows["uri"].to_pylist()
     return uris
+
+
+def newest(results: Results) -> list[tuple[str, str, int, int]]:
+    """The uri, status, part and place of each image's newest row."""
+    rows = share_of(results).newest.sort_by("uri").to_pylist()
+    return [(row["uri"], row["status"], row["part"], row["place"]) for row in rows]
 
 
 def read_all(results: Results) -> list[Row]:
@@ -121,14 +138,6 @@ def test_written_rows_are_not_left(place: str) -> None:
     assert left(listed(scored("/new"), *rows), results) == ["/new"]
 
 
-def test_what_is_left_keeps_the_order_and_columns_of_the_manifest(place: str) -> None:
-    rows = [scored(f"/{number}", size=number) for number in (5, 3, 9, 1, 7)]
-    manifest = listed(*rows)
-    found = left_to_do(manifest, results_of(place, a=[rows[2]]).rows().written(retry_failed=False))
-    assert found.schema.equals(MANIFEST_SCHEMA)
-    assert found.to_pylist() == manifest.take([0, 1, 3, 4]).to_pylist()
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -145,38 +154,28 @@ def test_a_changed_object_is_left(place: str, before: Any, after: Any) -> None:
     assert left(listed(scored("/a", **before), scored("/b")), results) == []
 
 
-def test_an_object_with_the_same_etag_is_the_same(place: str) -> None:
-    results = results_of(place, a=[scored("/a")])
-    assert left(listed(scored("/a", modified=NOON + timedelta(1), size=11)), results) == []
-
-
-def test_the_version_is_the_newest_rows(place: str) -> None:
-    results = results_of(place, a=[scored("/a", etag="e1"), scored("/a", etag="e2", minute=1)])
-    assert left(listed(scored("/a", etag="e1")), results) == ["/a"]
-    assert left(listed(scored("/a", etag="e2")), results) == []
-
-
-@pytest.mark.parametrize("kind", ErrorKind)
-def test_transient_failures_are_left(tmp_path: Path, kind: ErrorKind) -> None:
-    rows = [scored("/ok"), scored("/failed", kind)]
-    expected = ["/failed"] if kind in ("permission", "unreachable") else []
-    assert left(listed(*rows), results_of(str(tmp_path), a=rows)) == expected
-
-
-def test_retrying_leaves_all_that_failed(place: str) -> None:
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_failures_are_left_by_their_kind(place: str, retry_failed: bool) -> None:
     rows = [scored("/ok"), *(scored(f"/{kind}", kind) for kind in ErrorKind)]
-    found = left(listed(*rows), results_of(place, a=rows), retry_failed=True)
-    assert found == [f"/{kind}" for kind in ErrorKind]
+    expected = [f"/{kind}" for kind in ErrorKind if retry_failed or kind in TRANSIENT_KINDS]
+    assert left(listed(*rows), results_of(place, a=rows), retry_failed=retry_failed) == expected
 
 
-def test_what_could_not_be_looked_at_counts_once_written(place: str) -> None:
-    row = scored("/gone", ErrorKind.NOT_FOUND, etag=None, size=None, modified=None)
-    assert left(listed(row), results_of(place, a=[row])) == []
-
-
-def test_the_same_version_of_another_image_does_not_count(place: str) -> None:
-    results = results_of(place, a=[scored("/a")])
-    assert left(listed(scored("/a"), scored("/copy of a")), results) == ["/copy of a"]
+def test_what_is_left_does_not_depend_on_shares(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 5)
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    manifest = listed(scored("/new"), *kept)
+    sizes = results.sizes()
+    shares = list(results.shares(sizes, [manifest], manifest.num_rows))
+    assert len(shares) > 1
+    uris = [uri for share in shares for uri in share.left(retry_failed=False)["uri"].to_pylist()]
+    assert sorted(uris) == ["/d", "/new"]
+    tally = sum((share.tally() for share in shares), start=Tally())
+    assert (tally.listed, tally.without_row, tally.kept) == (11, 1, 0)
+    assert tally.doubled == sum(sizes.values()) - len(kept)
 
 
 # The newest row
@@ -185,12 +184,8 @@ def test_the_same_version_of_another_image_does_not_count(place: str) -> None:
 def test_the_newest_row_counts_wherever_it_stands(place: str) -> None:
     newer, older = scored("/a", ErrorKind.PERMISSION, minute=1), scored("/a")
     results = results_of(place, a=[newer, scored("/b")], b=[older], c=[scored("/b", minute=-1)])
-    rows = results.rows()
-    assert rows.index.sort_by("uri").select(["uri", "status", "part", "place"]).to_pylist() == [
-        {"uri": "/a", "status": "failed", "part": 0, "place": 0},
-        {"uri": "/b", "status": "ok", "part": 0, "place": 1},
-    ]
-    assert rows.parts == {"a.parquet": 2, "b.parquet": 1, "c.parquet": 1}
+    assert newest(results) == [("/a", "failed", 0, 0), ("/b", "ok", 0, 1)]
+    assert results.sizes() == {"a.parquet": 2, "b.parquet": 1, "c.parquet": 1}
     assert left(listed(older), results) == ["/a"]
 
 
@@ -198,25 +193,31 @@ def test_of_equally_new_rows_the_last_part_counts(place: str) -> None:
     results = results_of(
         place, b=[scored("/a", ErrorKind.EMPTY)], c=[scored("/a")], a=[scored("/a")]
     )
-    (row,) = results.rows().index.to_pylist()
-    assert (row["part"], row["status"]) == (2, "ok")
+    assert newest(results) == [("/a", "ok", 2, 0)]
 
 
 def test_the_newest_of_one_part_counts(place: str) -> None:
     rows = [scored("/a", minute=minute, width=100 + minute) for minute in (1, 3, 2)]
-    (found,) = results_of(place, a=rows).rows().index.to_pylist()
-    assert found["place"] == 1
+    results = results_of(place, a=rows)
+    assert newest(results) == [("/a", "ok", 0, 1)]
+    assert results.read(["width"])["width"].to_pylist() == [103]
+
+
+def test_parts_beyond_those_read_at_once_are_all_there(place: str) -> None:
+    rows = [scored(f"/{number:02d}") for number in range(11)]
+    results = results_of(place, **{f"part-{number:02d}": [row] for number, row in enumerate(rows)})
+    assert newest(results) == [(row["uri"], "ok", number, 0) for number, row in enumerate(rows)]
 
 
 def test_an_output_without_parts_has_no_rows(place: str) -> None:
-    rows = Results(place).rows()
-    assert rows.index.num_rows == 0
-    assert rows.parts == {}
-    assert rows.written(retry_failed=True).num_rows == 0
+    results = Results(place)
+    assert results.sizes() == {}
+    assert newest(results) == []
+    assert share_of(results).tally() == Tally()
 
 
 def test_a_part_without_rows_does_no_harm(place: str) -> None:
-    assert results_of(place, a=[]).rows().index.num_rows == 0
+    assert newest(results_of(place, a=[])) == []
     results = results_of(place, a=[], b=[scored("/a")])
     assert left(listed(scored("/a"), scored("/b")), results) == ["/b"]
     results.settle("run-9")
@@ -253,11 +254,18 @@ def mixed() -> tuple[dict[str, list[Row]], list[Row]]:
 def test_settling_leaves_the_newest_row_of_each_image(place: str) -> None:
     parts, kept = mixed()
     results = results_of(place, **parts)
-    rows = results.settle("run-9")
+    results.settle("run-9")
     assert read_all(results) == as_read(kept)
-    assert rows.index.equals(results.rows().index)
-    assert rows.parts == results.rows().parts
-    assert rows.index["uri"].to_pylist() == [row["uri"] for row in kept]
+    assert [row[:2] for row in newest(results)] == [(row["uri"], row["status"]) for row in kept]
+    assert share_of(results).older.num_rows == 0
+
+
+def test_settling_does_not_depend_on_shares(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 2)
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    results.settle("run-9")
+    assert read_all(results) == as_read(kept)
 
 
 def test_settling_merges_small_parts(place: str) -> None:
@@ -299,8 +307,8 @@ def test_settled_files_reach_the_size_aimed_at(place: str, monkeypatch: pytest.M
     monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 6)
     rows = [scored(f"/{number:02d}") for number in range(20)]
     results = results_of(place, **{f"part-{i:02d}": rows[2 * i : 2 * i + 2] for i in range(10)})
-    found = results.settle("run-9")
-    assert sorted(found.parts.values()) == [2, 6, 6, 6]
+    results.settle("run-9")
+    assert sorted(results.sizes().values()) == [2, 6, 6, 6]
     assert read_all(results) == as_read(rows)
 
 
@@ -309,17 +317,17 @@ def test_settling_twice_changes_nothing(place: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", part_rows)
         parts, kept = mixed()
         results = results_of(f"{place}/{part_rows}", **parts)
-        once = results.settle("run-8")
-        entries = list(results.store.entries())
-        again = results.settle("run-9")
+        results.settle("run-8")
+        once, entries = newest(results), list(results.store.entries())
+        results.settle("run-9")
         assert read_all(results) == as_read(kept)
-        assert again.index.num_rows == once.index.num_rows
+        assert newest(results) == once
         assert list(results.store.entries()) == entries
 
 
 def test_settling_nothing_is_no_error(place: str) -> None:
     results = Results(place)
-    assert results.settle("run-9").index.num_rows == 0
+    results.settle("run-9")
     assert list(results.store.entries()) == []
 
 
@@ -333,39 +341,155 @@ def test_settling_leaves_records_alone(place: str) -> None:
     assert results.store.exists("notes.txt")
 
 
-def kill_at(patch: pytest.MonkeyPatch, results: Results, call: str, allowed: int) -> None:
-    """The process dies at a call of the store after so many."""
-    real = getattr(results.store, call)
-    budget = iter(range(allowed))
+# A settling that breaks off
 
-    def until_killed(*args: Any) -> None:
-        if next(budget, None) is None:
-            raise KeyboardInterrupt
-        real(*args)
-
-    patch.setattr(results.store, call, until_killed)
+SETTLING_CALLS = 12  # of the store: commit, 2 merged files, commit, 7 parts and the commit removed
+STANDING_CALLS = 4  # after so many all merged files stand, and the commit says so
 
 
-@pytest.mark.parametrize("next_run", ["run-8", "run-9"])
-@pytest.mark.parametrize(
-    ("call", "allowed"), [("write", 1), ("delete", 0), ("delete", 3), ("delete", 6)]
-)
-def test_a_killed_settling_loses_nothing(
-    place: str, monkeypatch: pytest.MonkeyPatch, call: str, allowed: int, next_run: str
-) -> None:
+def killed_settling(place: str, patch: pytest.MonkeyPatch, survived: int) -> list[Row]:
+    """Parts whose settling was killed after so many calls; returns the rows that count."""
+    patch.setattr("lesioncam.storage.results.PART_ROWS", 6)
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    kill_after(results, survived)
+    with pytest.raises(KeyboardInterrupt):
+        results.settle("run-8")
+    return kept
+
+
+def kill_after(results: Results, survived: int) -> None:
+    """The process dies at a write or delete of this store after so many."""
+    budget = iter(range(survived))
+
+    def mortal(real: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            if next(budget, None) is None:
+                raise KeyboardInterrupt
+            real(*args)
+
+        return call
+
+    for name in ("write", "delete"):
+        setattr(results.store, name, mortal(getattr(results.store, name)))
+
+
+def names_of(results: Results) -> set[str]:
+    below = len(results.store.uri) + 1
+    return {entry.uri[below:] for entry in results.store.entries()}
+
+
+def settled_parts(results: Results) -> list[str]:
+    return [name for name in results.parts() if name.startswith("settled-")]
+
+
+def test_settling_takes_so_many_calls(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 6)
     parts, kept = mixed()
     results = results_of(place, **parts)
-    with monkeypatch.context() as patch:
-        kill_at(patch, results, call, allowed)
-        with pytest.raises(KeyboardInterrupt):
-            results.settle("run-8")
+    kill_after(results, SETTLING_CALLS)
+    results.settle("run-8")
+    assert len(results.parts()) == 2
+    assert read_all(results) == as_read(kept)
+
+
+@pytest.mark.parametrize("survived", range(SETTLING_CALLS))
+def test_a_killed_settling_loses_nothing(
+    place: str, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    kept = killed_settling(place, monkeypatch, survived)
+    results = Results(place)
     assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
-    newest = results.rows().index
-    assert newest.num_rows == len(kept)
-    assert newest["status"].to_pylist() == [row["status"] for row in kept]
+    found = results.read(["uri", "status", "width"]).sort_by("uri").to_pylist()
+    assert found == table(kept).select(["uri", "status", "width"]).to_pylist()
+    assert left(listed(*kept), results) == ["/d"]
+    results.recover()
+    results.settle("run-9")
+    assert read_all(results) == as_read(kept)
+    assert len(names_of(results)) == 2
+
+
+@pytest.mark.parametrize("next_run", ["run-8", "run-9"])
+@pytest.mark.parametrize("survived", range(SETTLING_CALLS))
+def test_settling_recovers_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int, next_run: str
+) -> None:
+    kept = killed_settling(str(tmp_path), monkeypatch, survived)
+    results = Results(str(tmp_path))
     results.settle(next_run)
     assert read_all(results) == as_read(kept)
+    assert len(names_of(results)) == 2
+
+
+@pytest.mark.parametrize("survived", range(STANDING_CALLS))
+def test_recovering_removes_merged_files_before_all_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    killed_settling(str(tmp_path), monkeypatch, survived)
+    parts, _ = mixed()
+    results = Results(str(tmp_path))
+    assert len(settled_parts(results)) == max(0, survived - 1)
+    results.recover()
+    assert names_of(results) == {f"{name}.parquet" for name in parts}
+    assert read_all(results) == as_read(row for rows in parts.values() for row in rows)
+
+
+@pytest.mark.parametrize("survived", range(STANDING_CALLS, SETTLING_CALLS))
+def test_recovering_finishes_the_removal_once_all_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    kept = killed_settling(str(tmp_path), monkeypatch, survived)
+    results = Results(str(tmp_path))
+    merged = settled_parts(results)
+    assert len(merged) == 2
+    results.recover()
+    assert names_of(results) == set(merged)
+    assert read_all(results) == as_read(kept)
+
+
+@pytest.mark.parametrize("survived", range(SETTLING_CALLS))
+def test_a_killed_recovery_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    kept = killed_settling(str(tmp_path), monkeypatch, survived)
+    for further in range(SETTLING_CALLS):
+        results = Results(str(tmp_path))
+        kill_after(results, further)
+        with suppress(KeyboardInterrupt):
+            results.recover()
+        assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
+    assert not results.store.exists(COMMIT_FILE)
+    results = Results(str(tmp_path))
+    results.settle("run-9")
+    assert read_all(results) == as_read(kept)
+
+
+def test_what_a_later_run_wrote_outlives_recovery(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = killed_settling(place, monkeypatch, STANDING_CALLS + 2)
+    results = Results(place)
+    results.write_part("part-8.parquet", table([scored("/a", minute=9), scored("/z")]))
+    results.settle("run-9")
+    assert read_all(results) == as_read([scored("/a", minute=9), *kept[1:], scored("/z")])
+
+
+def test_a_settled_output_has_no_commit(place: str) -> None:
+    parts, _ = mixed()
+    results = results_of(place, **parts)
+    results.settle("run-8")
+    assert names_of(results) == set(results.parts())
+    assert not results.store.exists(COMMIT_FILE)
+
+
+def test_recovering_without_a_commit_is_no_error(place: str) -> None:
+    Results(place).recover()
+    assert names_of(Results(place)) == set()
+    parts, _ = mixed()
+    results = results_of(place, **parts)
+    before = list(results.store.entries())
+    results.recover()
+    assert list(results.store.entries()) == before
 
 
 def test_one_run_may_settle_more_than_once(place: str) -> None:
@@ -480,7 +604,7 @@ def test_parts_are_parquet_files_at_the_top(place: str) -> None:
     for name in others:
         results.store.write(name, b"")
     assert results.parts() == ["a.parquet", "b.parquet"]
-    assert results.rows().index.num_rows == 2
+    assert [row[0] for row in newest(results)] == ["/a", "/b"]
     results.check(CLASSES, MODEL)
 
 

@@ -1,15 +1,17 @@
 """Runs: the records of one run, under the output but no part of its scores."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
 
-from lesioncam.schema import MANIFEST_SCHEMA
+from lesioncam.schema import MANIFEST_SCHEMA, ErrorKind, Status
+from lesioncam.storage.ledger import INDEX_SCHEMA, Share, shares, with_version
 from lesioncam.storage.listing import read_tables
-from lesioncam.storage.results import Results, with_version
-from lesioncam.storage.runs import RunRecord, new_run_id
+from lesioncam.storage.results import Results
+from lesioncam.storage.runs import RunRecord, Todo, new_run_id
 from lesioncam.storage.store import Entry, Store, open_store
 
 ENTRIES = [
@@ -19,22 +21,30 @@ ENTRIES = [
     Entry("/x/3.jpg", 7, "e3", datetime(2024, 5, 1, tzinfo=UTC)),
     Entry("/x/4.jpg", 8, "e4", datetime(2024, 5, 1, tzinfo=UTC)),
 ]
-NOTHING = pa.table({"uri": pa.array([], pa.string()), "version": pa.array([], pa.string())})
 
 
 @pytest.fixture
 def two_rows_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+    for module in ("listing", "runs"):
+        monkeypatch.setattr(f"lesioncam.storage.{module}.MANIFEST_ROWS", 2)
 
 
 def record_at(place: str) -> RunRecord:
     return RunRecord(open_store(place), "run-1")
 
 
-def written(record: RunRecord, *rows: int) -> pa.Table:
-    """Some of what was listed, as `Rows.written` gives it."""
-    listed = with_version(pa.concat_tables(record.manifest()))
-    return listed.select(["uri", "version"]).take(list(rows))
+def shares_of(
+    record: RunRecord, *rows: int, kind: ErrorKind | None = None, versions: tuple[str, ...] = ()
+) -> Iterator[Share]:
+    """The manifest beside a row of some of it: failed where there is an error kind."""
+    listed = with_version(pa.concat_tables(record.manifest())).to_pylist()
+    written = [listed[number] for number in rows]
+    for row in written:
+        row |= {"status": Status.FAILED if kind else Status.OK, "error_kind": kind}
+    for row, version in zip(written, versions, strict=False):
+        row["version"] = version
+    index = pa.Table.from_pylist(written, schema=INDEX_SCHEMA)
+    return shares(record.manifest(), [index], len(listed) + len(written))
 
 
 def todo(record: RunRecord) -> list[int]:
@@ -60,50 +70,107 @@ def test_the_manifest_is_the_listing(place: str, two_rows_a_file: None) -> None:
 def test_without_rows_all_is_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert record.record_todo(NOTHING) == 5
+    assert record.record_todo(shares_of(record), retry_failed=False) == Todo(5, 5, 0)
     assert todo(record) == [0, 1, 2, 3, 4]
 
 
 def test_written_rows_are_not_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert record.record_todo(written(record, 0, 2, 3)) == 2
+    assert record.record_todo(shares_of(record, 0, 2, 3), retry_failed=False) == Todo(5, 2, 0)
     assert todo(record) == [1, 4]
     tables = pa.concat_tables(read_tables(record.todo)).drop_columns("row")
     assert [Entry(**row) for row in tables.to_pylist()] == [ENTRIES[1], ENTRIES[4]]
 
 
-def test_a_file_with_nothing_to_do_is_not_written(place: str, two_rows_a_file: None) -> None:
+def test_what_is_to_do_is_in_files_of_a_manifests_size(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert record.record_todo(written(record, 2, 3)) == 3
-    assert len(names(record.todo)) == 2
+    assert record.record_todo(shares_of(record, 2, 3), retry_failed=False) == Todo(5, 3, 0)
+    assert [table.num_rows for table in read_tables(record.todo)] == [2, 1]
     assert todo(record) == [0, 1, 4]
 
 
 def test_with_all_rows_nothing_is_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert record.record_todo(written(record, 4, 3, 2, 1, 0)) == 0
+    found = record.record_todo(shares_of(record, 4, 3, 2, 1, 0), retry_failed=False)
+    assert found == Todo(5, 0, 0)
     assert names(record.todo) == []
 
 
 def test_a_changed_object_is_to_do(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    older = written(record, 0, 1, 2, 3, 4).drop_columns("version")
-    older = older.append_column("version", pa.array(["5@0", "older", "", "e3", "e4"]))
-    assert record.record_todo(older) == 2
+    older = shares_of(record, 0, 1, 2, 3, 4, versions=("5@0", "older", "", "e3", "e4"))
+    assert record.record_todo(older, retry_failed=False) == Todo(5, 2, 0)
     assert todo(record) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "retry_failed", "expected"),
+    [
+        (ErrorKind.EMPTY, False, [0, 3, 4]),
+        (ErrorKind.EMPTY, True, [0, 1, 2, 3, 4]),
+        (ErrorKind.UNREACHABLE, False, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_failures_are_to_do_if_another_try_is_asked_or_may_help(
+    place: str, kind: ErrorKind, retry_failed: bool, expected: list[int]
+) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    found = record.record_todo(shares_of(record, 1, 2, kind=kind), retry_failed=retry_failed)
+    assert found == Todo(5, len(expected), 0)
+    assert todo(record) == expected
+
+
+def test_repeated_images_are_to_do_once(place: str, two_rows_a_file: None) -> None:
+    record = record_at(place)
+    assert record.record_listing([*ENTRIES, ENTRIES[4], ENTRIES[0], ENTRIES[4]]) == 8
+    assert record.record_todo(shares_of(record, 0), retry_failed=False) == Todo(5, 4, 3)
+    assert todo(record) == [1, 2, 3, 4]
+
+
+def test_what_several_shares_leave_is_to_do(
+    place: str, monkeypatch: pytest.MonkeyPatch, two_rows_a_file: None
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 2)
+    record = record_at(place)
+    record.record_listing([*ENTRIES, *ENTRIES])
+    assert record.record_todo(shares_of(record, 2), retry_failed=False) == Todo(5, 4, 5)
+    assert sorted(todo(record)) == [0, 1, 3, 4]
+    assert max(table.num_rows for table in read_tables(record.todo)) <= 2
+
+
+def test_without_shares_nothing_is_to_do(place: str) -> None:
+    record = record_at(place)
+    assert record.record_todo([], retry_failed=False) == Todo(0, 0, 0)
+    assert names(record.todo) == []
 
 
 def test_arrow_finds_what_is_to_do(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    record.record_todo(NOTHING)
+    record.record_todo(shares_of(record), retry_failed=False)
     filesystem, root = record.todo.arrow()
     found = filesystem.get_file_info(pa.fs.FileSelector(root))
-    assert [info.base_name for info in found] == ["000000.parquet"]
+    assert [info.base_name for info in found] == ["000000000000.parquet"]
+
+
+def test_a_sample_is_of_listed_uris(place: str, two_rows_a_file: None) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    listed = {entry.uri for entry in ENTRIES}
+    assert [len(record.sample(count)) for count in (0, 1, 20)] == [0, 1, 20]
+    drawn = {uri for _ in range(30) for uri in record.sample(10)}
+    assert drawn == listed
+
+
+def test_a_sample_may_be_larger_than_the_listing(place: str) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES[1:2])
+    assert record.sample(3) == ["/x/1 é#.jpg"] * 3
 
 
 @pytest.mark.parametrize("name", ["run", "progress", "summary"])
@@ -144,10 +211,10 @@ def test_runs_keep_apart(place: str) -> None:
 def test_records_are_no_scores(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    record.record_todo(NOTHING)
+    record.record_todo(shares_of(record), retry_failed=False)
     record.finish({})
     assert Results(place).parts() == []
-    assert Results(place).rows().index.num_rows == 0
+    assert Results(place).sizes() == {}
 
 
 def test_run_ids_are_distinct_and_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from lesioncam.schema import ErrorKind
 from lesioncam.vision.decode import Decoded, DecodeError, decode
+from tests.faults.fuzz import mutated
 
 SIDE = 32
 RED, GREEN, BLUE, GREY = (220, 30, 40), (20, 200, 60), (30, 50, 210), (120, 120, 120)
@@ -544,27 +545,6 @@ def test_sound_tiff_of_unknown_pixel_type_is_unsupported() -> None:
 def test_message_is_one_line() -> None:
     error = DecodeError(ErrorKind.TRUNCATED, "one\ntwo\r\n\tthree  four ")
     assert error.message == "one two three four"
-
-
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    """Flip, cut out, repeat or cut off some of the bytes, rather at the front than later."""
-    content = bytearray(data)
-    for _ in range(chance.choice([1, 1, 2, 8])):
-        place = int(len(content) * chance.random() ** 3)
-        match chance.randrange(4):
-            case 0:
-                content[place] = chance.randrange(256)
-            case 1:
-                del content[place : place + chance.randrange(1, 20)]
-            case 2:
-                content[place:place] = chance.randbytes(chance.randrange(1, 20))
-            case _:
-                content[place] ^= 1 << chance.randrange(8)
-        if not content:
-            break
-    if chance.random() < 0.1:
-        del content[chance.randrange(len(content) + 1) :]
-    return bytes(content)
 
 
 def outcome_of(data: bytes) -> Decoded | DecodeError:

@@ -1,0 +1,59 @@
+"""Outage: whether the store is down, or only some images cannot be read.
+
+A run that went on without its store would turn every image into a failed row.
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from lesioncam.errors import RunBroke
+from lesioncam.schema import TRANSIENT_KINDS
+from lesioncam.storage.runs import RunRecord
+from lesioncam.storage.store import StoreError, read_uri
+
+FAILURES = 256  # images in a row that could not be read, for a reason that may pass
+_SAMPLE = 16  # listed images, drawn at random, that are then tried
+
+log = logging.getLogger("lesioncam")
+
+
+class Outage:
+    """Counts images that could not be read for a reason that may pass, one after another.
+
+    After `FAILURES` of them it tries images from all over the listing: if none can be read either,
+    it is the store or the credentials, and the run stops. If one can, it goes on.
+    """
+
+    def __init__(self, record: RunRecord):
+        self._record = record
+        self._failures = 0
+
+    def check(self, outcome: str, count: int) -> None:
+        """Count images with an outcome: `ok` or an error kind.
+
+        Raises:
+            RunBroke: the store is out of reach.
+        """
+        self._failures = self._failures + count if outcome in TRANSIENT_KINDS else 0
+        if self._failures < FAILURES:
+            return
+        with ThreadPoolExecutor(_SAMPLE) as threads:
+            if not any(threads.map(_answers, self._record.sample(_SAMPLE))):
+                raise RunBroke(
+                    f"the store is out of reach ({outcome}): {self._failures} images in a row "
+                    f"could not be read, nor could {_SAMPLE} others; mend access to it and run "
+                    f"the same command again"
+                )
+        log.warning(
+            "%d images in a row could not be read (%s), others can", self._failures, outcome
+        )
+        self._failures = 0
+
+
+def _answers(uri: str) -> bool:
+    """Whether the store says what is the matter with this image."""
+    try:
+        read_uri(uri)
+    except StoreError as error:
+        return error.kind not in TRANSIENT_KINDS
+    return True

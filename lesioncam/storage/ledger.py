@@ -1,0 +1,207 @@
+"""Ledger: what is listed against what is written, for any number of images.
+
+The one rule of resume, new images and retries is here: the work of a run is its listing minus the
+images whose newest row counts as written. Listing and rows are dealt into shares by their uri and
+wait in a temporary directory, so that memory holds one share, however many images there are.
+Knows nothing about Parquet or where it stands.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lesioncam.schema import MANIFEST_SCHEMA, TRANSIENT_KINDS, Status
+
+SHARE_ROWS = 250_000  # rows a share aims at, listed and written together: some 50 MB
+_DEAL_ROWS = 100_000  # rows dealt at once
+_MOST_SHARES = 400  # each is an open file while it is dealt
+
+INDEX_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("uri", "status", "error_kind", "version")),
+        ("scored_at", pa.timestamp("us", "UTC")),
+        ("part", pa.int32()),
+        ("place", pa.int64()),
+    ]
+)
+
+
+def with_version(table: pa.Table) -> pa.Table:
+    """Add the column `version`: the object's etag, else its size and time, else nothing."""
+    size_and_time = pc.binary_join_element_wise(
+        pc.cast(table["size"], pa.string()),
+        pc.cast(pc.cast(table["last_modified"], pa.int64()), pa.string()),
+        "@",
+    )
+    version = pc.coalesce(table["etag"], size_and_time, "")
+    return table.append_column("version", version)
+
+
+def left_to_do(listed: pa.Table, written: pa.Table) -> pa.Table:
+    """The rule: the rows of a manifest that have no written row of the same object."""
+    left = with_version(listed).join(written, keys=["uri", "version"], join_type="left anti")
+    return left.sort_by("row").select(listed.column_names)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The listing and the rows of some of the images; an image is whole in one share.
+
+    Attributes:
+        listed: their part of the manifest, each uri once.
+        repeated: how many more times uris were listed.
+        newest: the newest row of each image, in the ledger's index schema.
+        older: `part` and `place` of the other rows.
+    """
+
+    listed: pa.Table
+    repeated: int
+    newest: pa.Table
+    older: pa.Table
+
+    def left(self, *, retry_failed: bool) -> pa.Table:
+        """The listed images that a run has to do: all but those that count as written.
+
+        Failures that may pass do not count, and with `retry_failed` no failure does.
+        """
+        failed = pc.equal(self.newest["status"], Status.FAILED)
+        transient = pc.is_in(self.newest["error_kind"], pa.array(sorted(TRANSIENT_KINDS)))
+        again = failed if retry_failed else pc.and_(failed, transient)
+        written = self.newest.filter(pc.invert(again))
+        return left_to_do(self.listed, written.select(["uri", "version"]))
+
+    def tally(self) -> "Tally":
+        """Count the rows against the listing."""
+        there = self.newest.filter(pc.is_in(self.newest["uri"], _column(self.listed, "uri")))
+        kinds = pc.value_counts(pc.coalesce(there["error_kind"], there["status"])).to_pylist()
+        return Tally(
+            listed=self.listed.num_rows,
+            outcomes=Counter({item["values"]: item["counts"] for item in kinds}),
+            without_row=left_to_do(self.listed, self.newest.select(["uri", "version"])).num_rows,
+            kept=self.newest.num_rows - there.num_rows,
+            doubled=self.older.num_rows,
+        )
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What is in an output, counted against a listing.
+
+    Attributes:
+        listed: images.
+        outcomes: how many of them are `ok`, or failed with which error kind.
+        without_row: how many of them have no row of the object that was listed.
+        kept: images with a row that were not listed.
+        doubled: rows beside an image's newest one.
+    """
+
+    listed: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    without_row: int = 0
+    kept: int = 0
+    doubled: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.listed + other.listed,
+            self.outcomes + other.outcomes,
+            self.without_row + other.without_row,
+            self.kept + other.kept,
+            self.doubled + other.doubled,
+        )
+
+
+def shares(listed: Iterable[pa.Table], written: Iterable[pa.Table], rows: int) -> Iterator[Share]:
+    """Deal a listing and what is written into shares.
+
+    Args:
+        listed: tables in the manifest's schema.
+        written: tables in `INDEX_SCHEMA`.
+        rows: about how many rows they have together.
+    """
+    count = min(max(1, -(-rows // SHARE_ROWS)), _MOST_SHARES)
+    with TemporaryDirectory(prefix="lesioncam-") as folder:
+        _deal(listed, Path(folder, "listed"), MANIFEST_SCHEMA, count)
+        _deal(written, Path(folder, "written"), INDEX_SCHEMA, count)
+        for number in range(count):
+            images = _take(Path(folder, f"listed{number}"))
+            manifest = _first_of_each(images)
+            yield Share(
+                manifest,
+                images.num_rows - manifest.num_rows,
+                *split_newest(_take(Path(folder, f"written{number}"))),
+            )
+
+
+def split_newest(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The newest row of each image, and `part` and `place` of all others.
+
+    Of rows of one time the one in the last part is the newest.
+    """
+    if not rows.num_rows:
+        return rows, rows.select(["part", "place"])
+    order = [("uri", "ascending"), ("scored_at", "descending"), ("part", "descending")]
+    rows = rows.sort_by(order)
+    uris = _column(rows, "uri")
+    first = pa.concat_arrays([pa.array([True]), pc.not_equal(uris[1:], uris[:-1])])
+    return rows.filter(first), rows.filter(pc.invert(first)).select(["part", "place"])
+
+
+def _first_of_each(listed: pa.Table) -> pa.Table:
+    """Each uri once, where it is listed first."""
+    if pc.count_distinct(listed["uri"]).as_py() == listed.num_rows:
+        return listed
+    first = listed.group_by("uri").aggregate([("row", "min")])["row_min"]
+    return listed.filter(pc.is_in(listed["row"], first.combine_chunks()))
+
+
+def _deal(tables: Iterable[pa.Table], stem: Path, schema: pa.Schema, count: int) -> None:
+    """Append each table's rows to the files of their shares."""
+    with ExitStack() as files:
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        piles = [
+            files.enter_context(pa.ipc.new_stream(f"{stem}{number}", schema, options=options))
+            for number in range(count)
+        ]
+        for table in regroup(tables, _DEAL_ROWS):
+            uris = table["uri"].to_pylist()
+            share = np.fromiter((crc32(uri.encode()) % count for uri in uris), int, len(uris))
+            order = np.argsort(share, kind="stable")
+            bounds = np.searchsorted(share[order], np.arange(count + 1))
+            sorted_ = table.take(pa.array(order))
+            for number, pile in enumerate(piles):
+                start, end = bounds[number], bounds[number + 1]
+                if end > start:
+                    pile.write_table(sorted_.slice(start, end - start))
+
+
+def _take(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        table = stream.read_all()
+    path.unlink()
+    return table
+
+
+def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Concatenate tables until each has at least so many rows; the last may have fewer."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(part.num_rows for part in waiting) >= rows:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if any(part.num_rows for part in waiting):
+        yield pa.concat_tables(waiting)
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    column = table[name].combine_chunks()
+    return pa.array([], column.type) if isinstance(column, pa.ChunkedArray) else column

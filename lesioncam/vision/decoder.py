@@ -1,0 +1,178 @@
+"""Decoder: decoding in a process of its own, so that an image made to hurt harms nothing else.
+
+Image libraries are large C programs that read strangers' bytes: a file may make them loop for
+hours, ask for all memory or crash. Here that ends one small process, and its caller gets a
+`DecodeError` like any other. Knows nothing about Ray or where the bytes came from.
+"""
+
+import json
+import os
+import queue
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lesioncam.schema import ErrorKind
+from lesioncam.vision.decode import Decoded, DecodeError, decode
+
+SECONDS = 60.0  # for one image; the largest allowed take some five
+MEMORY = 3 * 2**30  # bytes one decode may take; the largest allowed take some 0.8 GB
+
+_COMMAND = ("-m", "lesioncam.vision.decoder")
+_REQUEST = struct.Struct("<IQ")  # canvas side, bytes that follow
+_ANSWER = struct.Struct("<I")  # bytes of JSON that follow; after them the canvas if there is one
+
+
+class Decoder:
+    """Decodes one image after another in another process, which is replaced if one ends it.
+
+    Args:
+        seconds: what one image may take before it is cut off.
+        memory: bytes that one image may take.
+    """
+
+    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY):
+        self._limits = [str(seconds), str(memory)]
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def decode(self, data: bytes, side: int) -> Decoded:
+        """As `lesioncam.vision.decode.decode`.
+
+        Raises:
+            DecodeError: as there; also `decode_timeout`, and `truncated` for an image that crashes
+                the decoder twice.
+        """
+        for _ in range(2):  # a process may also die of something else than its image
+            process = self._started()
+            try:
+                return self._ask(process, data, side)
+            except DecodeError:
+                raise
+            except (OSError, EOFError):
+                ended = process.wait()
+                self.close()
+                if ended == -signal.SIGALRM:
+                    message = f"decoding took longer than {self._seconds:g} s"
+                    raise DecodeError(ErrorKind.DECODE_TIMEOUT, message) from None
+            except BaseException:  # a half-read answer must not be taken for the next one
+                self.close()
+                raise
+        raise DecodeError(ErrorKind.TRUNCATED, f"the decoder crashes on it ({_name_of(ended)})")
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, *_COMMAND, *self._limits],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # libraries write of images there
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        return self._process
+
+    @staticmethod
+    def _ask(process: "subprocess.Popen[bytes]", data: bytes, side: int) -> Decoded:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(_REQUEST.pack(side, len(data)))
+        process.stdin.write(data)
+        process.stdin.flush()
+        (length,) = _ANSWER.unpack(_read(process.stdout, _ANSWER.size))
+        answer: dict[str, Any] = json.loads(_read(process.stdout, length))
+        if "kind" in answer:
+            size = tuple(answer["size"]) if answer["size"] else None
+            raise DecodeError(ErrorKind(answer["kind"]), answer["message"], size)
+        pixels = np.frombuffer(_read(process.stdout, side * side * 3), np.uint8)
+        return Decoded(pixels.reshape(side, side, 3), answer["width"], answer["height"])
+
+
+class Decoders:
+    """So many decoders, shared by threads; a process starts when it is first needed."""
+
+    def __init__(self, count: int, make: Callable[[], Decoder] = Decoder):
+        self._idle: queue.LifoQueue[Decoder] = queue.LifoQueue()
+        for _ in range(count):
+            self._idle.put(make())
+
+    def decode(self, data: bytes, side: int) -> Decoded:
+        """As `Decoder.decode`; waits until one is free."""
+        decoder = self._idle.get()
+        try:
+            return decoder.decode(data, side)
+        finally:
+            self._idle.put(decoder)
+
+
+def serve(requests: BinaryIO, answers: BinaryIO, seconds: float) -> None:
+    """Decode what is asked until nobody asks any more.
+
+    An alarm without a handler ends the process, whatever it is doing.
+    """
+    while header := requests.read(_REQUEST.size):
+        side, length = _REQUEST.unpack(header)
+        data = requests.read(length)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            decoded = decode(data, side)
+        except DecodeError as error:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _answer(answers, kind=error.kind, message=error.message, size=error.size)
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _answer(answers, decoded.canvas, width=decoded.width, height=decoded.height)
+
+
+def _answer(answers: BinaryIO, canvas: np.ndarray | None = None, **fields: Any) -> None:
+    content = json.dumps(fields).encode()
+    answers.write(_ANSWER.pack(len(content)) + content)
+    if canvas is not None:
+        answers.write(np.ascontiguousarray(canvas).data)
+    answers.flush()
+
+
+def _read(pipe: Any, length: int) -> bytes:
+    data: bytes = pipe.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+def _name_of(code: int) -> str:
+    """What ended a process, by its return code."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _limit_memory(more: int) -> None:
+    """Bound the address space to what it is now and so many bytes more."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> None:
+    """Serve the process that started this one, through its pipes."""
+    seconds, memory = float(sys.argv[1]), int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    if sys.platform == "linux":
+        _limit_memory(memory)
+    serve(sys.stdin.buffer, answers, seconds)
+
+
+if __name__ == "__main__":
+    main()

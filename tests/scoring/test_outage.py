@@ -1,0 +1,51 @@
+"""Outage: a store that is down ends the run, a folder that may not be read does not."""
+
+from pathlib import Path
+
+import pytest
+
+from lesioncam.errors import RunBroke
+from lesioncam.schema import ErrorKind, Status
+from lesioncam.scoring.outage import FAILURES, Outage
+from lesioncam.storage.runs import RunRecord
+from lesioncam.storage.store import Entry, open_store
+
+
+def outage_of(tmp_path: Path, uris: list[str]) -> Outage:
+    record = RunRecord(open_store(str(tmp_path / "out")), "run-1")
+    record.record_listing(Entry(uri, 1, None, None) for uri in uris)
+    return Outage(record)
+
+
+def test_failures_in_a_row_end_the_run_where_nothing_can_be_read(
+    tmp_path: Path, unreachable: str
+) -> None:
+    outage = outage_of(tmp_path, [f"{unreachable}/{number}.jpg" for number in range(20)])
+    outage.check(ErrorKind.UNREACHABLE, FAILURES - 1)
+    with pytest.raises(RunBroke, match=rf"out of reach \(unreachable\): {FAILURES} images in a"):
+        outage.check(ErrorKind.UNREACHABLE, 1)
+
+
+@pytest.mark.parametrize("others", ["there", "gone"])
+def test_they_do_not_where_the_store_answers_for_others(
+    tmp_path: Path, unreachable: str, others: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if others == "there":
+        (tmp_path / "a.jpg").write_bytes(b"1")
+    outage = outage_of(tmp_path, [str(tmp_path / "a.jpg")])
+    outage.check(ErrorKind.PERMISSION, FAILURES)
+    assert f"{FAILURES} images in a row could not be read (permission), others can" in caplog.text
+    assert "a.jpg" not in caplog.text
+    outage.check(ErrorKind.PERMISSION, FAILURES - 1)
+
+
+@pytest.mark.parametrize("between", [Status.OK, ErrorKind.TRUNCATED, ErrorKind.NOT_FOUND])
+def test_an_answer_of_the_store_in_between_starts_the_count_again(
+    tmp_path: Path, unreachable: str, between: str
+) -> None:
+    outage = outage_of(tmp_path, [f"{unreachable}/a.jpg"])
+    for _ in range(3):
+        outage.check(ErrorKind.UNREACHABLE, FAILURES - 1)
+        outage.check(between, 1)
+    with pytest.raises(RunBroke):
+        outage.check(ErrorKind.UNREACHABLE, FAILURES)

@@ -1,0 +1,550 @@
+"""Ledger: the one rule of what is left to do, the newest rows, and shares that agree with it."""
+
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from lesioncam.schema import MANIFEST_SCHEMA, TRANSIENT_KINDS, ErrorKind, Status
+from lesioncam.storage.ledger import (
+    INDEX_SCHEMA,
+    Share,
+    Tally,
+    left_to_do,
+    regroup,
+    shares,
+    split_newest,
+    with_version,
+)
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+Row = dict[str, Any]
+
+
+def row(
+    uri: str,
+    kind: ErrorKind | None = None,
+    *,
+    minute: int = 0,
+    etag: str | None = "e1",
+    size: int | None = 10,
+    modified: datetime | None = NOON,
+    part: int = 0,
+    place: int = 0,
+) -> Row:
+    """A written row; failed where there is an error kind."""
+    return {
+        "uri": uri,
+        "status": Status.FAILED if kind else Status.OK,
+        "error_kind": kind,
+        "size": size,
+        "etag": etag,
+        "last_modified": modified,
+        "scored_at": NOON + timedelta(minutes=minute),
+        "part": part,
+        "place": place,
+    }
+
+
+def written(*rows: Row) -> pa.Table:
+    """Rows as the ledger wants them."""
+    fields = [*MANIFEST_SCHEMA, *INDEX_SCHEMA]
+    schema = pa.schema({field.name: field for field in fields if field.name != "version"}.values())
+    return with_version(pa.Table.from_pylist(rows, schema)).select(INDEX_SCHEMA.names)
+
+
+def listed(*rows: Row, first: int = 0) -> pa.Table:
+    """A manifest of the objects these rows were made from."""
+    names = MANIFEST_SCHEMA.names[1:]
+    manifest = [
+        {"row": number, **{name: row[name] for name in names}}
+        for number, row in enumerate(rows, first)
+    ]
+    return pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)
+
+
+def one_share(manifest: pa.Table, rows: pa.Table) -> Share:
+    (share,) = shares([manifest], [rows], manifest.num_rows + rows.num_rows)
+    return share
+
+
+def left(manifest: pa.Table, rows: pa.Table, *, retry_failed: bool = False) -> list[str]:
+    uris: list[str] = one_share(manifest, rows).left(retry_failed=retry_failed)["uri"].to_pylist()
+    return uris
+
+
+# What is left to do
+
+
+def test_with_nothing_written_all_is_left() -> None:
+    manifest = listed(row("/b"), row("/a", etag=None), row("/c", size=None))
+    assert left(manifest, written()) == ["/b", "/a", "/c"]
+
+
+def test_written_rows_are_not_left() -> None:
+    rows = [row("/a"), row("/b", etag=None), row("/c", ErrorKind.EMPTY)]
+    assert left(listed(*rows), written(*rows)) == []
+    assert left(listed(row("/new"), *rows), written(*rows)) == ["/new"]
+
+
+def test_what_is_left_keeps_the_order_and_columns_of_the_manifest() -> None:
+    rows = [row(f"/{number}", size=number) for number in (5, 3, 9, 1, 7)]
+    manifest = listed(*rows)
+    found = one_share(manifest, written(rows[2])).left(retry_failed=False)
+    assert found.schema.equals(MANIFEST_SCHEMA)
+    assert found.to_pylist() == manifest.take([0, 1, 3, 4]).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"etag": "e1"}, {"etag": "e2"}),
+        ({"etag": None, "size": 10}, {"etag": None, "size": 11}),
+        ({"etag": None, "modified": NOON}, {"etag": None, "modified": NOON + timedelta(0, 0, 1)}),
+        ({"etag": None, "size": None, "modified": None}, {"etag": None}),
+    ],
+    ids=["etag", "size", "time", "known now"],
+)
+def test_a_changed_object_is_left(before: Any, after: Any) -> None:
+    rows = written(row("/a", **before), row("/b"))
+    assert left(listed(row("/a", **after), row("/b")), rows) == ["/a"]
+    assert left(listed(row("/a", **before), row("/b")), rows) == []
+
+
+def test_an_object_with_the_same_etag_is_the_same() -> None:
+    later = row("/a", modified=NOON + timedelta(1), size=11)
+    assert left(listed(later), written(row("/a"))) == []
+
+
+def test_the_version_is_the_newest_rows() -> None:
+    rows = written(row("/a", etag="e1"), row("/a", etag="e2", minute=1))
+    assert left(listed(row("/a", etag="e1")), rows) == ["/a"]
+    assert left(listed(row("/a", etag="e2")), rows) == []
+
+
+@pytest.mark.parametrize("kind", ErrorKind)
+def test_transient_failures_are_left(kind: ErrorKind) -> None:
+    rows = [row("/ok"), row("/failed", kind)]
+    expected = ["/failed"] if kind in ("permission", "unreachable") else []
+    assert left(listed(*rows), written(*rows)) == expected
+
+
+def test_retrying_leaves_all_that_failed() -> None:
+    rows = [row("/ok"), *(row(f"/{kind}", kind) for kind in ErrorKind)]
+    found = left(listed(*rows), written(*rows), retry_failed=True)
+    assert found == [f"/{kind}" for kind in ErrorKind]
+
+
+def test_what_could_not_be_looked_at_counts_once_written() -> None:
+    gone = row("/gone", ErrorKind.NOT_FOUND, etag=None, size=None, modified=None)
+    assert left(listed(gone), written(gone)) == []
+
+
+def test_the_same_version_of_another_image_does_not_count() -> None:
+    assert left(listed(row("/a"), row("/copy of a")), written(row("/a"))) == ["/copy of a"]
+
+
+def test_the_version_is_the_etag_or_size_and_time_or_nothing() -> None:
+    rows = [row("/a"), row("/b", etag=""), row("/c", etag=None), row("/d", etag=None, size=None)]
+    versions = with_version(listed(*rows))["version"].to_pylist()
+    assert versions == ["e1", "", f"10@{int(NOON.timestamp() * 1e6)}", ""]
+
+
+# The newest row
+
+
+def newest(*rows: Row) -> list[tuple[str, int, int]]:
+    """The uri, part and place of each image's newest row."""
+    found, _ = split_newest(written(*rows))
+    return [(item["uri"], item["part"], item["place"]) for item in found.to_pylist()]
+
+
+def test_the_newest_row_counts_wherever_it_stands() -> None:
+    rows = [
+        row("/a", ErrorKind.PERMISSION, minute=1, part=0, place=0),
+        row("/b", part=0, place=1),
+        row("/a", part=1, place=0),
+        row("/b", minute=-1, part=2, place=0),
+    ]
+    assert newest(*rows) == newest(*reversed(rows)) == [("/a", 0, 0), ("/b", 0, 1)]
+    assert left(listed(row("/a")), written(*rows)) == ["/a"]
+
+
+def test_of_equally_new_rows_the_last_part_counts() -> None:
+    rows = [row("/a", part=1), row("/a", ErrorKind.EMPTY, part=2), row("/a", part=0)]
+    assert newest(*rows) == [("/a", 2, 0)]
+
+
+def test_of_equally_new_rows_of_one_part_one_counts() -> None:
+    rows = [row("/a", place=place) for place in range(3)]
+    first, others = split_newest(written(*rows))
+    assert (first.num_rows, others.num_rows) == (1, 2)
+    assert {*first["place"].to_pylist(), *others["place"].to_pylist()} == {0, 1, 2}
+
+
+def test_the_newest_of_one_part_counts() -> None:
+    rows = [row("/a", minute=minute, place=place) for place, minute in enumerate((1, 3, 2))]
+    assert newest(*rows) == [("/a", 0, 1)]
+
+
+def test_the_other_rows_are_told_by_part_and_place() -> None:
+    rows = [row("/a", part=3, place=1), row("/a", minute=1), row("/b"), row("/a", part=2, place=5)]
+    _, older = split_newest(written(*rows))
+    assert {tuple(item.values()) for item in older.to_pylist()} == {(3, 1), (2, 5)}
+    assert older.column_names == ["part", "place"]
+
+
+def test_of_no_rows_none_is_the_newest() -> None:
+    first, others = split_newest(written())
+    assert first.schema.equals(INDEX_SCHEMA)
+    assert (first.num_rows, others.num_rows) == (0, 0)
+
+
+# Counting
+
+
+def test_the_tally_counts_rows_against_the_listing() -> None:
+    images = [
+        row("/ok"),
+        row("/empty", ErrorKind.EMPTY),
+        row("/permission", ErrorKind.PERMISSION),
+        row("/also ok"),
+        row("/new"),
+        row("/changed", etag="e2"),
+    ]
+    rows = [*images[:4], row("/changed"), row("/not listed"), row("/nor this", ErrorKind.EMPTY)]
+    assert one_share(listed(*images), written(*rows)).tally() == Tally(
+        listed=6,
+        outcomes=Counter(ok=3, empty=1, permission=1),
+        without_row=2,
+        kept=2,
+    )
+
+
+def test_a_failed_image_has_its_row() -> None:
+    rows = [row(f"/{kind}", kind) for kind in ErrorKind]
+    assert one_share(listed(*rows), written(*rows)).tally().without_row == 0
+
+
+def test_rows_beside_the_newest_are_doubled() -> None:
+    rows = [row("/a"), row("/a", part=1), row("/b"), row("/a", minute=1), row("/x"), row("/x")]
+    tally = one_share(listed(row("/a"), row("/b")), written(*rows)).tally()
+    assert tally == Tally(2, Counter(ok=2), without_row=0, kept=1, doubled=3)
+
+
+def test_without_anything_the_tally_is_empty() -> None:
+    assert one_share(listed(), written()).tally() == Tally()
+    assert one_share(listed(), written(row("/a"))).tally() == Tally(kept=1)
+    assert one_share(listed(row("/a")), written()).tally() == Tally(listed=1, without_row=1)
+
+
+def test_tallies_add() -> None:
+    one = Tally(5, Counter(ok=2, empty=1), without_row=2, kept=3, doubled=1)
+    other = Tally(7, Counter(ok=3, too_large=4), without_row=0, kept=1, doubled=10)
+    both = Tally(12, Counter(ok=5, empty=1, too_large=4), without_row=2, kept=4, doubled=11)
+    assert one + other == other + one == both
+    assert sum([one, other], start=Tally()) == both
+    assert one + Tally() == one
+
+
+def test_adding_leaves_both_tallies_as_they_were() -> None:
+    one, other = Tally(1, Counter(ok=1)), Tally(1, Counter(ok=1))
+    assert (one + other).outcomes == Counter(ok=2)
+    assert one == other == Tally(1, Counter(ok=1))
+
+
+# An image that is listed more than once
+
+
+def test_repeated_uris_are_left_once_and_counted() -> None:
+    manifest = listed(row("/a"), row("/b"), row("/a"), row("/a", etag="e2"))
+    share = one_share(manifest, written())
+    assert share.repeated == 2
+    assert share.listed.to_pylist() == manifest.take([0, 1]).to_pylist()
+    assert share.left(retry_failed=False).to_pylist() == share.listed.to_pylist()
+    assert share.tally() == Tally(listed=2, without_row=2)
+
+
+def test_repeated_uris_of_several_tables_are_counted() -> None:
+    tables = [listed(row("/a"), row("/b")), listed(row("/b"), row("/c"), first=2)]
+    (share,) = shares(tables, [written(row("/b"))], 5)
+    assert share.repeated == 1
+    assert share.left(retry_failed=False)["row"].to_pylist() == [0, 3]
+
+
+# Several shares
+
+Pile = tuple[list[pa.Table], list[pa.Table], int]
+
+
+@pytest.fixture
+def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 90)
+    monkeypatch.setattr("lesioncam.storage.ledger._DEAL_ROWS", 64)
+
+
+def in_pieces(table: pa.Table, draw: random.Random) -> list[pa.Table]:
+    """The same rows as tables of any size, some of them empty."""
+    cuts = sorted(draw.choices(range(table.num_rows + 1), k=12))
+    bounds = zip([0, *cuts], [*cuts, table.num_rows], strict=True)
+    return [table.slice(start, end - start) for start, end in bounds]
+
+
+def drawn(seed: int) -> tuple[list[Row], list[Row]]:
+    """What is listed, with repeats, and what is written, with several rows an image."""
+    draw = random.Random(seed)
+    stems = ["ISIC_{}", "é ü/{}", "画像/{}", "e\u0301{}", "😀{}", "a b#%20/{}", "../{}", "//{}"]
+    uris = [f"s3://bucket/{draw.choice(stems).format(number)}.jpg" for number in range(600)]
+    objects: list[Row] = [{"etag": "e1"}, {"etag": "e2"}, {"etag": None}]
+    objects += [{"etag": None, "size": 11}, {"etag": None, "size": None}]
+    images = []
+    rows: list[Row] = []
+    for uri in uris:
+        listed_as = draw.choice(objects)
+        images.append(row(uri, **listed_as))
+        for part in draw.sample(range(9), draw.choice([0, 1, 1, 1, 2, 4])):
+            written_as = draw.choice(objects) if draw.random() < 0.2 else listed_as
+            kind = draw.choice(list(ErrorKind)) if draw.random() < 0.4 else None
+            place, minute = len(rows), draw.randrange(5)
+            rows.append(row(uri, kind, minute=minute, part=part, place=place, **written_as))
+    draw.shuffle(rows)
+    images = images[:450]  # the others have rows and are not listed
+    images += [row(image["uri"], **draw.choice(objects)) for image in draw.choices(images, k=80)]
+    draw.shuffle(images)
+    return images, rows
+
+
+def piled(images: list[Row], rows: list[Row], seed: int = 0) -> Pile:
+    draw = random.Random(seed)
+    tables = in_pieces(listed(*images), draw), in_pieces(written(*rows), draw)
+    return *tables, len(images) + len(rows)
+
+
+def counting_rows(found: Iterable[Row]) -> dict[str, Row]:
+    """Of each image the row that counts: the newest, and of those the last part's."""
+    order = sorted(found, key=lambda row: (row["scored_at"], row["part"]))
+    return {row["uri"]: row for row in order}
+
+
+def version(row: Row) -> Any:
+    if row["etag"] is not None:
+        return row["etag"]
+    return (row["size"], row["last_modified"]) if row["size"] is not None else ""
+
+
+def expected_left(images: list[Row], rows: list[Row], *, retry_failed: bool) -> list[int]:
+    """The rule once more, in plain Python: which rows of the manifest are left."""
+    counting = counting_rows(rows)
+    seen: set[str] = set()
+    numbers = []
+    for number, image in enumerate(images):
+        found = counting.get(image["uri"])
+        again = found and found["error_kind"] and (retry_failed or is_transient(found))
+        if image["uri"] not in seen and (not found or again or version(found) != version(image)):
+            numbers.append(number)
+        seen.add(image["uri"])
+    return numbers
+
+
+def is_transient(row: Row) -> bool:
+    return row["error_kind"] in TRANSIENT_KINDS
+
+
+def expected_tally(images: list[Row], rows: list[Row]) -> Tally:
+    counting = counting_rows(rows)
+    once = {image["uri"]: image for image in reversed(images)}
+    there = [row for uri, row in counting.items() if uri in once]
+    current = [row for row in there if version(row) == version(once[row["uri"]])]
+    return Tally(
+        listed=len(once),
+        outcomes=Counter(str(row["error_kind"] or row["status"]) for row in there),
+        without_row=len(once) - len(current),
+        kept=len(counting) - len(there),
+        doubled=len(rows) - len(counting),
+    )
+
+
+def numbers_left(dealt: Iterable[Share], *, retry_failed: bool) -> list[int]:
+    tables = [share.left(retry_failed=retry_failed) for share in dealt]
+    return sorted(number for table in tables for number in table["row"].to_pylist())
+
+
+def test_every_image_is_in_one_share(small_shares: None) -> None:
+    images, rows = drawn(1)
+    dealt = list(shares(*piled(images, rows)))
+    assert len(dealt) > 10
+    in_listings = [uri for share in dealt for uri in share.listed["uri"].to_pylist()]
+    assert sorted(in_listings) == sorted({image["uri"] for image in images})
+    in_rows = [uri for share in dealt for uri in share.newest["uri"].to_pylist()]
+    assert sorted(in_rows) == sorted({row["uri"] for row in rows})
+    found = [
+        {*share.listed["uri"].to_pylist(), *share.newest["uri"].to_pylist()} for share in dealt
+    ]
+    assert sum(map(len, found)) == len(set.union(*found))
+
+
+def test_every_row_is_in_one_share(small_shares: None) -> None:
+    images, rows = drawn(2)
+    tables = [
+        table for share in shares(*piled(images, rows)) for table in (share.newest, share.older)
+    ]
+    places = [place for table in tables for place in table["place"].to_pylist()]
+    assert sorted(places) == list(range(len(rows)))
+
+
+def test_shares_take_a_part_of_the_rows_each(small_shares: None) -> None:
+    images, rows = drawn(3)
+    dealt = list(shares(*piled(images, rows)))
+    sizes = [
+        share.listed.num_rows + share.newest.num_rows + share.older.num_rows for share in dealt
+    ]
+    assert max(sizes) < 2 * 90
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_several_shares_leave_what_one_leaves(
+    monkeypatch: pytest.MonkeyPatch, seed: int, retry_failed: bool
+) -> None:
+    images, rows = drawn(seed)
+    once = list(shares(*piled(images, rows)))
+    assert len(once) == 1
+    expected = expected_left(images, rows, retry_failed=retry_failed)
+    assert 50 < len(expected) < 400
+    assert numbers_left(once, retry_failed=retry_failed) == expected
+    monkeypatch.setattr("lesioncam.storage.ledger._DEAL_ROWS", 64)
+    for share_rows in (1000, 90, 7):
+        monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", share_rows)
+        dealt = list(shares(*piled(images, rows, seed)))
+        assert len(dealt) > 1
+        assert numbers_left(dealt, retry_failed=retry_failed) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_shares_count_what_one_counts(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    images, rows = drawn(seed)
+    (once,) = shares(*piled(images, rows))
+    expected = expected_tally(images, rows)
+    assert min(expected.without_row, expected.kept, expected.doubled) > 50
+    assert once.tally() == expected
+    monkeypatch.setattr("lesioncam.storage.ledger._DEAL_ROWS", 64)
+    for share_rows in (1000, 90, 7):
+        monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", share_rows)
+        dealt = list(shares(*piled(images, rows, seed)))
+        assert sum((share.tally() for share in dealt), start=Tally()) == expected
+        assert sum(share.repeated for share in dealt) == once.repeated == 80
+
+
+def test_many_images_do_not_become_too_many_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 1)
+    monkeypatch.setattr("lesioncam.storage.ledger._MOST_SHARES", 7)
+    images, rows = drawn(4)
+    dealt = list(shares(*piled(images, rows)))
+    assert len(dealt) == 7
+    expected = expected_left(images, rows, retry_failed=False)
+    assert numbers_left(dealt, retry_failed=False) == expected
+
+
+def test_a_share_may_have_nothing_listed_or_nothing_written(small_shares: None) -> None:
+    images, rows = drawn(5)
+    of_rows = list(shares([], [written(*rows)], len(rows)))
+    assert len(of_rows) > 1
+    assert numbers_left(of_rows, retry_failed=True) == []
+    assert sum(share.tally().kept for share in of_rows) == len(counting_rows(rows))
+    of_images = list(shares([listed(*images)], [], len(images)))
+    assert len(of_images) > 1
+    assert len(numbers_left(of_images, retry_failed=True)) == len(images) - 80
+
+
+def test_more_shares_than_images_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 1)
+    rows = [row("/a"), row("/b", ErrorKind.UNREACHABLE)]
+    dealt = list(shares([listed(*rows)], [written(*rows)], 50))
+    assert len(dealt) == 50
+    assert numbers_left(dealt, retry_failed=False) == [1]
+    tally = sum((share.tally() for share in dealt), start=Tally())
+    assert tally == Tally(2, Counter(ok=1, unreachable=1))
+
+
+# What waits on disk
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shares: None) -> Path:
+    """Where shares wait, and nothing else."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_nothing_waits_once_all_shares_are_taken(waiting: Path) -> None:
+    for _ in shares(*piled(*drawn(6))):
+        assert len(list(waiting.iterdir())) == 1
+    assert list(waiting.iterdir()) == []
+
+
+def test_a_share_that_is_taken_waits_no_longer(waiting: Path) -> None:
+    counts = [len(list(waiting.rglob("*"))) for _ in shares(*piled(*drawn(6)))]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) == len(counts)
+
+
+def test_nothing_waits_once_the_shares_are_closed(waiting: Path) -> None:
+    dealt = shares(*piled(*drawn(6)))
+    next(dealt)
+    assert list(waiting.iterdir()) != []
+    dealt.close()  # type: ignore[attr-defined]
+    assert list(waiting.iterdir()) == []
+
+
+def test_nothing_waits_once_the_shares_are_forgotten(waiting: Path) -> None:
+    assert next(shares(*piled(*drawn(6)))).listed.num_rows
+    assert list(waiting.iterdir()) == []
+
+
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_nothing_waits_after_a_fault(waiting: Path, faulty: int) -> None:
+    def broken(tables: list[pa.Table]) -> Iterator[pa.Table]:
+        yield from tables[:-1]
+        raise OSError("away")
+
+    images, rows, count = piled(*drawn(6))
+    sources: list[Iterable[pa.Table]] = [images, rows]
+    sources[faulty] = broken([images, rows][faulty])
+    with pytest.raises(OSError, match="away"):
+        next(shares(sources[0], sources[1], count))
+    assert list(waiting.iterdir()) == []
+
+
+# Tables put together
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([0, 0], []),
+        ([3], [3]),
+        ([1, 2, 3, 0, 4, 1], [3, 3, 4, 1]),
+        ([0, 7, 0, 2], [7, 2]),
+        ([1, 1], [2]),
+    ],
+)
+def test_tables_are_put_together(sizes: list[int], expected: list[int]) -> None:
+    tables = [pa.table({"number": pa.array(range(size), pa.int64())}) for size in sizes]
+    found = list(regroup(tables, 3))
+    assert [table.num_rows for table in found] == expected
+    together = [number for table in found for number in table["number"].to_pylist()]
+    assert together == [number for size in sizes for number in range(size)]
+
+
+def test_left_to_do_is_what_has_no_row_of_the_same_object() -> None:
+    rows = [row("/b"), row("/a"), row("/c", etag=None)]
+    found = left_to_do(listed(*rows), written(rows[1]).select(["uri", "version"]))
+    assert found["row"].to_pylist() == [0, 2]

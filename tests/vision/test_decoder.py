@@ -1,0 +1,134 @@
+"""Decoder: the same as decoding here, and images that hang or crash it harm nothing else."""
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesioncam.schema import ErrorKind
+from lesioncam.vision.decode import DecodeError, decode
+from lesioncam.vision.decoder import Decoder, Decoders
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    decoder = Decoder()
+    yield decoder
+    decoder.close()
+
+
+def png(width: int = 60, height: int = 40, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def many_scans(scans: int) -> bytes:
+    """A JPEG that says the same scan again and again: little to read, much to do."""
+    sink = io.BytesIO()
+    Image.new("L", (4000, 4000), 100).save(sink, "JPEG", progressive=True)
+    data = sink.getvalue()
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * scans + data[-2:]
+
+
+def refused(decoder: Decoder, data: bytes) -> DecodeError:
+    with pytest.raises(DecodeError) as error:
+        decoder.decode(data, 32)
+    return error.value
+
+
+def test_decodes_as_decoding_here(decoder: Decoder) -> None:
+    for number, side in enumerate((32, 32, 448, 7)):
+        data = png(60 + number, seed=number)
+        here, there = decode(data, side), decoder.decode(data, side)
+        assert np.array_equal(here.canvas, there.canvas)
+        assert (here.width, here.height) == (there.width, there.height)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", png()[:-40], png()[:20]])
+def test_refuses_as_decoding_here(decoder: Decoder, data: bytes) -> None:
+    with pytest.raises(DecodeError) as here:
+        decode(data, 32)
+    there = refused(decoder, data)
+    assert (there.kind, there.message, there.size) == (
+        here.value.kind, here.value.message, here.value.size,
+    )  # fmt: skip
+    assert decoder.decode(png(), 32).width == 60
+
+
+def test_an_image_that_takes_too_long_is_cut_off_and_the_next_one_decoded() -> None:
+    decoder = Decoder(seconds=0.5)
+    error = refused(decoder, many_scans(3000))
+    assert error.kind is ErrorKind.DECODE_TIMEOUT
+    assert error.message == "decoding took longer than 0.5 s"
+    assert decoder.decode(png(), 32).width == 60
+    decoder.close()
+
+
+def test_an_image_that_takes_too_much_memory_is_too_large() -> None:
+    decoder = Decoder(memory=64 * 2**20)
+    sink = io.BytesIO()
+    Image.new("RGB", (9000, 9000)).save(sink, "PNG")
+    assert refused(decoder, sink.getvalue()).kind is ErrorKind.TOO_LARGE
+    assert decoder.decode(png(), 32).width == 60
+    decoder.close()
+
+
+def test_a_process_that_dies_once_is_replaced(decoder: Decoder) -> None:
+    decoder.decode(png(), 32)
+    process = decoder._started()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert decoder.decode(png(), 32).width == 60
+    assert decoder._started().pid != process.pid
+
+
+def test_an_image_that_crashes_the_decoder_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "lesioncam.vision.decoder._COMMAND",
+        ("-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
+    )
+    error = refused(Decoder(), png())
+    assert error.kind is ErrorKind.TRUNCATED
+    assert error.message == "the decoder crashes on it (SIGSEGV)"
+
+
+def test_its_process_ends_with_the_one_that_asked(decoder: Decoder) -> None:
+    decoder.decode(png(), 32)
+    process = decoder._started()
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(10) == 0
+    decoder._process = None
+
+
+def test_threads_share_decoders() -> None:
+    made: list[Decoder] = []
+
+    def make() -> Decoder:
+        made.append(Decoder())
+        return made[-1]
+
+    decoders = Decoders(2, make)
+    images = [png(50 + number, seed=number) for number in range(12)]
+    widths: dict[int, int] = {}
+
+    def one(number: int) -> None:
+        widths[number] = decoders.decode(images[number], 16).width
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert widths == {number: 50 + number for number in range(12)}
+    assert len(made) == 2
+    for decoder in made:
+        decoder.close()
