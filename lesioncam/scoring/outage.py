@@ -11,7 +11,7 @@ from lesioncam.schema import TRANSIENT_KINDS
 from lesioncam.storage.runs import RunRecord
 from lesioncam.storage.store import StoreError, read_uri
 
-FAILURES = 256  # images in a row that could not be read, for a reason that may pass
+FAILURES = 256  # images one after another that could not be read, for a reason that may pass
 _SAMPLE = 16  # listed images, drawn at random, that are then tried
 
 log = logging.getLogger("lesioncam")
@@ -21,12 +21,14 @@ class Outage:
     """Counts images that could not be read for a reason that may pass, one after another.
 
     After `FAILURES` of them it tries images from all over the listing: if none can be read either,
-    it is the store or the credentials, and the run stops. If one can, it goes on.
+    it is the store or the credentials, and the run stops. If one can, it goes on, and asks again
+    after twice as many. Outcomes come part by part: a part with any other outcome starts the count
+    again.
     """
 
     def __init__(self, record: RunRecord):
         self._record = record
-        self._failures = 0
+        self._failures, self._allowed = 0, FAILURES
 
     def check(self, outcome: str, count: int) -> None:
         """Count images with an outcome: `ok` or an error kind.
@@ -35,7 +37,7 @@ class Outage:
             RunBroke: the store is out of reach.
         """
         self._failures = self._failures + count if outcome in TRANSIENT_KINDS else 0
-        if self._failures < FAILURES:
+        if self._failures < self._allowed:
             return
         with ThreadPoolExecutor(_SAMPLE) as threads:
             if not any(threads.map(_answers, self._record.sample(_SAMPLE))):
@@ -47,7 +49,7 @@ class Outage:
         log.warning(
             "%d images in a row could not be read (%s), others can", self._failures, outcome
         )
-        self._failures = 0
+        self._failures, self._allowed = 0, 2 * self._allowed
 
 
 def _answers(uri: str) -> bool:

@@ -6,7 +6,7 @@ list -> what is left to do -> fetch and decode -> CAM and crop -> classify -> Pa
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from lesioncam import __version__
 from lesioncam.cluster import connected
@@ -31,12 +32,12 @@ from lesioncam.scoring.stages import (
     write_part,
 )
 from lesioncam.storage.bundle import Bundle, load_bundle
-from lesioncam.storage.lease import Lease
+from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.ledger import Tally
 from lesioncam.storage.listing import Listing, table_names
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import RunRecord, new_run_id
-from lesioncam.storage.store import Entry, open_store
+from lesioncam.storage.store import Entry, StoreError, open_store
 
 log = logging.getLogger("lesioncam")
 
@@ -77,81 +78,125 @@ def score(request: ScoreRequest) -> dict[str, Any]:
             at work there.
         RunBroke: a listed image ended without a row, or the lease on the output was lost.
     """
-    bundle = load_bundle(request.bundle)
     results = Results(request.output)
+    refuse_other_run(results.store)
+    bundle = load_bundle(request.bundle)
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it lies inside --images; name a place outside them")
-    results.check(bundle.settings.classes, bundle.digest)
     listing = Listing(request.images)
     entries = _checked(islice(listing, request.limit) if request.limit else listing.unordered())
     record = RunRecord(results.store, new_run_id())
-    with Lease(results.store, record.run_id) as lease, connected():
-        return _run(request, bundle, results, listing, entries, record, lease)
+    with (
+        connected(),
+        closing(_Run(request, bundle, results, record)) as run,
+        Lease(results.store, record.run_id) as lease,
+    ):
+        results.check(bundle.settings.classes, bundle.digest)
+        try:
+            return run.score(listing, entries, lease)
+        except BaseException as error:
+            run.record_broken(error)
+            told = _told(error)
+            if told is None:
+                raise
+            raise told from error
 
 
-def _run(
-    request: ScoreRequest,
-    bundle: Bundle,
-    results: Results,
-    listing: Listing,
-    entries: Iterator[Entry],
-    record: RunRecord,
-    lease: Lease,
-) -> dict[str, Any]:
-    started = time.monotonic()
-    plan = make_plan(request.precision)
-    results.recover()
-    record.write("run", _asked(request, bundle, plan))
-    rows = record.record_listing(entries)
-    results.begin()
-    shares = results.shares(results.sizes(), record.manifest(), rows)
-    todo = record.record_todo(shares, retry_failed=request.retry_failed)
-    log.info("%s images listed, %s to score", f"{todo.listed:,}", f"{todo.left:,}")
-    progress = Progress(todo.left, record)
-    outage = Outage(record)
-    try:
+class _Run:
+    """One run on a cluster, with the output for itself."""
+
+    def __init__(
+        self,
+        request: ScoreRequest,
+        bundle: Bundle,
+        results: Results,
+        record: RunRecord,
+    ):
+        self.request, self.bundle, self.results = request, bundle, results
+        self.record = record
+        self.plan = make_plan(request.precision)
+        self.progress = Progress(record)
+
+    def score(self, listing: Listing, entries: Iterator[Entry], lease: Lease) -> dict[str, Any]:
+        """List, score what is left, settle, and count what stands; returns the summary."""
+        started = time.monotonic()
+        record, results = self.record, self.results
+        results.recover()
+        record.write("run", self._asked())
+        rows = record.record_listing(entries)
+        results.begin()
+        shares = results.shares(results.sizes(), record.manifest(), rows)
+        todo = record.record_todo(shares, retry_failed=self.request.retry_failed)
+        log.info("%s images listed, %s to score", f"{todo.listed:,}", f"{todo.left:,}")
         if todo.left:
-            for receipt in scored_parts(record, bundle, plan, results).iter_rows():
-                progress.add(receipt["outcome"], receipt["count"])
-                outage.check(receipt["outcome"], receipt["count"])
-                lease.check()
+            self._score_left(todo.left, lease)
         lease.check()
-        results.settle(record.run_id)
-    except BaseException as error:
-        with suppress(LesioncamError):  # the store may be what broke
-            record.finish({"outcome": "broke", "error": type(error).__name__, **progress.state()})
-        if isinstance(error, ray.exceptions.RayError):
-            raise RunBroke(
-                f"the run broke off: {_reason(error)}; run the same command again, it goes on "
-                f"from what is written"
-            ) from error
-        raise
-    finally:
-        progress.close()
+        results.settle(record.run_id, lease.check)
 
-    shares = results.shares(results.sizes(), record.manifest(), rows)
-    tally = sum((share.tally() for share in shares), start=Tally())
-    summary = _summary(tally)
-    seconds = time.monotonic() - started
-    summary |= {
-        "output": results.store.uri,
-        "ignored": listing.ignored + todo.repeated,
-        "scored_now": todo.left,
-        "seconds": round(seconds, 1),
-        "images_per_second": round(todo.left / seconds, 2),
-    }
-    if tally.without_row or tally.doubled:
-        record.finish({"outcome": "broke", **summary})
-        raise RunBroke(
-            f"{tally.without_row} of {tally.listed} listed images have no row in "
-            f"{results.store.uri}, and {tally.doubled} rows are doubled; run the same command again"
-        )
-    allowed = 1.0 if request.max_failed_fraction is None else request.max_failed_fraction
-    too_many = summary["failed"] > allowed * tally.listed
-    summary = {"outcome": "too_many_failed" if too_many else "done", **summary}
-    record.finish(summary)
-    results.succeed()
-    return summary
+        shares = results.shares(results.sizes(), record.manifest(), rows)
+        tally = sum((share.tally() for share in shares), start=Tally())
+        if tally.without_row or tally.doubled:
+            raise RunBroke(
+                f"{tally.without_row} of {tally.listed} listed images have no row in "
+                f"{results.store.uri}, and {tally.doubled} rows are doubled; run the same command "
+                f"again"
+            )
+        seconds = time.monotonic() - started
+        summary = self._summary(tally) | {
+            "ignored": listing.ignored + todo.repeated,
+            "scored_now": todo.left,
+            "seconds": round(seconds, 1),
+            "images_per_second": round(todo.left / seconds, 2),
+        }
+        record.finish(summary)
+        lease.check()
+        results.succeed()
+        return summary
+
+    def record_broken(self, error: BaseException) -> None:
+        """Leave a summary of a run that broke off, unless the store is what broke."""
+        with suppress(LesioncamError):
+            kind = {"outcome": "broke", "error": type(error).__name__}
+            self.record.finish(kind | {"progress": self.progress.state()})
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.progress.close()
+
+    def _score_left(self, images: int, lease: Lease) -> None:
+        self.progress.begin(images)
+        outage = Outage(self.record)
+        parts = scored_parts(self.record, self.bundle, self.plan, self.results)
+        for receipt in parts.iter_rows():
+            self.progress.add(receipt["outcome"], receipt["count"])
+            outage.check(receipt["outcome"], receipt["count"])
+            lease.check()
+
+    def _asked(self) -> dict[str, Any]:
+        return {
+            **asdict(self.request),
+            "model": self.bundle.digest,
+            "plan": asdict(self.plan),
+            "lesioncam_version": __version__,
+            "started_at": datetime.now(UTC).isoformat(),
+        }
+
+    def _summary(self, tally: Tally) -> dict[str, Any]:
+        """The outcome, and what is in the Parquet."""
+        failed = tally.outcomes.copy()
+        ok = failed.pop(Status.OK, 0)
+        allowed = self.request.max_failed_fraction
+        too_many = allowed is not None and failed.total() > allowed * tally.listed
+        return {
+            "outcome": "too_many_failed" if too_many else "done",
+            "listed": tally.listed,
+            "ok": ok,
+            "failed": failed.total(),
+            "failed_by_kind": dict(sorted(failed.items())),
+            "kept": tally.kept,
+            "without_row": tally.without_row,
+            "output": self.results.store.uri,
+        }
 
 
 def scored_parts(
@@ -162,7 +207,9 @@ def scored_parts(
     compute = Compute(plan.device, plan.precision, plan.threads, plan.batch_size)
     stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
     todo = [{"name": name} for name in table_names(record.todo)]
-    ray.data.DataContext.get_current().execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    context.raise_original_map_exception = True  # a worker's words reach the user
     actors: dict[str, Any] = {
         "compute": ray.data.ActorPoolStrategy(size=plan.actors),
         "num_cpus": plan.actor_cpus,
@@ -219,32 +266,22 @@ def _checked(entries: Iterator[Entry]) -> Iterator[Entry]:
     return chain([first], entries)
 
 
-def _asked(request: ScoreRequest, bundle: Bundle, plan: Plan) -> dict[str, Any]:
-    return {
-        **asdict(request),
-        "model": bundle.digest,
-        "plan": asdict(plan),
-        "lesioncam_version": __version__,
-        "started_at": datetime.now(UTC).isoformat(),
-    }
-
-
-def _reason(error: ray.exceptions.RayError) -> str:
-    """What is said of it in one line: our own words where the fault was told in them."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, LesioncamError):
-        return str(cause)
-    return f"in Ray, which tells more in its logs ({type(cause or error).__name__})"
-
-
-def _summary(tally: Tally) -> dict[str, Any]:
-    failed = tally.outcomes.copy()
-    ok = failed.pop(Status.OK, 0)
-    return {
-        "listed": tally.listed,
-        "ok": ok,
-        "failed": failed.total(),
-        "failed_by_kind": dict(sorted(failed.items())),
-        "kept": tally.kept,
-        "without_row": tally.without_row,
-    }
+def _told(error: BaseException) -> RunBroke | None:
+    """What a run that broke off says in one line; None for what says it itself, and for bugs."""
+    if isinstance(error, ray.exceptions.RayTaskError):  # what a worker said, before Ray's words
+        said = str(error.cause).partition("\n")[0]
+        if isinstance(error.cause, RunBroke):
+            return RunBroke(said)
+        if isinstance(error.cause, InputError):
+            error = InputError(said)
+    if isinstance(error, ray.exceptions.RayError):
+        what = f"broke off in Ray, which tells more in its logs ({type(error).__name__})"
+    elif isinstance(error, InputError | StoreError | OSError):  # it was good when the run began
+        what = f"broke off: {error}; mend that"
+    elif isinstance(error, SystemExit):  # Ray's answer to SIGTERM
+        what = "was stopped by a signal"
+    elif isinstance(error, ExecutionTimeoutError):
+        what = f"did nothing for {_NO_PROGRESS_SECONDS / 60:g} minutes"
+    else:
+        return None
+    return RunBroke(f"the run {what}; run the same command again")

@@ -24,18 +24,21 @@ class Progress:
     """Counts outcomes as they become durable.
 
     Args:
-        total: images this run has to do.
         record: where `progress.json` goes.
     """
 
-    def __init__(self, total: int, record: RunRecord):
+    def __init__(self, record: RunRecord):
         self.outcomes: Counter[str] = Counter()
-        self._total, self._record = total, record
-        self._started = time.monotonic()
-        self._logged = self._written = self._started
-        self._bar = tqdm(
-            total=total, unit="image", desc="scoring", disable=not sys.stderr.isatty()
-        )  # on a terminal only
+        self._total, self._record = 0, record
+        self._bar = tqdm(disable=True)
+        self._started = self._logged = self._written = time.monotonic()
+
+    def begin(self, total: int) -> None:
+        """So many images are to do; a bar shows them where there is a terminal."""
+        self._total = total
+        self._started = self._logged = self._written = time.monotonic()
+        self._bar = tqdm(total=total, unit="image", desc="scoring", disable=not sys.stderr.isatty())
+        self._record.write("progress", self.state())
 
     def add(self, outcome: str, count: int) -> None:
         """Count images with an outcome: `ok` or an error kind."""

@@ -27,9 +27,10 @@ from lesioncam.schema import (
     scores_schema,
 )
 from lesioncam.storage.bundle import ModelSettings, load_network
+from lesioncam.storage.lease import check_holder
 from lesioncam.storage.listing import image_id, read_table
 from lesioncam.storage.results import Results
-from lesioncam.storage.store import StoreError, open_store, read_uri
+from lesioncam.storage.store import StoreError, open_store, read_uri, stat_uri
 from lesioncam.vision.crop import boxes_in_image, sample_boxes
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoders
@@ -38,6 +39,7 @@ from lesioncam.vision.network import VGGGAP, prepare_for_inference
 
 MAX_BYTES = 2**30  # of a source file; larger ones are not fetched
 _FETCH_THREADS = 8
+_READS = 3  # of a file that comes shorter than it is
 _DECODERS = Decoders(2)  # of one worker process: decodes take the memory
 
 _DECODED_FIELDS = (
@@ -119,12 +121,18 @@ def _fetch(uri: str, size: int | None) -> bytes:
     if size is not None and size > MAX_BYTES:
         limit = f"{MAX_BYTES / 2**30:g} GiB"
         raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
-    data = read_uri(uri)
-    if size is not None and len(data) != size:
-        # Cut short on the way, or replaced since it was listed. The latter is scored as it is now;
-        # the row keeps the version that was listed, so that the next run does it again.
-        data = read_uri(uri)
-    return data
+    try:
+        for _ in range(_READS):
+            data = read_uri(uri)
+            # One that was replaced is scored as it is now; its row keeps the version that was
+            # listed, so that the next run does it again. Else it was cut short on the way.
+            if size is None or len(data) == size or len(data) == stat_uri(uri).size:
+                return data
+    except StoreError as error:
+        if error.kind is ErrorKind.NOT_FOUND and size is not None:  # it, or the disk it was on
+            raise StoreError(ErrorKind.UNREACHABLE, "it was listed, but is not there") from error
+        raise
+    raise StoreError(ErrorKind.UNREACHABLE, "the store sends less than it has")
 
 
 class Localise:
@@ -227,7 +235,9 @@ def write_part(table: pa.Table, output: str, run_id: str) -> pa.Table:
     """
     first = pc.min(table["row"]).as_py()
     rows = table.drop_columns("row")
-    Results(output).write_part(f"part-{run_id}-{first:09d}.parquet", rows)
+    results = Results(output)
+    check_holder(results.store, run_id)
+    results.write_part(f"part-{run_id}-{first:09d}.parquet", rows)
     outcomes = pc.value_counts(pc.coalesce(rows["error_kind"], rows["status"]))
     return pa.table({"outcome": outcomes.field("values"), "count": outcomes.field("counts")})
 

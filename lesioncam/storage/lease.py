@@ -11,13 +11,15 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.storage.store import Store, StoreError
+from lesioncam.schema import ErrorKind
+from lesioncam.storage.store import Store, StoreError, refusal
 
 LEASE_FILE = "_lesioncam/lease.json"
 LEASE_SECONDS = 60.0
@@ -74,7 +76,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         for _ in range(_ATTEMPTS):
             standing = _read(self._output)
-            self._refuse_living(standing)
+            refuse_other_run(self._output)
             if self._write(standing):
                 self._renewer.start()
                 return self
@@ -88,8 +90,9 @@ class Lease:
     ) -> None:
         self._over.set()
         self._renewer.join()
-        if not self._lost.is_set() and _read(self._output) == self._held:
-            self._output.delete(LEASE_FILE)
+        with suppress(LesioncamError):  # the store may be away: then the lease runs out
+            if not self._lost.is_set() and _read(self._output) == self._held:
+                self._output.delete(LEASE_FILE)
 
     def check(self) -> None:
         """Make sure that the output is still this run's.
@@ -101,14 +104,6 @@ class Lease:
             raise RunBroke(
                 f"this run's lease on {self._output.uri} ran out, as it could not be renewed in "
                 f"time; run the same command again"
-            )
-
-    def _refuse_living(self, standing: bytes | None) -> None:
-        holder = _parse(standing)
-        if holder is not None and holder.is_alive():
-            raise InputError(
-                f"--output: {self._output.uri} is being written by run {holder.run_id} (process "
-                f"{holder.pid} on {holder.host}); wait for it or stop it, or name another output"
             )
 
     def _write(self, standing: bytes | None) -> bool:
@@ -127,18 +122,52 @@ class Lease:
     def _renew(self) -> None:
         while not self._over.wait(_RENEW_SECONDS):
             try:
-                if not self._write(self._held):
+                if not (self._write(self._held) or self._renew_unanswered()):
                     self._lost.set()
                     return
             except (LesioncamError, StoreError):
                 continue  # the store is away for a moment; `check` knows when it was too long
 
+    def _renew_unanswered(self) -> bool:
+        """Renew once more where our own last renewal stands, though its answer was lost."""
+        standing = _read(self._output)
+        holder = _parse(standing)
+        return holder is not None and holder.run_id == self._run_id and self._write(standing)
+
+
+def refuse_other_run(output: Store) -> None:
+    """Refuse an output that another run is at work on, before anything else is read of it.
+
+    Raises:
+        InputError: with that run's id, process and machine.
+    """
+    holder = _parse(_read(output))
+    if holder is not None and holder.is_alive():
+        raise InputError(
+            f"--output: {output.uri} is being written by run {holder.run_id} (process {holder.pid} "
+            f"on {holder.host}); wait for it or stop it, or name another output. If it died, it "
+            f"is followed in {max(0, holder.until - time.time()):.0f} s"
+        )
+
+
+def check_holder(output: Store, run_id: str) -> None:
+    """Make sure that a run still has the output; its workers may outlive it on other machines.
+
+    Raises:
+        RunBroke: nobody has it, or another run.
+    """
+    holder = _parse(_read(output))
+    if holder is None or holder.run_id != run_id:
+        raise RunBroke(f"{output.uri} is not run {run_id}'s any more; nothing was written")
+
 
 def _read(output: Store) -> bytes | None:
     try:
         return output.read(LEASE_FILE) if output.exists(LEASE_FILE) else None
-    except StoreError:  # given back meanwhile
-        return None
+    except StoreError as error:
+        if error.kind is ErrorKind.NOT_FOUND:  # given back meanwhile
+            return None
+        raise refusal(f"--output: {output.uri}", error) from error
 
 
 def _parse(content: bytes | None) -> Holder | None:

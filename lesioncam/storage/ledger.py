@@ -46,9 +46,19 @@ def with_version(table: pa.Table) -> pa.Table:
 
 
 def left_to_do(listed: pa.Table, written: pa.Table) -> pa.Table:
-    """The rule: the rows of a manifest that have no written row of the same object."""
-    left = with_version(listed).join(written, keys=["uri", "version"], join_type="left anti")
-    return left.sort_by("row").select(listed.column_names)
+    """The rule: the rows of a manifest that have no written row of the same object.
+
+    An image whose version could not be found out is taken for the one that was written: what may
+    be a moment's fault of the store must not cost a good row.
+    """
+    listed_ = with_version(listed)
+    unknown = pc.equal(listed_["version"], "")
+    left = [
+        listed_.filter(part).join(written, keys=keys, join_type="left anti")
+        for part, keys in ((pc.invert(unknown), ["uri", "version"]), (unknown, ["uri"]))
+    ]
+    names = listed.column_names
+    return pa.concat_tables(part.select(names) for part in left).sort_by("row")
 
 
 @dataclass(frozen=True)

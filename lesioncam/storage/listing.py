@@ -284,7 +284,8 @@ def _read_frames(source: str, flag: str) -> Iterator[pd.DataFrame]:
             else:
                 table = pq.ParquetFile(file)
                 yield table.schema_arrow.empty_table().to_pandas()  # its columns are looked at
-                yield from (part.to_pandas() for part in table.iter_batches(MANIFEST_ROWS))
+                parts = table.iter_batches(MANIFEST_ROWS, columns=["uri"])
+                yield from (part.to_pandas() for part in parts)
     except StoreError as error:
         raise refusal(f"{flag}: {source}", error) from error
     except Exception as error:  # parsers raise many types

@@ -5,8 +5,10 @@ what is recorded before anything is removed, so that whoever comes next can fini
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, pairwise
 
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lesioncam.errors import InputError
+from lesioncam.errors import InputError, RunBroke
 from lesioncam.schema import classes_of, scores_schema
 from lesioncam.storage.ledger import (
     INDEX_SCHEMA,
@@ -25,6 +27,8 @@ from lesioncam.storage.ledger import (
 )
 from lesioncam.storage.listing import write_table
 from lesioncam.storage.store import open_store
+
+log = logging.getLogger("lesioncam")
 
 SUCCESS = "_SUCCESS"
 PART_ROWS = 200_000  # rows a settled file aims at
@@ -110,11 +114,15 @@ class Results:
         """Write rows as one Parquet file, whole or not at all."""
         write_table(self.store, name, table)
 
-    def settle(self, run_id: str) -> None:
+    def settle(self, run_id: str, check: Callable[[], None] = lambda: None) -> None:
         """Leave one row an image, in few files: drop older rows and merge small parts.
 
         What is to be added and removed is recorded first, and nothing is removed before all that
         replaces it stands; a settling that broke off is finished or undone by `recover`.
+
+        Args:
+            run_id: names the merged files.
+            check: raises if the output is not this run's any more; called before each write.
         """
         self.recover()
         sizes = self.sizes()
@@ -129,25 +137,44 @@ class Results:
             return
         names = _unused_names(f"settled-{run_id}", sizes)
         added = {next(names): group for group in groups}
+        log.info("merging %s parts into %s", f"{len(replaced):,}", f"{len(added):,}")
+        check()
         self._record(Commit(list(added), sorted(replaced), written=False))
         numbers = {name: number for number, name in enumerate(sizes)}
         for name, group in added.items():
-            parts = (self._without(part, numbers[part], older) for part in group)
-            self.write_part(name, pa.concat_tables(parts))
+            with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+                parts = threads.map(lambda n: self._without(n, numbers[n], older), group)
+                merged = pa.concat_tables(parts)
+            check()
+            self.write_part(name, merged)
+        check()
         self._record(Commit(list(added), sorted(replaced), written=True))
         self.recover()
 
     def recover(self) -> None:
-        """Finish a settling that broke off after it had written all its files, else undo it."""
+        """Finish a settling that broke off after it had written all its files, else undo it.
+
+        Raises:
+            RunBroke: a file that replaces others is gone; nothing is removed then.
+        """
         if not self.store.exists(COMMIT_FILE):
             return
         commit = Commit(**json.loads(self.store.read(COMMIT_FILE)))
-        for name in commit.removed if commit.written else commit.added:
-            self.store.delete(name)
+        missing = set(commit.added) - set(self.parts()) if commit.written else set()
+        if missing:
+            raise RunBroke(
+                f"{self.store.uri}: {len(missing)} merged files are missing that replace "
+                f"{len(commit.removed)} others; remove {COMMIT_FILE} and run the same command again"
+            )
+        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+            gone = commit.removed if commit.written else commit.added
+            for _ in threads.map(self.store.delete, gone):
+                pass  # what a deletion raises is raised here
         self.store.delete(COMMIT_FILE)
 
     def begin(self) -> None:
-        """From here on the output is not complete."""
+        """From here on the output is not complete; what killed writers left half is removed."""
+        self.store.tidy()
         self.store.delete(SUCCESS)
 
     def succeed(self) -> None:
@@ -157,7 +184,8 @@ class Results:
     def _check(self, name: str, classes: Sequence[str], model: str) -> None:
         filesystem, root = self.store.arrow()
         try:
-            schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
+            with self._told(name):
+                schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
         except pa.ArrowInvalid:  # not Parquet at all
             schema = pa.schema([])
         if "model" not in schema.names or not classes_of(schema):
@@ -183,14 +211,23 @@ class Results:
 
     def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
         filesystem, root = self.store.arrow()
-        return pq.read_table(
-            f"{root}/{name}", columns=columns, filesystem=filesystem, partitioning=None
-        )
+        with self._told(name):
+            return pq.read_table(
+                f"{root}/{name}", columns=columns, filesystem=filesystem, partitioning=None
+            )
 
     def _size(self, name: str) -> int:
         filesystem, root = self.store.arrow()
-        with filesystem.open_input_file(f"{root}/{name}") as file:
+        with self._told(name), filesystem.open_input_file(f"{root}/{name}") as file:
             return int(pq.read_metadata(file).num_rows)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """What pyarrow cannot read, in our own words."""
+        try:
+            yield
+        except OSError as error:
+            raise RunBroke(f"cannot read {self.store.uri}/{name}: {error}") from error
 
     def _index(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Each part's rows as the ledger wants them; a few parts are read at once."""

@@ -90,5 +90,8 @@ class RunRecord:
     def sample(self, count: int) -> list[str]:
         """Some of the listed uris, drawn at random."""
         names = table_names(self._manifest)
-        uris = read_table(self._manifest, secrets.choice(names))["uri"]
-        return [uris[secrets.randbelow(len(uris))].as_py() for _ in range(count)]
+        uris = []
+        for _ in range(count):
+            listed = read_table(self._manifest, secrets.choice(names))["uri"]
+            uris.append(listed[secrets.randbelow(len(listed))].as_py())
+        return uris

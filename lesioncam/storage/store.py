@@ -27,12 +27,9 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
-    ReadTimeoutError,
-    ResponseStreamingError,
 )
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
@@ -46,7 +43,6 @@ _TEMPORARY = ".tmp-"
 _PAUSES = (0.5, 1, 2, 0)  # seconds after each attempt to read a body
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _REFUSED_UNDER_LOAD = {"AccessDenied", "403"}
-_BROKEN_OFF = (ReadTimeoutError, ResponseStreamingError, IncompleteReadError)
 _BRANCHES = 32  # pieces that a prefix is divided into, with at most so many requests
 _NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
@@ -59,9 +55,12 @@ class StoreError(Exception):
     """An object that could not be read, with the schema's error kind for it."""
 
     def __init__(self, kind: ErrorKind, message: str):
-        super().__init__(message)
+        super().__init__(kind, message)  # both, so that it survives pickling
         self.kind = kind
         self.message = " ".join(message.split())
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,10 @@ class Store(Protocol):
         self.write(name, b"")
         self.delete(name)
 
+    def tidy(self) -> None:
+        """Remove what writers that were killed left half; nobody else may be writing."""
+        return
+
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The same place for pyarrow."""
 
@@ -177,8 +180,7 @@ class LocalStore(Store):
         target = self._root / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.with_name(f"{_TEMPORARY}{target.name}.guard").open("wb") as guard:
-                fcntl.flock(guard, fcntl.LOCK_EX)
+            with _locked(target.parent):
                 if (target.read_bytes() if target.exists() else None) != expected:
                     return False
                 self._write(target, data)
@@ -188,14 +190,20 @@ class LocalStore(Store):
 
     def _unwritable(self, error: OSError) -> LesioncamError:
         """A full disk breaks the run; a place that is no place to write is the user's to mend."""
-        kind = RunBroke if error.errno in _PASSING else InputError
-        return kind(f"cannot write to {self.uri}: {error.strerror}")
+        message = f"cannot write to {self.uri}: {error.strerror}"
+        if error.errno in _PASSING:
+            return RunBroke(f"{message}; mend that and run the same command again")
+        return InputError(message)
 
     def delete(self, name: str) -> None:
         try:
             (self._root / name).unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def tidy(self) -> None:
+        for half in self._root.glob(f"{_TEMPORARY}*"):
+            self.delete(half.name)
 
     def exists(self, name: str) -> bool:
         return (self._root / name).is_file()
@@ -260,18 +268,16 @@ class S3Store(Store):
             s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
-        key = self._prefix + name
+        key, quick = self._prefix + name, s3_client(quick=True)
         with _told(f"cannot write to {self.uri}"):
             try:
                 if expected is None:
-                    s3_client().put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+                    quick.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
                     return True
-                found = s3_client().get_object(Bucket=self._bucket, Key=key)
+                found = quick.get_object(Bucket=self._bucket, Key=key)
                 if found["Body"].read() != expected:
                     return False
-                s3_client().put_object(
-                    Bucket=self._bucket, Key=key, Body=data, IfMatch=found["ETag"]
-                )
+                quick.put_object(Bucket=self._bucket, Key=key, Body=data, IfMatch=found["ETag"])
             except ClientError as error:
                 if _code_of(error) not in _CHANGED:
                     raise
@@ -393,13 +399,17 @@ def split_s3(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-@lru_cache(maxsize=1)
-def s3_client() -> "S3Client":
-    """One client a process; boto3's clients may be shared by threads."""
+@lru_cache(maxsize=2)
+def s3_client(*, quick: bool = False) -> "S3Client":
+    """One client a process; boto3's clients may be shared by threads.
+
+    Args:
+        quick: gives up within some 20 s, for what must not be late.
+    """
     retries = Config(
-        retries={"mode": "adaptive", "max_attempts": 6},
-        connect_timeout=10,
-        read_timeout=60,
+        retries={"mode": "standard" if quick else "adaptive", "max_attempts": 2 if quick else 6},
+        connect_timeout=5 if quick else 10,
+        read_timeout=5 if quick else 60,
         max_pool_connections=64,
     )
     return boto3.client("s3", config=retries)
@@ -407,12 +417,17 @@ def s3_client() -> "S3Client":
 
 def arrow_s3() -> pyarrow.fs.FileSystem:
     """Pyarrow's S3 with the endpoint, region and credentials boto3 would use."""
+    return _arrow_like(s3_client())
+
+
+@lru_cache(maxsize=1)
+def _arrow_like(client: "S3Client") -> pyarrow.fs.FileSystem:
     session = boto3.Session()
     credentials = session.get_credentials()
     if credentials is None:
         raise InputError(f"s3://: {_NO_CREDENTIALS}")
     frozen = credentials.get_frozen_credentials()
-    meta = s3_client().meta
+    meta = client.meta
     if frozen.token:  # they will expire; pyarrow's own chain fetches new ones
         return pyarrow.fs.S3FileSystem(region=meta.region_name, endpoint_override=meta.endpoint_url)
     return pyarrow.fs.S3FileSystem(
@@ -432,16 +447,18 @@ def _read_s3(bucket: str, key: str) -> bytes:
     for pause in _PAUSES:
         try:
             answer = s3_client().get_object(Bucket=bucket, Key=key)
-            data = answer["Body"].read()
-            if len(data) == answer["ContentLength"]:
-                return data
-            failure = StoreError(
-                ErrorKind.UNREACHABLE, "the store sent another length than it said"
-            )
         except (ClientError, BotoCoreError, OSError) as error:
             failure = _s3_error(error)
-            if not (isinstance(error, _BROKEN_OFF) or _code_of(error) in _REFUSED_UNDER_LOAD):
+            if _code_of(error) not in _REFUSED_UNDER_LOAD:
                 raise failure from error
+        else:
+            try:
+                data = answer["Body"].read()
+                if len(data) == answer["ContentLength"]:
+                    return data
+                failure = StoreError(ErrorKind.UNREACHABLE, "the store sends less than it says")
+            except (BotoCoreError, OSError) as error:  # among them a checksum that is not right
+                failure = _s3_error(error)
         time.sleep(pause)
     raise failure
 
@@ -482,6 +499,17 @@ def _told(what: str) -> Iterator[None]:
         yield
     except (ClientError, BotoCoreError) as error:
         raise refusal(what, _s3_error(error)) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; others wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _local_error(error: OSError | ValueError) -> StoreError:

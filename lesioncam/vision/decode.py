@@ -51,10 +51,13 @@ class DecodeError(Exception):
     """
 
     def __init__(self, kind: ErrorKind, message: str, size: tuple[int, int] | None = None):
-        super().__init__(message)
+        super().__init__(kind, message, size)  # all, so that it survives pickling
         self.kind = kind
         self.message = " ".join(message.split())
         self.size = size
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)

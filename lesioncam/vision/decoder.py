@@ -26,6 +26,7 @@ SECONDS = 60.0  # for one image; the largest allowed take some five
 MEMORY = 3 * 2**30  # bytes one decode may take; the largest allowed take some 0.8 GB
 
 _COMMAND = ("-m", "lesioncam.vision.decoder")
+_READY = b"r"  # said once, before anything is asked
 _REQUEST = struct.Struct("<IQ")  # canvas side, bytes that follow
 _ANSWER = struct.Struct("<I")  # bytes of JSON that follow; after them the canvas if there is one
 
@@ -47,8 +48,9 @@ class Decoder:
         """As `lesioncam.vision.decode.decode`.
 
         Raises:
-            DecodeError: as there; also `decode_timeout`, and `truncated` for an image that crashes
-                the decoder twice.
+            DecodeError: as there; also `decode_timeout`, `truncated` for an image that crashes the
+                decoder twice, and `unreachable` where the system killed it twice.
+            RuntimeError: the decoder does not start.
         """
         for _ in range(2):  # a process may also die of something else than its image
             process = self._started()
@@ -65,6 +67,8 @@ class Decoder:
             except BaseException:  # a half-read answer must not be taken for the next one
                 self.close()
                 raise
+        if ended == -signal.SIGKILL:  # by the system: another time it may have the memory
+            raise DecodeError(ErrorKind.UNREACHABLE, "the decoder was killed while decoding it")
         raise DecodeError(ErrorKind.TRUNCATED, f"the decoder crashes on it ({_name_of(ended)})")
 
     def close(self) -> None:
@@ -81,8 +85,15 @@ class Decoder:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # libraries write of images there
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={
+                    **{name: value for name, value in os.environ.items() if name[:4] != "AWS_"},
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
             )
+            if self._process.stdout is None or self._process.stdout.read(1) != _READY:
+                code = self._process.wait()
+                self.close()
+                raise RuntimeError(f"the decoder does not start ({_name_of(code)})")
         return self._process
 
     @staticmethod
@@ -171,6 +182,8 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
     if sys.platform == "linux":
         _limit_memory(memory)
+    answers.write(_READY)
+    answers.flush()
     serve(sys.stdin.buffer, answers, seconds)
 
 

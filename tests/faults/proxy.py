@@ -5,7 +5,6 @@ import random
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -180,12 +179,6 @@ def wrong_length(exchange: Exchange) -> None:
     """Half of the body, told as if it were the whole."""
     answer, data = exchange.ask()
     exchange.answer(answer.status, answer.getheaders(), data[: len(data) // 2])
-
-
-def stall(exchange: Exchange) -> None:
-    """Nothing for longer than a client waits."""
-    time.sleep(65)
-    exchange.hang_up()
 
 
 def away(exchange: Exchange) -> None:

@@ -107,7 +107,9 @@ def test_a_disk_that_is_full(
 ) -> None:
     night = check(place, "disk full", quiet, bundle_uri, tmp_path / "log")
     assert night.codes[0] == 1
-    assert "No space left on device; run the same command again" in night.log.read_text()
+    assert (
+        "No space left on device; mend that and run the same command again" in night.log.read_text()
+    )
 
 
 @pytest.mark.parametrize("place", ["moto"], indirect=True)

@@ -11,7 +11,7 @@ import pytest
 
 from lesioncam.errors import InputError, RunBroke
 from lesioncam.storage import lease
-from lesioncam.storage.lease import LEASE_FILE, Holder, Lease
+from lesioncam.storage.lease import LEASE_FILE, Holder, Lease, check_holder
 from lesioncam.storage.store import Store, open_store
 
 ELSEWHERE = Holder("run-0", "other-host", "other-boot/1", 1, 1, 0.0)
@@ -158,3 +158,24 @@ def test_swap_of_a_file_that_is_gone(place: str) -> None:
     store = open_store(place)
     assert not store.swap("file", b"a", b"new")
     assert not store.exists("file")
+
+
+def test_a_worker_writes_only_while_its_run_has_the_output(place: str) -> None:
+    output = open_store(place)
+    with pytest.raises(RunBroke, match="not run run-1's any more"):
+        check_holder(output, "run-1")
+    with Lease(output, "run-1"):
+        check_holder(output, "run-1")
+        with pytest.raises(RunBroke, match="not run run-2's any more"):
+            check_holder(output, "run-2")
+
+
+def test_a_renewal_whose_answer_was_lost_is_our_own(place: str) -> None:
+    output = open_store(place)
+    with Lease(output, "run-1") as lease:
+        before = lease._held
+        assert lease._write(lease._held)
+        lease._held = before
+        assert not lease._write(lease._held)
+        assert lease._renew_unanswered()
+        lease.check()

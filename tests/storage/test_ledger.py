@@ -347,10 +347,15 @@ def expected_left(images: list[Row], rows: list[Row], *, retry_failed: bool) -> 
     for number, image in enumerate(images):
         found = counting.get(image["uri"])
         again = found and found["error_kind"] and (retry_failed or is_transient(found))
-        if image["uri"] not in seen and (not found or again or version(found) != version(image)):
+        if image["uri"] not in seen and (not found or again or not same(found, image)):
             numbers.append(number)
         seen.add(image["uri"])
     return numbers
+
+
+def same(row: Row, image: Row) -> bool:
+    """Whether a row is of the object that was listed; one of which nothing is known may be."""
+    return version(image) in ("", version(row))
 
 
 def is_transient(row: Row) -> bool:
@@ -361,7 +366,7 @@ def expected_tally(images: list[Row], rows: list[Row]) -> Tally:
     counting = counting_rows(rows)
     once = {image["uri"]: image for image in reversed(images)}
     there = [row for uri, row in counting.items() if uri in once]
-    current = [row for row in there if version(row) == version(once[row["uri"]])]
+    current = [row for row in there if same(row, once[row["uri"]])]
     return Tally(
         listed=len(once),
         outcomes=Counter(str(row["error_kind"] or row["status"]) for row in there),
@@ -548,3 +553,11 @@ def test_left_to_do_is_what_has_no_row_of_the_same_object() -> None:
     rows = [row("/b"), row("/a"), row("/c", etag=None)]
     found = left_to_do(listed(*rows), written(rows[1]).select(["uri", "version"]))
     assert found["row"].to_pylist() == [0, 2]
+
+
+def test_an_image_that_could_not_be_looked_at_keeps_its_row() -> None:
+    unknown: Row = {"etag": None, "size": None, "last_modified": None}
+    manifest = listed(*(row(uri) | unknown for uri in ("/a", "/b", "/c")))
+    rows = written(row("/a"), row("/b", ErrorKind.UNREACHABLE))
+    assert left(manifest, rows) == ["/b", "/c"]
+    assert one_share(manifest, rows).tally().without_row == 1

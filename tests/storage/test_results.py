@@ -1,6 +1,7 @@
 """Results: what is left beside the parts, the newest rows, settling, and refusals."""
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lesioncam.errors import InputError
+from lesioncam.errors import InputError, RunBroke
 from lesioncam.schema import (
     BOX_COLUMNS,
     MANIFEST_SCHEMA,
@@ -310,6 +311,43 @@ def test_settled_files_reach_the_size_aimed_at(place: str, monkeypatch: pytest.M
     results.settle("run-9")
     assert sorted(results.sizes().values()) == [2, 6, 6, 6]
     assert read_all(results) == as_read(rows)
+
+
+def test_settling_asks_before_each_write_whose_the_output_is(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 6)
+    parts, kept = mixed()
+    for allowed in range(4):
+        results = results_of(f"{place}/{allowed}", **parts)
+        budget = iter(range(allowed))
+
+        def check(budget: Iterator[int] = budget) -> None:
+            if next(budget, None) is None:
+                raise RunBroke("lost")
+
+        with pytest.raises(RunBroke, match="lost"):
+            results.settle("run-8", check)
+        assert set(parts) <= {name.removesuffix(".parquet") for name in results.parts()}
+        results.settle("run-9")
+        assert read_all(results) == as_read(kept)
+
+
+def test_nothing_is_removed_where_what_replaces_it_is_gone(place: str) -> None:
+    parts, kept = mixed()
+    results = results_of(place, **parts)
+    commit = {"added": ["settled.parquet"], "removed": results.parts(), "written": True}
+    results.store.write(COMMIT_FILE, json.dumps(commit).encode())
+    with refused(f"remove {COMMIT_FILE} and run", kind=RunBroke):
+        results.recover()
+    assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
+
+
+def test_what_killed_writers_left_half_is_removed_at_the_beginning(tmp_path: Path) -> None:
+    results = results_of(str(tmp_path), a=[scored("/a")])
+    (tmp_path / ".tmp-17-4").write_bytes(b"half")
+    results.begin()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
 def test_settling_twice_changes_nothing(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -90,14 +91,37 @@ def test_a_process_that_dies_once_is_replaced(decoder: Decoder) -> None:
     assert decoder._started().pid != process.pid
 
 
-def test_an_image_that_crashes_the_decoder_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "lesioncam.vision.decoder._COMMAND",
-        ("-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"),
+@pytest.mark.parametrize(
+    ("ended_by", "kind", "message"),
+    [
+        ("SIGSEGV", ErrorKind.TRUNCATED, "the decoder crashes on it (SIGSEGV)"),
+        ("SIGKILL", ErrorKind.UNREACHABLE, "the decoder was killed while decoding it"),
+    ],
+)
+def test_an_image_that_ends_the_decoder_twice_is_told(
+    monkeypatch: pytest.MonkeyPatch, ended_by: str, kind: ErrorKind, message: str
+) -> None:
+    code = (
+        "import os, signal, sys; os.write(1, b'r'); sys.stdin.buffer.read(1);"
+        f"os.kill(os.getpid(), signal.{ended_by})"
     )
+    monkeypatch.setattr("lesioncam.vision.decoder._COMMAND", ("-c", code))
     error = refused(Decoder(), png())
-    assert error.kind is ErrorKind.TRUNCATED
-    assert error.message == "the decoder crashes on it (SIGSEGV)"
+    assert (error.kind, error.message) == (kind, message)
+
+
+def test_a_decoder_that_does_not_start_is_no_fault_of_an_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lesioncam.vision.decoder._COMMAND", ("-c", "raise SystemExit(3)"))
+    with pytest.raises(RuntimeError, match=r"does not start \(exit code 3\)"):
+        Decoder().decode(png(), 32)
+
+
+def test_it_has_no_credentials(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    decoder.decode(png(), 32)
+    assert "AWS_SECRET_ACCESS_KEY" not in psutil.Process(decoder._started().pid).environ()
 
 
 def test_its_process_ends_with_the_one_that_asked(decoder: Decoder) -> None:
