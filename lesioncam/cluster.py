@@ -44,7 +44,11 @@ def connected() -> Iterator[None]:
         cpus = 2 if os.cpu_count() == 1 else None
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False  # we show our own
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(
+            handler, logging.StreamHandler
+        ):  # the terminal gets our own line; its logs all
+            handler.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
