@@ -97,15 +97,11 @@ def main() -> None:
         for _ in tables:
             pass
     made_up = time.monotonic() - started
-    print(
-        f"{images:,} listed, {left:,} left: {seconds - made_up:.0f} s (and {made_up:.0f} s to make"
-    )
-    print(
-        f"the tables up); memory {before:.0f} MiB at the start, {peak():.0f} MiB at most, which is"
-    )
-    print(
-        f"{(peak() - before) * 2**20 / images:.1f} bytes an image; disk {most[0]:.0f} MiB at most"
-    )
+    more = peak() - before
+    print(f"{images:,} listed, {left:,} left: {seconds - made_up:.0f} s")
+    print(f"(and {made_up:.0f} s to make the tables up)")
+    print(f"memory: {before:.0f} MiB at the start and {more:.0f} MiB more at most")
+    print(f"disk: {most[0]:.0f} MiB at most")
 
 
 if __name__ == "__main__":

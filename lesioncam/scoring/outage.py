@@ -53,9 +53,9 @@ class Outage:
 
 
 def _answers(uri: str) -> bool:
-    """Whether the store says what is the matter with this image."""
+    """Whether a listed image can be read; one that is not there may have gone with its disk."""
     try:
         read_uri(uri)
-    except StoreError as error:
-        return error.kind not in TRANSIENT_KINDS
+    except StoreError:
+        return False
     return True

@@ -75,9 +75,7 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         for _ in range(_ATTEMPTS):
-            standing = _read(self._output)
-            refuse_other_run(self._output)
-            if self._write(standing):
+            if self._write(refuse_other_run(self._output)):
                 self._renewer.start()
                 return self
         raise RunBroke(f"--output: {self._output.uri} is being taken by others; try again")
@@ -135,19 +133,24 @@ class Lease:
         return holder is not None and holder.run_id == self._run_id and self._write(standing)
 
 
-def refuse_other_run(output: Store) -> None:
-    """Refuse an output that another run is at work on, before anything else is read of it.
+def refuse_other_run(output: Store) -> bytes | None:
+    """Refuse an output that another run is at work on.
+
+    Returns:
+        What stands there: None, or what a run left that died.
 
     Raises:
         InputError: with that run's id, process and machine.
     """
-    holder = _parse(_read(output))
+    standing = _read(output)
+    holder = _parse(standing)
     if holder is not None and holder.is_alive():
         raise InputError(
             f"--output: {output.uri} is being written by run {holder.run_id} (process {holder.pid} "
             f"on {holder.host}); wait for it or stop it, or name another output. If it died, it "
             f"is followed in {max(0, holder.until - time.time()):.0f} s"
         )
+    return standing
 
 
 def check_holder(output: Store, run_id: str) -> None:
@@ -158,7 +161,7 @@ def check_holder(output: Store, run_id: str) -> None:
     """
     holder = _parse(_read(output))
     if holder is None or holder.run_id != run_id:
-        raise RunBroke(f"{output.uri} is not run {run_id}'s any more; nothing was written")
+        raise RunBroke(f"{output.uri} is not run {run_id}'s any more; run the same command again")
 
 
 def _read(output: Store) -> bytes | None:

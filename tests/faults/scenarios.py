@@ -4,12 +4,12 @@ A scenario takes the night, the proxy before its store (None for a local one), d
 undisturbed run takes; it returns when its run has ended, however it ended.
 """
 
-import os
 import random
 import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.faults import proxy as proxies
@@ -63,7 +63,7 @@ def node_lost(night: Night, _: Proxy | None, dice: random.Random, seconds: float
 
 def disk_full(night: Night, _: Proxy | None, __: random.Random, ___: float) -> None:
     """The disk under the output is full before all is written."""
-    os.makedirs(night.output, exist_ok=True)  # noqa: PTH103
+    Path(night.output).mkdir(parents=True, exist_ok=True)
     mount = f'mount -t tmpfs -o size={_DISK} tmpfs "{night.output}" && exec "$@"'
     night.end(night.start(["unshare", "-m", "sh", "-c", mount, "sh"]))
 

@@ -26,17 +26,21 @@ def test_failures_in_a_row_end_the_run_where_nothing_can_be_read(
         outage.check(ErrorKind.UNREACHABLE, 1)
 
 
-@pytest.mark.parametrize("others", ["there", "gone"])
-def test_they_do_not_where_the_store_answers_for_others(
-    tmp_path: Path, unreachable: str, others: str, caplog: pytest.LogCaptureFixture
+def test_they_end_it_where_all_that_was_listed_is_gone(tmp_path: Path) -> None:
+    outage = outage_of(tmp_path, [str(tmp_path / "gone" / f"{number}.jpg") for number in range(20)])
+    with pytest.raises(RunBroke, match="out of reach"):
+        outage.check(ErrorKind.UNREACHABLE, FAILURES)
+
+
+def test_they_do_not_where_others_can_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if others == "there":
-        (tmp_path / "a.jpg").write_bytes(b"1")
+    (tmp_path / "a.jpg").write_bytes(b"1")
     outage = outage_of(tmp_path, [str(tmp_path / "a.jpg")])
     outage.check(ErrorKind.PERMISSION, FAILURES)
     assert f"{FAILURES} images in a row could not be read (permission), others can" in caplog.text
     assert "a.jpg" not in caplog.text
-    outage.check(ErrorKind.PERMISSION, FAILURES - 1)
+    outage.check(ErrorKind.PERMISSION, 2 * FAILURES - 1)
 
 
 @pytest.mark.parametrize("between", [Status.OK, ErrorKind.TRUNCATED, ErrorKind.NOT_FOUND])

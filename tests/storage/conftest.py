@@ -1,14 +1,17 @@
 """Fixtures and words for what has a local and an s3:// form: one test runs against both."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.stub import Stubber
 
 from lesioncam.errors import LesioncamError
-from lesioncam.storage.store import s3_client
+from lesioncam.storage.store import open_store, s3_client
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -17,6 +20,23 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return f"s3://{request.getfixturevalue('bucket')}/top/place"
     return str(tmp_path / "top" / "place")
+
+
+@pytest.fixture
+def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder with images, one of its folders not to be listed; root may list any."""
+    store = open_store(str(tmp_path))
+    store.write("open/a.jpg", b"1")
+    store.write("shut/b.jpg", b"1")
+    real = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if str(folder).endswith("shut"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return store.uri
 
 
 @contextmanager
