@@ -29,21 +29,32 @@ class CropRule:
             predicted class, and so a training image's label, less than that class's own map.
         threshold: the fraction of the map's range above which a position belongs to the region.
         padding: added on each side of the region's box, as a fraction of its longer side.
-        smallest: the smallest side of a crop, as a fraction of the canvas.
+        smallest: the smallest side of a box, as a fraction of the canvas.
+        context: what stage 2 sees around the box, on each side, as a fraction of the canvas. At
+            0.125 the smallest box is seen with half of the canvas, which at the default canvas has
+            as many pixels as the network's input.
 
-    The defaults are the tightest that cost stage 2 little; docs/training.md has the table.
+    The box says where the lesion is and sits tightly; stage 2 sees it with its surroundings, since
+    a lesion cut out of its skin is harder to tell. docs/training.md has the tables.
     """
 
     map: str = "maximum"
     threshold: float = 0.5
     padding: float = 0.05
     smallest: float = 0.25
+    context: float = 0.125
 
     def __post_init__(self) -> None:
         _check(self.map in MAP_RULES, "crop.map", self.map, " or ".join(MAP_RULES))
         _check(0 < self.threshold < 1, "crop.threshold", self.threshold, "a number in (0, 1)")
         _check(0 <= self.padding <= 1, "crop.padding", self.padding, "a number in [0, 1]")
         _check(0.25 <= self.smallest <= 1, "crop.smallest", self.smallest, "a number in [0.25, 1]")
+        _check(0 <= self.context <= 0.5, "crop.context", self.context, "a number in [0, 0.5]")
+
+    @property
+    def smallest_view(self) -> float:
+        """The smallest side of what stage 2 sees, as a fraction of the canvas."""
+        return min(1.0, self.smallest + 2 * self.context)
 
 
 @dataclass(frozen=True)
@@ -54,22 +65,24 @@ class TrainSettings:
         backbone: a key of `lesioncam.vision.network.BACKBONES`.
         weights: where the backbone's weights come from, or None for random ones.
         stage1_epochs: passes over the training images for stage 1.
-        stage2_epochs: passes over their crops for stage 2, from stage 1's best weights.
-        coarse_share: the share of stage 1's epochs, from the first, that learn from coarse images.
+        stage2_epochs: passes over their crops for stage 2.
+        stage2_start: the weights stage 2 starts from: `weights`, where stage 1 started from (its
+            best ones where no weights are loaded), or `stage1`, its best ones, as in the paper.
+        coarse_share: the share of a stage's epochs, from the first, that learn from coarse images.
         coarse_scale: their side, as a fraction of the input side. At 4/7 an epoch takes a third of
             the time.
         batch_size: images a step, over all workers together.
         learning_rate: the peak of stage 1's one-cycle schedule. A VGG has no batch normalisation:
             at 0.01, VGG-16 fell back to chance in its first epochs.
-        stage2_learning_rate: likewise for stage 2, which starts from learned weights.
+        stage2_learning_rate: likewise for stage 2.
         weight_decay: on all trained weights.
         label_smoothing: of the cross-entropy.
         balance: class weights are (1 / class frequency) to this power; 0 none, 1 full balance.
         dropout: on the pooled features.
         frozen_blocks: how many of the VGG's blocks of convolutions, from the input, stay as they
             were loaded; only applied where weights are loaded.
-        mask_weight: of the loss that pulls stage 1's maps onto the lesion, where `--masks` has its
-            outline.
+        mask_weight: of the loss that pulls both stages' maps onto the lesion, where `--masks` has
+            its outline.
         guess_weight: likewise where the outline is guessed from colour; 0 for no guessing.
         rotate: augmentation turns by any angle up to this many degrees, and flips both ways.
         zoom: augmentation scales by up to this fraction, up or down.
@@ -89,12 +102,13 @@ class TrainSettings:
     backbone: str = "vgg16"
     weights: str | None = None
     stage1_epochs: int = 15
-    stage2_epochs: int = 8
+    stage2_epochs: int = 12
+    stage2_start: str = "weights"
     coarse_share: float = 0.6
     coarse_scale: float = 4 / 7
     batch_size: int = 32
     learning_rate: float = 0.004
-    stage2_learning_rate: float = 0.002
+    stage2_learning_rate: float = 0.004
     weight_decay: float = 1e-4
     label_smoothing: float = 0.05
     balance: float = 0.5
@@ -135,11 +149,14 @@ class TrainSettings:
         _check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "a number in (0, 1)")
         _check(1 <= self.canvas_scale <= 2, "canvas_scale", self.canvas_scale, "from 1 to 2")
         _check(
-            self.crop.smallest * self.canvas_scale >= 0.5,
+            self.crop.smallest_view * self.canvas_scale >= 0.5,
             "crop.smallest",
             self.crop.smallest,
-            "at least 0.5 / canvas_scale, so that a crop has half the input's pixels each way",
+            "at least 0.5 / canvas_scale - 2 x crop.context, so that a crop has half the input's "
+            "pixels each way",
         )
+        starts = ("weights", "stage1")
+        _check(self.stage2_start in starts, "stage2_start", self.stage2_start, " or ".join(starts))
         _check(0 <= self.rotate <= 180, "rotate", self.rotate, "degrees from 0 to 180")
         _check(0 <= self.frozen_blocks <= 5, "frozen_blocks", self.frozen_blocks, "0 to 5")
         _check(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")

@@ -159,6 +159,7 @@ def test_ranges(key: str, good: list[float], bad: list[float]) -> None:
         ("threshold", [0.01, 0.99], [0.0, 1.0, -0.2]),
         ("padding", [0.0, 1.0], [-0.01, 1.01]),
         ("smallest", [0.25, 1.0], [0.24, 1.01, 0.0]),
+        ("context", [0.0, 0.5], [-0.01, 0.51]),
     ],
 )
 def test_ranges_of_crop(key: str, good: list[Any], bad: list[Any]) -> None:
@@ -171,9 +172,18 @@ def test_ranges_of_crop(key: str, good: list[Any], bad: list[Any]) -> None:
 
 
 def test_a_crop_has_at_least_half_the_inputs_pixels_each_way() -> None:
-    assert train(canvas_scale=1.0, crop={"smallest": 0.5}).crop.smallest == 0.5
-    assert "crop.smallest is 0.4; expected at least 0.5 / canvas_scale" in refusal(
-        {"canvas_scale": 1.0, "crop": {"smallest": 0.4}}
+    for crop in ({"smallest": 0.5, "context": 0.0}, {"smallest": 0.4, "context": 0.05}):
+        assert train(canvas_scale=1.0, crop=crop).crop.smallest_view == 0.5
+    assert "crop.smallest is 0.4; expected at least 0.5 / canvas_scale - 2 x crop.context" in (
+        refusal({"canvas_scale": 1.0, "crop": {"smallest": 0.4, "context": 0.04}})
+    )
+
+
+def test_stage_2_starts_from_the_loaded_weights_or_from_stage_1() -> None:
+    for start in ("weights", "stage1"):
+        assert train(stage2_start=start).stage2_start == start
+    assert "stage2_start is 'stage2'; expected weights or stage1" in refusal(
+        {"stage2_start": "stage2"}
     )
 
 

@@ -151,7 +151,7 @@ class Localise:
         found = localise(
             self._network, canvases, settings.input_side, settings.crop, settings.flips
         )
-        crops = sample_boxes(canvases, found.boxes, settings.input_side)
+        crops = sample_boxes(canvases, found.views, settings.input_side)
         boxes = boxes_in_image(
             found.boxes[:count].cpu(),
             settings.canvas_side,

@@ -16,7 +16,7 @@ from lesioncam.settings import CropRule, from_mapping
 from lesioncam.storage.store import Store, StoreError, open_store, refusal
 from lesioncam.vision.network import BACKBONES, VGGGAP
 
-FORMAT = 1
+FORMAT = 2
 BUNDLE_FILE = "bundle.json"
 CARD_FILE = "README.md"
 STAGES = ("stage1", "stage2")
@@ -59,10 +59,11 @@ class ModelSettings:
                 f"canvas_side is {self.canvas_side}; expected one to two times the input side "
                 f"of {self.input_side}"
             )
-        if self.crop.smallest * self.canvas_side < self.input_side / 2:
+        if self.crop.smallest_view * self.canvas_side < self.input_side / 2:
             raise InputError(
-                f"crop.smallest is {self.crop.smallest}; expected a side of at least half the "
-                f"input's {self.input_side} pixels on a canvas of {self.canvas_side}"
+                f"crop.smallest is {self.crop.smallest} and crop.context {self.crop.context}; "
+                f"expected a crop of at least half the input's {self.input_side} pixels on a "
+                f"canvas of {self.canvas_side}"
             )
         if not 0 <= self.stage2_weight <= 1 or len(self.mean) != 3 or len(self.std) != 3:
             raise InputError("stage2_weight must be in [0, 1], mean and std of three channels")

@@ -17,7 +17,7 @@ from lesioncam.settings import TrainSettings
 from lesioncam.training.canvases import Canvases
 from lesioncam.vision.augment import Draws, augment, draw, turn
 from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import to_channels_first, whole_boxes
+from lesioncam.vision.localise import to_channels_first
 from lesioncam.vision.network import Backbone
 
 _FINER = 4  # points each way that a cell's share of lesion is the mean of
@@ -131,19 +131,22 @@ class Batches:
         share = numbers[self.rank :: self.world]
         random = torch.Generator().manual_seed(self._seed(epoch, step))
         draws = draw(len(numbers), self.settings, random).share(self.rank, self.world)
-        images = augment(*self._pixels(share), draws, side)
+        canvases, boxes = self._pixels(share)
+        images = augment(canvases, boxes, draws, side)
         labels = torch.from_numpy(self.examples.labels[share]).to(self.device)
-        lesions, weights = self._lesions(share, draws, self.backbone.cells(side))
+        fractions = boxes / canvases.shape[-1]
+        lesions, weights = self._lesions(share, fractions, draws, self.backbone.cells(side))
         return Batch(images, labels, lesions, weights, len(numbers))
 
     def _lesions(
-        self, numbers: np.ndarray, draws: Draws, cells: int
+        self, numbers: np.ndarray, boxes: Tensor, draws: Draws, cells: int
     ) -> tuple[Tensor | None, Tensor | None]:
+        """What of the lesions is in the boxes, in fractions of the canvas, once they are turned."""
         lesions = self.examples.lesions
         if lesions is None:
             return None, None
         shown = torch.from_numpy(lesions.grid[numbers]).to(self.device)[:, None] * 255.0
-        turned = turn(shown, whole_boxes(shown), draws, cells * _FINER)
+        turned = turn(shown, boxes * shown.shape[-1], draws, cells * _FINER)
         shares = F.avg_pool2d(turned.float(), _FINER)[:, 0] / 255
         return shares, torch.from_numpy(lesions.weights[numbers]).to(self.device)
 

@@ -98,7 +98,8 @@ def _recipe(bundle: Bundle) -> list[str]:
         f"Backbone {settings.backbone} at {settings.input_side} x {settings.input_side} pixels, "
         f"crops from a canvas of {settings.canvas_side} x {settings.canvas_side}. Crop rule: "
         f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
-        f"{crop.smallest} of the canvas. Final probabilities: {1 - settings.stage2_weight:g} x "
+        f"{crop.smallest} of the canvas; stage 2 sees the box with {crop.context} of the canvas "
+        f"more on each side. Final probabilities: {1 - settings.stage2_weight:g} x "
         f"stage 1 + {settings.stage2_weight:g} x stage 2"
         + (", each the mean over four mirrored forms" if settings.flips else "")
         + f". Stage 1 is from epoch {facts['stage1']['best_epoch']} of "

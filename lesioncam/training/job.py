@@ -155,13 +155,13 @@ class _Run:
             canvases = canvases.join(self.validation.canvases)
         stage1 = self._fit(self._stage1())
         seen = localise_all(canvases, self.model, stage1.best, self.compute)
-        stage2 = self._fit(self._stage2(stage1, seen.boxes[: len(self.images)]))
+        stage2 = self._fit(self._stage2(stage1, seen.views[: len(self.images)]), stage1.best)
 
         validation = np.arange(len(self.images), len(canvases))
         reported = np.concatenate([np.flatnonzero(self.held_out), validation])
         second = np.zeros_like(seen.probabilities)
         second[reported] = classify_all(
-            canvases, reported, seen.boxes, self.model, stage2.best, self.compute
+            canvases, reported, seen.views, self.model, stage2.best, self.compute
         )
         metrics: dict[str, Any] = {
             "held_out": self._figures(
@@ -191,10 +191,8 @@ class _Run:
             settings=settings,
             model=self.model,
             initial=ray.put(dict(self.initial)),
-            epochs=settings.stage1_epochs,
-            coarse_epochs=round(settings.stage1_epochs * settings.coarse_share),
-            coarse_side=round(self.model.input_side * settings.coarse_scale / _COARSE) * _COARSE,
-            epochs_after=settings.stage2_epochs,
+            sides=self._sides(settings.stage1_epochs),
+            sides_after=self._sides(settings.stage2_epochs),
             learning_rate=settings.learning_rate,
             examples=Examples(
                 canvases=self.images.canvases,
@@ -208,35 +206,40 @@ class _Run:
             board=self.board,
         )
 
-    def _stage2(self, stage1: StageState, boxes: np.ndarray) -> StageJob:
+    def _stage2(self, stage1: StageState, views: np.ndarray) -> StageJob:
         first, settings = self._stage1(), self.request.settings
-        crops = replace(first.examples, boxes=boxes, lesions=None)
+        afresh = settings.stage2_start == "weights" and settings.weights is not None
         return replace(
             first,
             stage="stage2",
-            initial=ray.put(dict(stage1.best)),
-            epochs=settings.stage2_epochs,
-            coarse_epochs=0,
-            epochs_after=0,
+            initial=first.initial if afresh else ray.put(dict(stage1.best)),
+            sides=first.sides_after,
+            sides_after=(),
             learning_rate=settings.stage2_learning_rate,
-            examples=crops,  # they hold little beside the lesion: no outlines
+            examples=replace(first.examples, boxes=views),
         )
 
-    def _fit(self, job: StageJob) -> StageState:
-        return fit(job, self._fingerprint(job), self.storage, self.compute, self.record)
+    def _sides(self, epochs: int) -> tuple[int, ...]:
+        """Of each of so many epochs the side of its images: coarse ones first, then full ones."""
+        settings, side = self.request.settings, self.model.input_side
+        coarse = round(epochs * settings.coarse_share)
+        small = round(side * settings.coarse_scale / _COARSE) * _COARSE
+        return (small,) * coarse + (side,) * (epochs - coarse)
 
-    def _fingerprint(self, job: StageJob) -> str:
-        """What makes a run the same run: recipe, images, labels, lesions, first weights.
+    def _fit(self, job: StageJob, before: Mapping[str, Tensor] | None = None) -> StageState:
+        """Run a stage; `before` is what the stage before it came to, whose boxes it learns on."""
+        fingerprint = self._fingerprint(job, before or {})
+        return fit(job, fingerprint, self.storage, self.compute, self.record)
 
-        Stage 2's first weights are what stage 1 came to.
-        """
+    def _fingerprint(self, job: StageJob, before: Mapping[str, Tensor]) -> str:
+        """What makes a run the same run: recipe, images, labels, lesions, weights before it."""
         asked = [asdict(self.request.settings), self.images.uris, job.stage]
         digest = hashlib.sha256(json.dumps(asked).encode())
         for part in (self.images.labels, self.lesions.grid, self.lesions.weights):
             digest.update(part.tobytes())
-        initial = ray.get(job.initial)
-        for name in sorted(initial):
-            digest.update(initial[name].contiguous().numpy().tobytes())
+        for weights in (ray.get(job.initial), before):
+            for name in sorted(weights):
+                digest.update(weights[name].contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def _figures(

@@ -44,11 +44,13 @@ class Seen:
     Attributes:
         probabilities: (n, K) float32.
         boxes: (n, 4) int64 on the canvas.
+        views: (n, 4) int64 likewise, what stage 2 sees.
         maps: (n, h, w) uint8, the maps behind the boxes.
     """
 
     probabilities: np.ndarray
     boxes: np.ndarray
+    views: np.ndarray
     maps: np.ndarray
 
 
@@ -73,13 +75,12 @@ class _Predictor:
         """Stage 1 on these canvases."""
         model, pixels = self.model, self._pixels(numbers)
         found = localise(self.network, pixels, model.input_side, model.crop, model.flips)
-        return Seen(
-            found.probabilities.cpu().numpy(), found.boxes.cpu().numpy(), found.maps.cpu().numpy()
-        )
+        parts = (found.probabilities, found.boxes, found.views, found.maps)
+        return Seen(*(part.cpu().numpy() for part in parts))
 
-    def classify(self, numbers: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Stage 2: probabilities (B, K) of the boxes' contents."""
-        places = torch.from_numpy(boxes).to(self.device)
+    def classify(self, numbers: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Stage 2: probabilities (B, K) of the views' contents."""
+        places = torch.from_numpy(views).to(self.device)
         crops = sample_boxes(self._pixels(numbers), places, self.model.input_side)
         return classify(self.network, crops, self.model.flips).cpu().numpy()
 
@@ -98,6 +99,7 @@ def localise_all(
     return Seen(
         np.concatenate([seen.probabilities for seen in found]),
         np.concatenate([seen.boxes for seen in found]),
+        np.concatenate([seen.views for seen in found]),
         np.concatenate([seen.maps for seen in found]),
     )
 
@@ -105,24 +107,24 @@ def localise_all(
 def classify_all(
     canvases: Canvases,
     numbers: np.ndarray,
-    boxes: np.ndarray,
+    views: np.ndarray,
     model: ModelSettings,
     stage2: Mapping[str, Tensor],
     compute: Workers,
 ) -> np.ndarray:
-    """Stage 2 on the boxes of canvases `numbers` (m,): probabilities (m, K).
+    """Stage 2 on the views of canvases `numbers` (m,): probabilities (m, K).
 
     Args:
         canvases: n of them.
         numbers: which of them.
-        boxes: (n, 4), of all.
+        views: (n, 4), of all.
         model: the network's shape.
         stage2: its weights.
         compute: how many predictors of what size.
     """
     pool, _weights = _pool(model, stage2, canvases, compute)
     results = pool.map(
-        lambda actor, batch: actor.classify.remote(batch, boxes[batch]), list(_batches(numbers))
+        lambda actor, batch: actor.classify.remote(batch, views[batch]), list(_batches(numbers))
     )
     return np.concatenate(list(results))
 

@@ -44,10 +44,8 @@ class StageJob:
         settings: the recipe.
         model: the network's shape.
         initial: the weights to start from, in the object store.
-        epochs: passes over the training images.
-        coarse_epochs: how many of them, from the first, see the images at `coarse_side`.
-        coarse_side: in pixels.
-        epochs_after: passes that another stage makes after this one.
+        sides: of each epoch, the side in pixels of the images it learns from.
+        sides_after: likewise of the epochs that another stage makes after this one.
         learning_rate: the peak of the schedule.
         examples: the images.
         ranked: places of the classes whose mean AUC chooses the checkpoint.
@@ -59,19 +57,18 @@ class StageJob:
     settings: TrainSettings
     model: ModelSettings
     initial: ray.ObjectRef
-    epochs: int
-    coarse_epochs: int
-    coarse_side: int
-    epochs_after: int
+    sides: tuple[int, ...]
+    sides_after: tuple[int, ...]
     learning_rate: float
     examples: Examples
     ranked: tuple[int, ...]
     threads: int
     board: Board
 
-    def side(self, epoch: int) -> int:
-        """The side of the images that an epoch, counted from 0, learns from."""
-        return self.coarse_side if epoch < self.coarse_epochs else self.model.input_side
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return len(self.sides)
 
 
 @dataclass
@@ -194,9 +191,8 @@ class _Worker:
         if not state.history:
             return math.nan
         last = state.history[-1]
-        pixel = float(last["seconds"]) / self.job.side(state.epoch - 1) ** 2
-        sides = [self.job.side(epoch) for epoch in range(state.epoch, self.job.epochs)]
-        sides += [self.job.model.input_side] * self.job.epochs_after
+        pixel = float(last["seconds"]) / self.job.sides[state.epoch - 1] ** 2
+        sides = self.job.sides[state.epoch :] + self.job.sides_after
         return sum(pixel * side**2 + float(last["held_out_seconds"]) for side in sides)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
@@ -204,7 +200,7 @@ class _Worker:
         self.model.train()
         total = torch.zeros((), device=self.device)
         started, waited = time.monotonic(), 0.0
-        batches = self.batches.epoch(epoch, self.job.side(epoch))
+        batches = self.batches.epoch(epoch, self.job.sides[epoch])
         asked = started
         for batch in batches:
             waited += time.monotonic() - asked

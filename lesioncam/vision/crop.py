@@ -1,4 +1,4 @@
-"""From a map to a box, and from a box to a crop. All batched, all on the map's device.
+"""From a map to a box, from a box to what is seen of it. All batched, all on the map's device.
 
 Boxes here are on the canvas: pixels, (x0, y0, x1, y1), x before y, half-open.
 """
@@ -67,6 +67,26 @@ def crop_boxes(region: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tenso
     boxes = torch.cat([corners, corners + lengths], dim=1).long()
     whole = torch.tensor([0, 0, side, side], device=boxes.device)
     return torch.where(flat[:, None], whole, boxes)
+
+
+def with_context(boxes: Tensor, rule: CropRule, side: int) -> Tensor:
+    """What stage 2 sees: each box and its surroundings.
+
+    A box is widened on each side by `rule.context` of the canvas and moved inside it; where it
+    becomes longer than the canvas it ends with it.
+
+    Args:
+        boxes: (B, 4) int64 on the canvas, as `crop_boxes` gives them.
+        rule: its context.
+        side: the canvas's side S in pixels.
+
+    Returns:
+        (B, 4) int64, on the canvas likewise; each holds its box.
+    """
+    margin = round(rule.context * side)
+    lengths = (boxes[:, 2:] - boxes[:, :2] + 2 * margin).clamp(max=side)
+    corners = (boxes[:, :2] - margin).clamp(min=0).minimum(side - lengths)
+    return torch.cat([corners, corners + lengths], dim=1)
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:

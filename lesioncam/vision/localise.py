@@ -1,6 +1,7 @@
-"""Localise: canvases -> crops, boxes and stage-1 probabilities. The one place that composes them.
+"""Localise: canvases -> stage-1 probabilities, boxes, and what stage 2 sees of each canvas.
 
-Training and scoring both crop through here, so stage 2 learns on crops like those it will meet.
+The one place that composes them: training and scoring both crop through here, so stage 2 learns on
+crops like those it will meet.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lesioncam.settings import CropRule
 from lesioncam.vision.cam import choose_map, class_activation_maps, normalise_map
-from lesioncam.vision.crop import crop_boxes, peak_region, sample_boxes
+from lesioncam.vision.crop import crop_boxes, peak_region, sample_boxes, with_context
 from lesioncam.vision.network import VGGGAP
 
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # axes of (B, C, h, w)
@@ -22,13 +23,15 @@ class Localised:
 
     Attributes:
         probabilities: (B, K) float32.
-        boxes: (B, 4) int64 on the canvas: x0, y0, x1, y1, half-open.
+        boxes: (B, 4) int64 on the canvas: x0, y0, x1, y1, half-open; where the lesion is.
+        views: (B, 4) int64 likewise: the crop that stage 2 sees, the box with its surroundings.
         maps: (B, h, w) uint8: the map behind the crop, 0 its minimum and 255 its peak.
         flat: (B,) bool: the map had no peak and the box is the whole canvas.
     """
 
     probabilities: Tensor
     boxes: Tensor
+    views: Tensor
     maps: Tensor
     flat: Tensor
 
@@ -49,8 +52,10 @@ def localise(
     images = sample_boxes(canvases, whole_boxes(canvases), side)
     probabilities, maps = _look(network, images, flips)
     chosen, flat = normalise_map(choose_map(maps, probabilities, rule.map))
-    boxes = crop_boxes(peak_region(chosen, rule.threshold), flat, rule, canvases.shape[-1])
-    return Localised(probabilities, boxes, (chosen * 255).round().to(torch.uint8), flat)
+    canvas_side = canvases.shape[-1]
+    boxes = crop_boxes(peak_region(chosen, rule.threshold), flat, rule, canvas_side)
+    views = with_context(boxes, rule, canvas_side)
+    return Localised(probabilities, boxes, views, (chosen * 255).round().to(torch.uint8), flat)
 
 
 @torch.inference_mode()

@@ -200,7 +200,8 @@ def test_without_lesions_there_are_none() -> None:
     assert only.lesion_weights is None
 
 
-def test_lesions_turn_with_their_images() -> None:
+@pytest.mark.parametrize("box", [[0, 0, 64, 64], [8, 4, 56, 44]])
+def test_lesions_are_cut_and_turn_with_their_images(box: list[int]) -> None:
     # As fine as the images, and the red channel is the lesion.
     same = Backbone((4,), 64)
     grid = np.zeros((6, 64, 64), bool)
@@ -211,7 +212,7 @@ def test_lesions_turn_with_their_images() -> None:
     shown = replace(
         examples(6),
         canvases=cast("Canvases", Decoded(pixels)),
-        boxes=np.tile([0, 0, 64, 64], (6, 1)),
+        boxes=np.tile(box, (6, 1)),
         lesions=Lesions(grid, np.ones(6, bool), np.ones(6, np.float32)),
     )
     settings = replace(SETTINGS, batch_size=6, brightness=0.0, colour=0.0)

@@ -321,6 +321,22 @@ def test_more_workers_than_images_in_a_batch_are_refused(drawn: Path, tmp_path: 
         train(request(drawn, tmp_path / "model", workers=9))
 
 
+@pytest.mark.parametrize("start", ["weights", "stage1"])
+def test_stage_2_starts_from_the_weights_that_its_setting_names(
+    drawn: Path, tmp_path: Path, start: str
+) -> None:
+    loaded = VGGGAP("tiny", 3).state_dict()
+    torch.save(loaded, tmp_path / "w.pth")
+    still = {"stage2_start": start, "stage2_learning_rate": 1e-9, "frozen_blocks": 0}
+    weights = {"weights": str(tmp_path / "w.pth")}
+    train(request(drawn, tmp_path / "model", settings=still | weights))
+    bundle = load_bundle(f"{tmp_path}/model")
+    first, second = bundle.stage1["features.0.weight"], bundle.stage2["features.0.weight"]
+    assert not torch.allclose(first, loaded["features.0.weight"], atol=1e-5)
+    expected = loaded["features.0.weight"] if start == "weights" else first
+    torch.testing.assert_close(second, expected, atol=1e-6, rtol=0)
+
+
 def test_a_loss_that_is_no_number_is_told(drawn: Path, tmp_path: Path) -> None:
     state = VGGGAP("tiny", 3).state_dict()
     torch.save({name: tensor * float("nan") for name, tensor in state.items()}, tmp_path / "w.pth")

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from lesioncam.settings import CropRule
-from lesioncam.vision.crop import boxes_in_image, crop_boxes, peak_region, sample_boxes
+from lesioncam.vision.crop import (
+    boxes_in_image,
+    crop_boxes,
+    peak_region,
+    sample_boxes,
+    with_context,
+)
 
 WEIGHT = {"#": 0.5, "@": 1.0, ".": 0.1}  # in the region, the peak, below the threshold
 
@@ -200,6 +206,32 @@ def test_every_box_is_inside_and_large_enough(side: int, rule: CropRule) -> None
     extents = torch.tensor(places) * (side / cells)
     assert (boxes[:, :2] <= extents[:, :2] + 1).all()
     assert (boxes[:, 2:] >= extents[:, 2:] - 1).all()
+    views = with_context(boxes, rule, side)
+    assert views.dtype == torch.int64
+    assert views.min() >= 0
+    assert views.max() <= side
+    assert (views[:, :2] <= boxes[:, :2]).all()
+    assert (views[:, 2:] >= boxes[:, 2:]).all()
+    wanted = boxes[:, 2:] - boxes[:, :2] + 2 * round(rule.context * side)
+    assert torch.equal(views[:, 2:] - views[:, :2], wanted.clamp(max=side))
+
+
+# Context
+
+
+@pytest.mark.parametrize(
+    ("box", "context", "expected"),
+    [
+        pytest.param([30, 40, 60, 70], 0.1, [20, 30, 70, 80], id="as much on each side"),
+        pytest.param([30, 40, 60, 70], 0.0, [30, 40, 60, 70], id="none"),
+        pytest.param([5, 65, 35, 95], 0.1, [0, 50, 50, 100], id="moved inside the canvas"),
+        pytest.param([10, 0, 95, 30], 0.1, [0, 0, 100, 50], id="no longer than the canvas"),
+        pytest.param([0, 0, 100, 100], 0.5, [0, 0, 100, 100], id="the whole canvas"),
+    ],
+)
+def test_context_around_a_box(box: list[int], context: float, expected: list[int]) -> None:
+    views = with_context(torch.tensor([box]), CropRule(context=context), 100)
+    assert views.tolist() == [expected]
 
 
 # Crop

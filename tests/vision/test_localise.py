@@ -143,6 +143,13 @@ def test_box_finds_the_bright_square(
     assert found.flat.tolist() == [False]
 
 
+def test_stage_2_sees_each_box_with_its_surroundings() -> None:
+    rule = CropRule(threshold=0.5, padding=0.0, smallest=0.25, context=0.125)
+    found = localise(brightness_detector(), with_bright_square(2, 3, 6, 7), SIDE, rule)
+    assert found.boxes.tolist() == [[32, 48, 96, 112]]
+    assert found.views.tolist() == [[8, 24, 120, 136]]  # an eighth of 192 more on each side
+
+
 def test_probabilities_of_the_bright_square_by_hand() -> None:
     found = localise(brightness_detector(), with_bright_square(0, 0, 6, 6), SIDE, CropRule())
     # A quarter is bright: the first logit is 0.25, the others 0.
