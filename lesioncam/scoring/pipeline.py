@@ -31,12 +31,13 @@ from lesioncam.scoring.stages import (
     read_todo,
     write_part,
 )
+from lesioncam.scoring.window import open_window
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.ledger import Tally
-from lesioncam.storage.listing import Listing, table_names
+from lesioncam.storage.listing import Listing
 from lesioncam.storage.results import Results
-from lesioncam.storage.runs import RunRecord, new_run_id
+from lesioncam.storage.runs import RunRecord, Todo, new_run_id
 from lesioncam.storage.store import Entry, StoreError, open_store
 
 log = logging.getLogger("lesioncam")
@@ -129,7 +130,7 @@ class _Run:
         todo = record.record_todo(shares, retry_failed=self.request.retry_failed)
         log.info("%s images listed, %s to score", f"{todo.listed:,}", f"{todo.left:,}")
         if todo.left:
-            self._score_left(todo.left, lease)
+            self._score_left(todo, lease)
         lease.check()
         results.settle(record.run_id, lease.check)
 
@@ -163,10 +164,10 @@ class _Run:
         """Take the bar away."""
         self.progress.close()
 
-    def _score_left(self, images: int, lease: Lease) -> None:
-        self.progress.begin(images)
+    def _score_left(self, todo: Todo, lease: Lease) -> None:
+        self.progress.begin(todo.left)
         outage = Outage(self.record)
-        parts = scored_parts(self.record, self.bundle, self.plan, self.results)
+        parts = scored_parts(self.record, todo, self.bundle, self.plan, self.results)
         for receipt in parts.iter_rows():
             self.progress.add(receipt["outcome"], receipt["count"])
             outage.check(receipt["outcome"], receipt["count"])
@@ -200,13 +201,14 @@ class _Run:
 
 
 def scored_parts(
-    record: RunRecord, bundle: Bundle, plan: Plan, results: Results
+    record: RunRecord, todo: Todo, bundle: Bundle, plan: Plan, results: Results
 ) -> ray.data.Dataset:
     """The pipeline from what is left to do to receipts of written parts; nothing runs yet."""
     settings = bundle.settings
     compute = Compute(plan.device, plan.precision, plan.threads, plan.batch_size)
     stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
-    todo = [{"name": name} for name in table_names(record.todo)]
+    files = [{"name": name} for name in record.todo.names()]
+    window = open_window(plan.window)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
     context.raise_original_map_exception = True  # a worker's words reach the user
@@ -218,7 +220,7 @@ def scored_parts(
         "batch_format": "pyarrow",
     }
     return (
-        ray.data.from_items(todo)
+        ray.data.from_items(files)
         .map_batches(
             read_todo,
             fn_kwargs={"todo": record.todo.uri},
@@ -229,7 +231,7 @@ def scored_parts(
         .repartition(target_num_rows_per_block=plan.block_rows)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"canvas_side": settings.canvas_side},
+            fn_kwargs={"canvas_side": settings.canvas_side, "window": window},
             num_cpus=plan.decode_cpus,
             batch_size=plan.block_rows,
             batch_format="pyarrow",
@@ -247,12 +249,13 @@ def scored_parts(
                 "compute": compute,
                 "model": bundle.digest,
                 "run_id": record.run_id,
+                "not_before": max(todo.newest, datetime.now(UTC)),
             },
             **actors,
         )
         .map_batches(
             write_part,
-            fn_kwargs={"output": results.store.uri, "run_id": record.run_id},
+            fn_kwargs={"output": results.store.uri, "run_id": record.run_id, "window": window},
             num_cpus=_SMALL,
             batch_size=plan.part_rows,
             batch_format="pyarrow",

@@ -15,14 +15,16 @@ class Plan:
 
     Attributes:
         actors: actors of each of the two stages.
-        actor_cpus: CPUs each of them reserves. Together they reserve at most half of the CPUs, so
-            that reading, decoding and writing are never starved.
+        actor_cpus: CPUs each of them reserves. On CPUs it computes with more than it reserves:
+            actors that start again on the nodes that are left, when others were lost, must leave
+            room for reading, decoding and writing, or the run stands still.
         actor_gpus: GPUs each of them reserves; both stages share one.
         threads: torch threads an actor computes with on a CPU.
         decode_cpus: CPUs a decode task reserves.
         batch_size: images a forward pass takes; the last batch is padded to it.
         block_rows: images that travel together.
         part_rows: images that become durable together, as one part file.
+        window: images that may be fetched and not yet durable: what a killed run repeats at most.
         precision: of the convolutions, `float32` or `bfloat16`.
     """
 
@@ -34,6 +36,7 @@ class Plan:
     batch_size: int
     block_rows: int
     part_rows: int
+    window: int
     precision: str
 
     @property
@@ -46,7 +49,9 @@ def make_plan(precision: str) -> Plan:
     """Plan for the Ray this process is connected to.
 
     With GPUs: on each, one actor of each stage, and decoding on all CPUs. Without: the CPUs are
-    divided between the two stages, which cost the same, one thread an actor.
+    divided between the two stages, which cost the same, one thread an actor. Under way are a part
+    that fills up, for each actor a block at work and one that waits, and, where decoding is what
+    the networks wait for, a block in each decode task.
 
     Args:
         precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
@@ -62,10 +67,32 @@ def make_plan(precision: str) -> Plan:
         probe = ray.remote(num_cpus=0.1, num_gpus=0.01 if gpus else 0)(_native)
         precision = ray.get(probe.remote("cuda" if gpus else "cpu"))
     if gpus:
+        decode_cpus = min(1.0, cpus / 4)
         return Plan(
-            gpus, min(0.5, cpus / gpus / 4), 0.5, 1, min(1.0, cpus / 4), 64, 256, 2048, precision
+            actors=gpus,
+            actor_cpus=min(0.5, cpus / gpus / 4),
+            actor_gpus=0.5,
+            threads=1,
+            decode_cpus=decode_cpus,
+            batch_size=64,
+            block_rows=256,
+            part_rows=2048,
+            window=2048 + 256 * (4 * gpus + int(cpus / decode_cpus)),
+            precision=precision,
         )
-    return Plan(max(1, cpus // 2), cpus / max(1, cpus // 2) / 4, 0, 1, 0.25, 16, 64, 256, precision)
+    actors = cpus // 2
+    return Plan(
+        actors=actors,
+        actor_cpus=cpus / actors / 16,
+        actor_gpus=0,
+        threads=1,
+        decode_cpus=0.5,
+        batch_size=16,
+        block_rows=64,
+        part_rows=256,
+        window=256 + 64 * 4 * actors,
+        precision=precision,
+    )
 
 
 def _native(device: str) -> str:

@@ -4,8 +4,10 @@ Pixels travel as fixed-size binary columns, which Arrow and Ray move without cop
 is a row like any other; the networks see only the good ones.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +41,8 @@ from lesioncam.vision.network import VGGGAP, prepare_for_inference
 
 MAX_BYTES = 2**30  # of a source file; larger ones are not fetched
 _FETCH_THREADS = 8
+_LARGE = 2**26  # bytes; larger files, and those of unknown size, are in memory one at a time
+_LARGE_ONE = threading.Lock()
 _READS = 3  # of a file that comes shorter than it is
 _DECODERS = Decoders(2)  # of one worker process: decodes take the memory
 
@@ -85,17 +89,19 @@ def read_todo(table: pa.Table, todo: str) -> pa.Table:
     return pa.concat_tables([read_table(store, name) for name in table["name"].to_pylist()])
 
 
-def fetch_and_decode(table: pa.Table, canvas_side: int) -> pa.Table:
+def fetch_and_decode(table: pa.Table, canvas_side: int, window: Any) -> pa.Table:
     """Manifest rows -> the same with `canvas`, the image's size, and a status.
 
-    Threads fetch; what they fetched is decoded in processes of its own.
+    Waits until there is room for them in the window. Threads fetch; what they fetched is decoded
+    in processes of its own.
     """
+    ray.get(window.enter.remote(*_extent_of(table)))
     canvases = np.zeros((table.num_rows, canvas_side, canvas_side, 3), np.uint8)
 
     def one(place: int, uri: str, size: int | None) -> dict[str, Any]:
         try:
-            data = _fetch(uri, size)
-            decoded = _DECODERS.decode(data, canvas_side)
+            with _LARGE_ONE if size is None or size > _LARGE else nullcontext():
+                decoded = _DECODERS.decode(_fetch(uri, size), canvas_side)
         except (StoreError, DecodeError) as error:
             width, height = getattr(error, "size", None) or (None, None)
             return {
@@ -177,7 +183,10 @@ class Localise:
 
 
 class Classify:
-    """Stage 2: crops -> probabilities, and the finished row in the scores' schema."""
+    """Stage 2: crops -> probabilities, and the finished row in the scores' schema.
+
+    A row is newer than all that stood there before its run, whatever this machine's clock says.
+    """
 
     def __init__(
         self,
@@ -186,9 +195,11 @@ class Classify:
         compute: Compute,
         model: str,
         run_id: str,
+        not_before: datetime,
     ):
         self._settings, self._compute = settings, compute
         self._model, self._run_id = model, run_id
+        self._not_before = not_before
         self._schema = scores_schema(settings.classes)
         self._network = compute.load(settings, state)
 
@@ -213,7 +224,7 @@ class Classify:
             "model": self._model,
             "run_id": self._run_id,
             "lesioncam_version": __version__,
-            "scored_at": datetime.now(UTC),
+            "scored_at": max(self._not_before, datetime.now(UTC)),
         }
         for name, value in constant.items():
             array = pa.repeat(pa.scalar(value, self._schema.field(name).type), rows.num_rows)
@@ -224,22 +235,28 @@ class Classify:
         return finished.append_column(MANIFEST_SCHEMA.field("row"), rows["row"])
 
 
-def write_part(table: pa.Table, output: str, run_id: str) -> pa.Table:
+def write_part(table: pa.Table, output: str, run_id: str, window: Any) -> pa.Table:
     """Write a block of finished rows as one part file; returns its receipt.
 
     The file is named by the run and the first row's number, so that a repeated task replaces its
-    own file.
+    own file. Makes room in the window for as many images.
 
     Returns:
         A table of `outcome` (`ok`, or the error kind) and `count`.
     """
-    first = pc.min(table["row"]).as_py()
+    first, count = _extent_of(table)
     rows = table.drop_columns("row")
     results = Results(output)
     check_holder(results.store, run_id)
     results.write_part(f"part-{run_id}-{first:09d}.parquet", rows)
+    window.leave.remote(first, count)
     outcomes = pc.value_counts(pc.coalesce(rows["error_kind"], rows["status"]))
     return pa.table({"outcome": outcomes.field("values"), "count": outcomes.field("counts")})
+
+
+def _extent_of(table: pa.Table) -> tuple[int, int]:
+    """The number of the first row, and how many there are."""
+    return pc.min(table["row"]).as_py(), table.num_rows
 
 
 def pixel_column(pixels: np.ndarray) -> pa.Array:

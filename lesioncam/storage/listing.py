@@ -230,15 +230,9 @@ def write_table(store: Store, name: str, table: pa.Table) -> None:
     store.write(name, sink.getvalue())
 
 
-def table_names(store: Store) -> list[str]:
-    """The files that `write_table` wrote at a place, sorted."""
-    below = len(store.uri) + 1
-    return sorted(entry.uri[below:] for entry in store.entries())
-
-
 def read_tables(store: Store) -> Iterator[pa.Table]:
-    """Read all of them, one after another."""
-    return (read_table(store, name) for name in table_names(store))
+    """Read all the files that `write_table` wrote at a place, one after another."""
+    return (read_table(store, name) for name in store.names())
 
 
 def read_table(store: Store, name: str) -> pa.Table:

@@ -62,9 +62,7 @@ class Results:
 
     def parts(self) -> list[str]:
         """Names of the Parquet files, sorted."""
-        below = len(self.store.uri) + 1
-        names = (entry.uri[below:] for entry in self.store.entries())
-        return sorted(n for n in names if n.endswith(".parquet") and "/" not in n and n[0] != "_")
+        return [n for n in self.store.names() if n.endswith(".parquet") and n[0] != "_"]
 
     def check(self, classes: Sequence[str], model: str) -> None:
         """Refuse an output that another model, or another program, wrote.

@@ -8,17 +8,17 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lesioncam.storage.ledger import Share
 from lesioncam.storage.listing import (
     MANIFEST_ROWS,
     read_table,
     read_tables,
-    table_names,
     write_manifest,
     write_table,
 )
@@ -38,11 +38,13 @@ class Todo:
         listed: images.
         left: how many of them are left to do.
         repeated: how many more times they were listed.
+        newest: later than when any row that stands there was scored.
     """
 
     listed: int
     left: int
     repeated: int
+    newest: datetime
 
 
 class RunRecord:
@@ -74,14 +76,16 @@ class RunRecord:
     def record_todo(self, shares: Iterable[Share], *, retry_failed: bool) -> Todo:
         """Write what is left of the manifest."""
         listed = left = repeated = 0
+        newest = datetime.fromtimestamp(0, UTC)
         for share in shares:
+            newest = max(newest, pc.max(share.newest["scored_at"]).as_py() or newest)
             listed, repeated = listed + share.listed.num_rows, repeated + share.repeated
             rows = share.left(retry_failed=retry_failed)
             for start in range(0, rows.num_rows, MANIFEST_ROWS):
                 piece = rows.slice(start, MANIFEST_ROWS)
                 write_table(self.todo, f"{left + start:012d}.parquet", piece)
             left += rows.num_rows
-        return Todo(listed, left, repeated)
+        return Todo(listed, left, repeated, newest + timedelta(microseconds=1))
 
     def manifest(self) -> Iterator[pa.Table]:
         """What was listed, one table a manifest file."""
@@ -89,7 +93,7 @@ class RunRecord:
 
     def sample(self, count: int) -> list[str]:
         """Some of the listed uris, drawn at random."""
-        names = table_names(self._manifest)
+        names = self._manifest.names()
         uris = []
         for _ in range(count):
             listed = read_table(self._manifest, secrets.choice(names))["uri"]

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -92,8 +92,10 @@ class Store(Protocol):
         """Every file below this place, at any depth, always in the same order."""
 
     def branches(self) -> list[Iterator[Entry]]:
-        """What `entries` gives, in pieces that threads may list side by side."""
-        return [self.entries()]
+        """What `entries` gives, in any order, in pieces that threads may list side by side."""
+
+    def names(self) -> list[str]:
+        """Names of the files directly at this place, sorted."""
 
     def read(self, name: str) -> bytes:
         """Read a file whole; `StoreError` if that fails."""
@@ -127,6 +129,37 @@ class Store(Protocol):
         """The same place for pyarrow."""
 
 
+@dataclass(frozen=True)
+class _Folder:
+    """A local folder, and the paths that lead to it from where listing began."""
+
+    path: str
+    outer: tuple[str, ...] = ()
+
+    def inner(self, item: "os.DirEntry[str]") -> "_Folder":
+        return _Folder(item.path, (*self.outer, self.path))
+
+    def is_circle(self) -> bool:
+        """Whether a link leads back to where it is."""
+        path = Path(self.path)
+        return path.is_symlink() and any(path.samefile(outer) for outer in self.outer)
+
+
+def _is_folder(item: "os.DirEntry[str]") -> bool:
+    try:
+        return item.is_dir()
+    except OSError:  # a link to where nobody may look: reading it will say why
+        return False
+
+
+def _is_file(item: "os.DirEntry[str]") -> bool:
+    return not _is_folder(item) and not item.name.startswith(_TEMPORARY)
+
+
+def _entry_of(item: "os.DirEntry[str]") -> Entry:
+    return stat_or_unknown(_utf8(item.path))
+
+
 class LocalStore(Store):
     """A local directory; made at the first write."""
 
@@ -138,17 +171,42 @@ class LocalStore(Store):
         return LocalStore(str(self._root / name))
 
     def entries(self) -> Iterator[Entry]:
-        seen: set[tuple[int, int]] = set()  # a link may lead back to where it is
-        for folder, folders, names in os.walk(self._root, onerror=self._unlisted, followlinks=True):
-            stat = Path(folder).stat()
-            if (stat.st_dev, stat.st_ino) in seen:
-                folders.clear()
+        return self._below([_Folder(self.uri)], in_order=True)
+
+    def branches(self) -> list[Iterator[Entry]]:
+        """A folder is listed while it is read: memory holds the folders' names, not the files'."""
+        top = _Folder(self.uri)
+        own = (_entry_of(item) for item in self._scan(top) if _is_file(item))
+        folders = [top.inner(item) for item in self._scan(top) if _is_folder(item)]
+        pieces = [folders[number::_BRANCHES] for number in range(min(_BRANCHES, len(folders)))]
+        return [own, *(self._below(piece, in_order=False) for piece in pieces)]
+
+    def _below(self, folders: "list[_Folder]", *, in_order: bool) -> Iterator[Entry]:
+        """The files of these folders and below them; each folder's own come first."""
+        while folders:
+            folder = folders.pop()
+            if folder.is_circle():
                 continue
-            seen.add((stat.st_dev, stat.st_ino))
-            folders.sort()
-            for name in sorted(names):
-                if not name.startswith(_TEMPORARY):
-                    yield stat_or_unknown(_utf8(str(Path(folder, name))))
+            items: Iterable[os.DirEntry[str]] = self._scan(folder)
+            if in_order:
+                items = sorted(items, key=lambda item: item.name)
+            inner = []
+            for item in items:
+                if _is_folder(item):
+                    inner.append(folder.inner(item))
+                elif _is_file(item):
+                    yield _entry_of(item)
+            folders += reversed(inner)
+
+    def _scan(self, folder: "_Folder") -> "Iterator[os.DirEntry[str]]":
+        try:
+            with os.scandir(folder.path) as items:
+                yield from items
+        except OSError as error:
+            self._unlisted(error)
+
+    def names(self) -> list[str]:
+        return sorted(item.name for item in self._scan(_Folder(self.uri)) if _is_file(item))
 
     def _unlisted(self, error: OSError) -> None:
         """Images in a folder that cannot be listed would go missing without a word."""
@@ -243,6 +301,14 @@ class S3Store(Store):
                 branches.append(self._entries_of(page))
                 prefixes.extend(item["Prefix"] for item in page.get("CommonPrefixes", ()))
         return branches + [self._below(prefix) for prefix in prefixes]
+
+    def names(self) -> list[str]:
+        names = []
+        with _told(f"cannot list {self.uri}"):
+            pages = s3_client().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"):
+                names += [item["Key"][len(self._prefix) :] for item in page.get("Contents", ())]
+        return sorted(filter(None, names))
 
     def _below(self, prefix: str) -> Iterator[Entry]:
         with _told(f"cannot list {self.uri}"):

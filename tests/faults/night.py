@@ -41,7 +41,7 @@ class Night:
     environment: Mapping[str, str] = field(default_factory=dict)
     codes: list[int] = field(default_factory=list)
 
-    def start(self, wrapper: Iterable[str] = ()) -> "subprocess.Popen[bytes]":
+    def start(self, wrapper: Iterable[str] = (), **environment: str) -> "subprocess.Popen[bytes]":
         """Start a run."""
         command = [
             *wrapper, sys.executable, "-m", "lesioncam", "score", "--images", self.images,
@@ -53,7 +53,7 @@ class Night:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **self.environment, _MARK: self.output},
+                env={**os.environ, **self.environment, **environment, _MARK: self.output},
             )
 
     def end(self, run: "subprocess.Popen[bytes]") -> int:
@@ -103,6 +103,10 @@ class Night:
             for name in results.parts()
         ]
         return pd.concat(parts) if parts else pd.DataFrame({"uri": []})
+
+    def durable(self) -> int:
+        """How many rows stand there."""
+        return sum(Results(self.output).sizes().values())
 
     def is_complete(self) -> bool:
         """Whether the output says so."""

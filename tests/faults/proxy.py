@@ -5,6 +5,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 Misdeed = Callable[["Exchange"], None]
 
+_STALL = 65  # seconds; clients wait 60
 _HOP = {"connection", "transfer-encoding", "keep-alive"}
 
 
@@ -156,6 +158,27 @@ def denied(exchange: Exchange) -> None:
 def expired(exchange: Exchange) -> None:
     """403, as for credentials whose time has run out."""
     exchange.refuse(403, "ExpiredToken")
+
+
+def gone(exchange: Exchange) -> None:
+    """404, as for an object that was deleted after it was listed."""
+    exchange.refuse(404, "NoSuchKey")
+
+
+def stalled(exchange: Exchange) -> None:
+    """No answer until the client has given up."""
+    time.sleep(_STALL)
+    exchange.hang_up()
+
+
+def unanswered(exchange: Exchange) -> None:
+    """A write is done, or not, and the connection ends before its answer; the rest is passed on."""
+    if exchange.command != "PUT":
+        exchange.pass_on()
+        return
+    if random.random() < 0.5:
+        exchange.ask()
+    exchange.hang_up()
 
 
 def reset(exchange: Exchange) -> None:

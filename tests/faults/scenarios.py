@@ -6,22 +6,25 @@ undisturbed run takes; it returns when its run has ended, however it ended.
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import psutil
+from ray.cluster_utils import Cluster
 
 from tests.faults import proxy as proxies
 from tests.faults.night import Night
 from tests.faults.proxy import Misdeed, Proxy
 
-if TYPE_CHECKING:
-    import subprocess
-
 Scenario = Callable[[Night, Proxy | None, random.Random, float], None]
 
 _DISK = "40k"  # a disk that is full before the scores are written
+_HOG = 3 * 2**30  # bytes that a run may take before its workers are killed
+_HOGGED = 3.0  # seconds
 
 
 def driver_killed(night: Night, _: Proxy | None, dice: random.Random, seconds: float) -> None:
@@ -58,6 +61,34 @@ def node_lost(night: Night, _: Proxy | None, dice: random.Random, seconds: float
     run = night.start()
     _sleep(run, dice.uniform(0.3, 0.9) * seconds)
     night.kill("raylet/raylet", run)
+    night.end(run)
+
+
+def node_of_two_lost(night: Night, _: Proxy | None, dice: random.Random, seconds: float) -> None:
+    """A cluster of two nodes, of which one goes with all its processes, and another comes."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        second = cluster.add_node(num_cpus=2)
+        run = night.start(RAY_ADDRESS=cluster.address)
+        _sleep(run, dice.uniform(0.3, 1.0) * seconds)
+        cluster.remove_node(second, allow_graceful=False)
+        _sleep(run, dice.uniform(0, 0.3) * seconds)
+        cluster.add_node(num_cpus=2)
+        night.end(run)
+    finally:
+        cluster.shutdown()
+
+
+def out_of_memory(night: Night, _: Proxy | None, dice: random.Random, seconds: float) -> None:
+    """Something else takes the machine's memory for a while, and Ray kills workers for it."""
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + _HOG) / memory.total
+    run = night.start(RAY_memory_usage_threshold=f"{limit:.4f}", RAY_memory_monitor_refresh_ms="50")
+    _sleep(run, dice.uniform(0.3, 0.7) * seconds)
+    hog = subprocess.Popen([sys.executable, "-c", f"x = b'1' * {2 * _HOG}; input()"], stdin=-1)
+    _sleep(run, _HOGGED)
+    hog.kill()
+    hog.wait()
     night.end(run)
 
 
@@ -99,7 +130,10 @@ LOCAL: dict[str, Scenario] = {
     "stage-1 actor killed, twice": partial(worker_killed, "Localise"),
     "stage-2 actor killed, twice": partial(worker_killed, "Classify"),
     "write workers killed": partial(worker_killed, "write_part"),
+    "the window's actor killed, twice": partial(worker_killed, "WindowActor"),
     "Ray's node process killed": node_lost,
+    "one of two nodes lost, another comes": node_of_two_lost,
+    "worker out of memory": out_of_memory,
     "disk full": disk_full,
 }
 REMOTE: dict[str, Scenario] = {
@@ -111,6 +145,9 @@ REMOTE: dict[str, Scenario] = {
     "body cut short, a fifth": partial(store_misbehaves, proxies.cut_short, 0.2, True),
     "wrong Content-Length, a fifth": partial(store_misbehaves, proxies.wrong_length, 0.2, True),
     "AccessDenied that passes, a fifth": partial(store_misbehaves, proxies.denied, 0.2, True),
+    "not there when read, a fifth": partial(store_misbehaves, proxies.gone, 0.2, True),
+    "no answer for 65 s, one in 200": partial(store_misbehaves, proxies.stalled, 0.005, True),
+    "write's answer lost, a fifth": partial(store_misbehaves, proxies.unanswered, 0.2, False),
     "credentials expire": partial(store_fails_from_then_on, proxies.expired),
     "store gone": partial(store_fails_from_then_on, proxies.away),
 }

@@ -19,6 +19,7 @@ from tests.faults.servers import weed
 from tests.faults.stress import Place, draw, one_night, open_place
 
 IMAGES = 60
+WINDOW = 512  # of a run on two CPUs; docs/reliability.md says so
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,29 @@ def test_stores_that_fail(
 ) -> None:
     night = check(place, fault, quiet, bundle_uri, tmp_path / "log")
     assert night.codes[0] == (1 if fault == "credentials expire" else 0)
+
+
+def test_a_killed_run_repeats_no_more_than_is_said(
+    bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "images", 1100)
+    with open_place("moto", tmp_path / "images", tmp_path, monkeypatch) as place:
+        assert place.proxy is not None
+        fetched = place.proxy.fetched
+        night = Night(
+            place.images, bundle_uri, f"{place.output}/x", tmp_path / "log", place.environment
+        )
+        run = night.start()
+        while run.poll() is None and not night.durable():
+            time.sleep(0.02)
+        run.kill()
+        night.end(run)
+        while night.processes(""):
+            time.sleep(0.1)
+        assert 0 < sum(fetched.values()) - night.durable() <= WINDOW
+        assert night.run() == 0, night.log.read_text()
+        assert len(fetched) == 1103
+        assert sum(fetched.values()) - len(fetched) <= WINDOW
 
 
 @pytest.mark.parametrize("place", ["seaweedfs"], indirect=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -47,6 +47,10 @@ def shares_of(
     return shares(record.manifest(), [index], len(listed) + len(written))
 
 
+def counts(found: Todo) -> tuple[int, int, int]:
+    return found.listed, found.left, found.repeated
+
+
 def todo(record: RunRecord) -> list[int]:
     tables = list(read_tables(record.todo))
     assert all(table.schema.equals(MANIFEST_SCHEMA) for table in tables)
@@ -70,14 +74,14 @@ def test_the_manifest_is_the_listing(place: str, two_rows_a_file: None) -> None:
 def test_without_rows_all_is_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert record.record_todo(shares_of(record), retry_failed=False) == Todo(5, 5, 0)
+    assert counts(record.record_todo(shares_of(record), retry_failed=False)) == (5, 5, 0)
     assert todo(record) == [0, 1, 2, 3, 4]
 
 
 def test_written_rows_are_not_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert record.record_todo(shares_of(record, 0, 2, 3), retry_failed=False) == Todo(5, 2, 0)
+    assert counts(record.record_todo(shares_of(record, 0, 2, 3), retry_failed=False)) == (5, 2, 0)
     assert todo(record) == [1, 4]
     tables = pa.concat_tables(read_tables(record.todo)).drop_columns("row")
     assert [Entry(**row) for row in tables.to_pylist()] == [ENTRIES[1], ENTRIES[4]]
@@ -86,7 +90,7 @@ def test_written_rows_are_not_to_do(place: str, two_rows_a_file: None) -> None:
 def test_what_is_to_do_is_in_files_of_a_manifests_size(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert record.record_todo(shares_of(record, 2, 3), retry_failed=False) == Todo(5, 3, 0)
+    assert counts(record.record_todo(shares_of(record, 2, 3), retry_failed=False)) == (5, 3, 0)
     assert [table.num_rows for table in read_tables(record.todo)] == [2, 1]
     assert todo(record) == [0, 1, 4]
 
@@ -95,7 +99,7 @@ def test_with_all_rows_nothing_is_to_do(place: str, two_rows_a_file: None) -> No
     record = record_at(place)
     record.record_listing(ENTRIES)
     found = record.record_todo(shares_of(record, 4, 3, 2, 1, 0), retry_failed=False)
-    assert found == Todo(5, 0, 0)
+    assert counts(found) == (5, 0, 0)
     assert names(record.todo) == []
 
 
@@ -103,7 +107,7 @@ def test_a_changed_object_is_to_do(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
     older = shares_of(record, 0, 1, 2, 3, 4, versions=("5@0", "older", "", "e3", "e4"))
-    assert record.record_todo(older, retry_failed=False) == Todo(5, 2, 0)
+    assert counts(record.record_todo(older, retry_failed=False)) == (5, 2, 0)
     assert todo(record) == [0, 1]
 
 
@@ -121,14 +125,14 @@ def test_failures_are_to_do_if_another_try_is_asked_or_may_help(
     record = record_at(place)
     record.record_listing(ENTRIES)
     found = record.record_todo(shares_of(record, 1, 2, kind=kind), retry_failed=retry_failed)
-    assert found == Todo(5, len(expected), 0)
+    assert counts(found) == (5, len(expected), 0)
     assert todo(record) == expected
 
 
 def test_repeated_images_are_to_do_once(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     assert record.record_listing([*ENTRIES, ENTRIES[4], ENTRIES[0], ENTRIES[4]]) == 8
-    assert record.record_todo(shares_of(record, 0), retry_failed=False) == Todo(5, 4, 3)
+    assert counts(record.record_todo(shares_of(record, 0), retry_failed=False)) == (5, 4, 3)
     assert todo(record) == [1, 2, 3, 4]
 
 
@@ -138,14 +142,27 @@ def test_what_several_shares_leave_is_to_do(
     monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 2)
     record = record_at(place)
     record.record_listing([*ENTRIES, *ENTRIES])
-    assert record.record_todo(shares_of(record, 2), retry_failed=False) == Todo(5, 4, 5)
+    assert counts(record.record_todo(shares_of(record, 2), retry_failed=False)) == (5, 4, 5)
     assert sorted(todo(record)) == [0, 1, 3, 4]
     assert max(table.num_rows for table in read_tables(record.todo)) <= 2
 
 
+def test_a_run_knows_when_the_newest_row_was_scored(place: str) -> None:
+    record = record_at(place)
+    record.record_listing(ENTRIES)
+    times = [datetime(2031, 5, day, tzinfo=UTC) for day in (2, 9, 4)]
+    rows = [
+        {"uri": entry.uri, "status": Status.OK, "version": "", "scored_at": time}
+        for entry, time in zip(ENTRIES, times, strict=False)
+    ]
+    index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    found = record.record_todo(shares(record.manifest(), [index], 8), retry_failed=False)
+    assert times[1] < found.newest < times[1] + timedelta(seconds=1)
+
+
 def test_without_shares_nothing_is_to_do(place: str) -> None:
     record = record_at(place)
-    assert record.record_todo([], retry_failed=False) == Todo(0, 0, 0)
+    assert counts(record.record_todo([], retry_failed=False)) == (0, 0, 0)
     assert names(record.todo) == []
 
 

@@ -115,6 +115,29 @@ def test_entries_are_recursive(place: str) -> None:
     assert len(names(store)) == len(written)
 
 
+def test_names_are_those_of_the_files_directly_there(place: str) -> None:
+    store = open_store(place)
+    assert store.names() == []
+    for name in ("b", "a é#", "c/d", "e/f/g"):
+        store.write(name, b"1")
+    assert store.names() == ["a é#", "b"]
+    assert store.join("e/f").names() == ["g"]
+
+
+def test_branches_are_the_entries_in_pieces(place: str) -> None:
+    store = open_store(place)
+    for number in range(40):
+        store.write(f"{number}/{number % 3}/x", b"1")
+    store.write("y", b"1")
+    pieces = [list(piece) for piece in store.branches()]
+    assert len(pieces) > 8
+    found = [entry for piece in pieces for entry in piece]
+    assert sorted(found, key=lambda entry: entry.uri) == sorted(
+        store.entries(), key=lambda entry: entry.uri
+    )
+    assert len(found) == 41
+
+
 def test_entries_come_in_an_order_of_names_alone(place: str) -> None:
     store = open_store(place)
     written = ["b/2", "a", "b/10", "c/x/1", "b.txt", "B"]
