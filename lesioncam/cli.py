@@ -88,7 +88,7 @@ def _add_train(verbs: Any) -> None:
     _add_labels(parser)
     parser.add_argument("--bundle", required=True, metavar="URI", help="where the model goes")
     parser.add_argument(
-        "--masks", metavar="URI", help="lesion masks, <image_id>.png, to pull stage 1's maps onto"
+        "--masks", metavar="URI", help="lesion masks, <image_id>.png, to pull the maps onto"
     )
     parser.add_argument("--val-images", metavar="URI", help="images that are only reported on")
     parser.add_argument("--val-labels", metavar="CSV", help="their labels")

@@ -20,18 +20,13 @@ from lesioncam import __version__
 from lesioncam.cluster import connected
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import Status
+from lesioncam.scoring.fetch import fetch_and_decode, read_todo
 from lesioncam.scoring.outage import Outage
 from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.scoring.progress import Progress
-from lesioncam.scoring.stages import (
-    Classify,
-    Compute,
-    Localise,
-    fetch_and_decode,
-    read_todo,
-    write_part,
-)
+from lesioncam.scoring.stages import Classify, Compute, Localise
 from lesioncam.scoring.window import open_window
+from lesioncam.scoring.write import write_part
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.ledger import Tally
@@ -233,7 +228,7 @@ def scored_parts(
             fetch_and_decode,
             fn_kwargs={"canvas_side": settings.canvas_side, "window": window},
             num_cpus=plan.decode_cpus,
-            batch_size=plan.block_rows,
+            batch_size=None,  # a block a task: what waits to enter the window holds nothing back
             batch_format="pyarrow",
         )
         .map_batches(
@@ -249,7 +244,7 @@ def scored_parts(
                 "compute": compute,
                 "model": bundle.digest,
                 "run_id": record.run_id,
-                "not_before": max(todo.newest, datetime.now(UTC)),
+                "not_before": max(todo.after, datetime.now(UTC)),
             },
             **actors,
         )

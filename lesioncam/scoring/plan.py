@@ -50,8 +50,8 @@ def make_plan(precision: str) -> Plan:
 
     With GPUs: on each, one actor of each stage, and decoding on all CPUs. Without: the CPUs are
     divided between the two stages, which cost the same, one thread an actor. Under way are a part
-    that fills up, for each actor a block at work and one that waits, and, where decoding is what
-    the networks wait for, a block in each decode task.
+    that is written and one that fills up, for each actor a block at work and one that waits, and,
+    where decoding is what the networks wait for, a block in each decode task.
 
     Args:
         precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
@@ -77,7 +77,7 @@ def make_plan(precision: str) -> Plan:
             batch_size=64,
             block_rows=256,
             part_rows=2048,
-            window=2048 + 256 * (4 * gpus + int(cpus / decode_cpus)),
+            window=2 * 2048 + 256 * (4 * gpus + int(cpus / decode_cpus)),
             precision=precision,
         )
     actors = cpus // 2
@@ -89,8 +89,8 @@ def make_plan(precision: str) -> Plan:
         decode_cpus=0.5,
         batch_size=16,
         block_rows=64,
-        part_rows=256,
-        window=256 + 64 * 4 * actors,
+        part_rows=128,
+        window=2 * 128 + 64 * 4 * actors,
         precision=precision,
     )
 

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _CALLS = 100_000  # that may wait at once: more than a cluster decodes blocks at once
 _CLEARED = 15  # seconds
@@ -23,7 +24,7 @@ class Window:
     """
 
     def __init__(self, images: int):
-        self._free = images
+        self._images = self._free = images
         self._entered: set[int] = set()
         self._left: set[int] = set()
         self._moved = asyncio.Condition()
@@ -51,7 +52,7 @@ class Window:
         async with self._moved:
             if first not in self._left:
                 self._left.add(first)
-                self._free += images
+                self._free = min(self._free + images, self._images)
                 self._moved.notify_all()
 
 
@@ -69,6 +70,13 @@ class WindowActor(Window):
 
 
 def open_window(images: int) -> Any:
-    """A window as an actor, for as long as the run holds what this returns."""
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(max_concurrency=_CALLS, **options)(WindowActor).remote(images)
+    """A window as an actor on this machine, for as long as the run holds what this returns."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=_CALLS,
+        scheduling_strategy=here,
+    )(WindowActor)
+    return actor.remote(images)

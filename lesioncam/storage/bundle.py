@@ -163,7 +163,8 @@ def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
         raise InputError(f"{where} was changed; copy the bundle again or train it anew")
     if content.get("format") != FORMAT:
         raise InputError(
-            f"{where} has format {content.get('format')!r}; this version reads {FORMAT}"
+            f"{where} has format {content.get('format')!r}, this version reads {FORMAT}; train it "
+            f"anew"
         )
     parsed = from_mapping(_BundleFile, json.loads(data), where)
     stages = {name: _read_stage(store, name, parsed, flag) for name in STAGES}

@@ -1,6 +1,6 @@
 """Masks: lesion outlines as PNG files, one an image, in the image's own frame.
 
-Used to pull stage 1's maps onto the lesion, and to check where maps and boxes sit. Needs neither
+Used to pull maps onto the lesion, and to check where maps and boxes sit. Needs neither
 torch nor Ray.
 """
 

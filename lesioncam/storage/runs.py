@@ -38,13 +38,13 @@ class Todo:
         listed: images.
         left: how many of them are left to do.
         repeated: how many more times they were listed.
-        newest: later than when any row that stands there was scored.
+        after: a time after all rows that stand there were scored.
     """
 
     listed: int
     left: int
     repeated: int
-    newest: datetime
+    after: datetime
 
 
 class RunRecord:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
@@ -129,33 +130,6 @@ class Store(Protocol):
         """The same place for pyarrow."""
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """A local folder, and the paths that lead to it from where listing began."""
-
-    path: str
-    outer: tuple[str, ...] = ()
-
-    def inner(self, item: "os.DirEntry[str]") -> "_Folder":
-        return _Folder(item.path, (*self.outer, self.path))
-
-    def is_circle(self) -> bool:
-        """Whether a link leads back to where it is."""
-        path = Path(self.path)
-        return path.is_symlink() and any(path.samefile(outer) for outer in self.outer)
-
-
-def _is_folder(item: "os.DirEntry[str]") -> bool:
-    try:
-        return item.is_dir()
-    except OSError:  # a link to where nobody may look: reading it will say why
-        return False
-
-
-def _is_file(item: "os.DirEntry[str]") -> bool:
-    return not _is_folder(item) and not item.name.startswith(_TEMPORARY)
-
-
 def _entry_of(item: "os.DirEntry[str]") -> Entry:
     return stat_or_unknown(_utf8(item.path))
 
@@ -171,42 +145,59 @@ class LocalStore(Store):
         return LocalStore(str(self._root / name))
 
     def entries(self) -> Iterator[Entry]:
-        return self._below([_Folder(self.uri)], in_order=True)
+        for folder in self._folders():
+            for item in sorted(self._files(folder), key=lambda item: item.name):
+                yield _entry_of(item)
 
     def branches(self) -> list[Iterator[Entry]]:
-        """A folder is listed while it is read: memory holds the folders' names, not the files'."""
-        top = _Folder(self.uri)
-        own = (_entry_of(item) for item in self._scan(top) if _is_file(item))
-        folders = [top.inner(item) for item in self._scan(top) if _is_folder(item)]
+        """Memory holds the folders' names; each folder's files are listed while it is read."""
+        folders = list(self._folders())
         pieces = [folders[number::_BRANCHES] for number in range(min(_BRANCHES, len(folders)))]
-        return [own, *(self._below(piece, in_order=False) for piece in pieces)]
+        return [self._entries_in(piece) for piece in pieces]
 
-    def _below(self, folders: "list[_Folder]", *, in_order: bool) -> Iterator[Entry]:
-        """The files of these folders and below them; each folder's own come first."""
-        while folders:
-            folder = folders.pop()
-            if folder.is_circle():
+    def names(self) -> list[str]:
+        return sorted(item.name for item in self._files(self.uri))
+
+    def _entries_in(self, folders: Iterable[str]) -> Iterator[Entry]:
+        return (_entry_of(item) for folder in folders for item in self._files(folder))
+
+    def _folders(self) -> Iterator[str]:
+        """This folder and all below it, each once though links lead there, by names alone."""
+        seen: set[tuple[int, int]] = set()
+        waiting = [self.uri]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                stat = Path(folder).stat()
+            except OSError as error:
+                self._unlisted(error)
                 continue
-            items: Iterable[os.DirEntry[str]] = self._scan(folder)
-            if in_order:
-                items = sorted(items, key=lambda item: item.name)
-            inner = []
-            for item in items:
-                if _is_folder(item):
-                    inner.append(folder.inner(item))
-                elif _is_file(item):
-                    yield _entry_of(item)
-            folders += reversed(inner)
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                yield folder
+                inner = (item.path for item in self._scan(folder) if self._is_folder(item))
+                waiting += sorted(inner, reverse=True)
 
-    def _scan(self, folder: "_Folder") -> "Iterator[os.DirEntry[str]]":
+    def _files(self, folder: str) -> "Iterator[os.DirEntry[str]]":
+        for item in self._scan(folder):
+            if not self._is_folder(item) and not item.name.startswith(_TEMPORARY):
+                yield item
+
+    def _scan(self, folder: str) -> "Iterator[os.DirEntry[str]]":
         try:
-            with os.scandir(folder.path) as items:
+            with os.scandir(folder) as items:
                 yield from items
         except OSError as error:
             self._unlisted(error)
 
-    def names(self) -> list[str]:
-        return sorted(item.name for item in self._scan(_Folder(self.uri)) if _is_file(item))
+    def _is_folder(self, item: "os.DirEntry[str]") -> bool:
+        try:
+            return item.is_dir()
+        except PermissionError as error:  # a link to where nobody may look
+            self._unlisted(error)
+        except OSError:  # a link to itself: reading it will say why
+            pass
+        return False
 
     def _unlisted(self, error: OSError) -> None:
         """Images in a folder that cannot be listed would go missing without a word."""
@@ -389,7 +380,10 @@ def read_uri(uri: str) -> bytes:
     if uri.startswith("s3://"):
         return _read_s3(*split_s3(uri))
     try:
-        return Path(local_path(uri)).read_bytes()
+        with open(local_path(uri), "rb", opener=_at_once) as file:
+            if not S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise StoreError(ErrorKind.NOT_FOUND, "a device or a pipe, not a file")
+            return file.read()
     except (OSError, ValueError) as error:
         raise _local_error(error) from error
 
@@ -441,6 +435,11 @@ def stat_local(path: str) -> Entry:
         raise _local_error(error) from error
     modified = datetime.fromtimestamp(stat.st_mtime_ns // 1000 / 1e6, UTC)
     return Entry(path, stat.st_size, None, modified)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file; does not wait for a writer where a pipe has an image's name."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _utf8(path: str) -> str:

@@ -47,14 +47,14 @@ class Examples:
         boxes: (n, 4) int, of each image what the stage sees of its canvas.
         labels: (n,) int.
         held_out: (n,) bool.
-        lesions: what the maps are taught to cover; or None to learn without.
+        lesions: what the maps are taught to cover.
     """
 
     canvases: Canvases
     boxes: np.ndarray
     labels: np.ndarray
     held_out: np.ndarray
-    lesions: Lesions | None
+    lesions: Lesions
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class Batch:
     Attributes:
         images: (b, 3, s, s) uint8.
         labels: (b,) int64.
-        lesions: (b, m, m) float32, the lesions turned as their images were; or None.
-        lesion_weights: (b,) float32; or None.
+        lesions: (b, m, m) float32, the lesions turned as their images were.
+        lesion_weights: (b,) float32.
         size: images in the whole step, over all workers.
     """
 
     images: Tensor
     labels: Tensor
-    lesions: Tensor | None
-    lesion_weights: Tensor | None
+    lesions: Tensor
+    lesion_weights: Tensor
     size: int
 
 
@@ -140,11 +140,9 @@ class Batches:
 
     def _lesions(
         self, numbers: np.ndarray, boxes: Tensor, draws: Draws, cells: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """What of the lesions is in the boxes, in fractions of the canvas, once they are turned."""
         lesions = self.examples.lesions
-        if lesions is None:
-            return None, None
         shown = torch.from_numpy(lesions.grid[numbers]).to(self.device)[:, None] * 255.0
         turned = turn(shown, boxes * shown.shape[-1], draws, cells * _FINER)
         shares = F.avg_pool2d(turned.float(), _FINER)[:, 0] / 255

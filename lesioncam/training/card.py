@@ -42,7 +42,9 @@ def _data(bundle: Bundle) -> list[str]:
         f"{count:,} {name.replace('_', ' ')}" for name, count in facts["left_over"].items()
     )
     taught = facts["settings"]["guess_weight"] > 0 or facts["masks"]
-    maps = f"Stage 1's maps were taught to cover the lesion: {facts['masks']:,} outlines were drawn"
+    maps = (
+        f"Both stages' maps were taught to cover the lesion: {facts['masks']:,} outlines were drawn"
+    )
     maps += ", the others guessed from colour." if facts["settings"]["guess_weight"] else "."
     return [
         "## Data",

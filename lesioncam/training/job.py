@@ -222,7 +222,7 @@ class _Run:
     def _sides(self, epochs: int) -> tuple[int, ...]:
         """Of each of so many epochs the side of its images: coarse ones first, then full ones."""
         settings, side = self.request.settings, self.model.input_side
-        coarse = round(epochs * settings.coarse_share)
+        coarse = min(round(epochs * settings.coarse_share), epochs - 1)
         small = round(side * settings.coarse_scale / _COARSE) * _COARSE
         return (small,) * coarse + (side,) * (epochs - coarse)
 

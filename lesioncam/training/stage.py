@@ -236,8 +236,6 @@ class _Worker:
             label_smoothing=self.job.settings.label_smoothing,
             reduction="sum",
         )
-        if batch.lesions is None or batch.lesion_weights is None:
-            return loss
         maps = class_activation_maps(features, self.network.linear.weight)
         chosen = choose_map(maps, logits, self.job.settings.crop.map)
         return loss + (lesion_loss(chosen, batch.lesions) * batch.lesion_weights).sum()

@@ -1,5 +1,6 @@
 """A night: `lesioncam score` as a process of its own, what is done to it, and what it left."""
 
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from lesioncam.storage.results import SUCCESS, Results
+from lesioncam.storage.store import read_uri
 
 _MARK = "LESIONCAM_NIGHT"
 _PATIENCE = 300  # seconds
@@ -107,6 +109,13 @@ class Night:
     def durable(self) -> int:
         """How many rows stand there."""
         return sum(Results(self.output).sizes().values())
+
+    def window(self) -> int:
+        """How many images its last run may have had under way."""
+        store = Results(self.output).store.join("_lesioncam/runs")
+        runs = sorted(entry.uri for entry in store.entries() if entry.uri.endswith("/run.json"))
+        window: int = json.loads(read_uri(runs[-1]))["plan"]["window"]
+        return window
 
     def is_complete(self) -> bool:
         """Whether the output says so."""

@@ -25,6 +25,8 @@ Scenario = Callable[[Night, Proxy | None, random.Random, float], None]
 _DISK = "40k"  # a disk that is full before the scores are written
 _HOG = 3 * 2**30  # bytes that a run may take before its workers are killed
 _HOGGED = 3.0  # seconds
+_KILLED = "Selected to kill"  # what Ray's node process says then
+_KINDS = ("fetch_and_decode", "Localise", "Classify", "WindowActor", "write_part")
 
 
 def driver_killed(night: Night, _: Proxy | None, dice: random.Random, seconds: float) -> None:
@@ -45,14 +47,15 @@ def machine_lost(night: Night, _: Proxy | None, dice: random.Random, seconds: fl
     night.end(run)
 
 
-def worker_killed(
-    title: str, night: Night, _: Proxy | None, dice: random.Random, seconds: float
+def workers_killed(
+    titles: tuple[str, ...], night: Night, _: Proxy | None, dice: random.Random, seconds: float
 ) -> None:
-    """A worker process dies, as the kernel ends one that takes too much memory."""
+    """Worker processes die, as the kernel ends those that take too much memory."""
     run = night.start()
-    night.kill(title, run)
-    _sleep(run, dice.uniform(0, 0.2) * seconds)
-    night.kill(title, run)
+    for title in titles:
+        if not night.kill(title, run):
+            raise RuntimeError(f"the run ended before a {title} process could be killed")
+        _sleep(run, dice.uniform(0, 0.1) * seconds)
     night.end(run)
 
 
@@ -83,6 +86,7 @@ def out_of_memory(night: Night, _: Proxy | None, dice: random.Random, seconds: f
     """Something else takes the machine's memory for a while, and Ray kills workers for it."""
     memory = psutil.virtual_memory()
     limit = (memory.total - memory.available + _HOG) / memory.total
+    killed = night.log.read_text().count(_KILLED) if night.log.exists() else 0
     run = night.start(RAY_memory_usage_threshold=f"{limit:.4f}", RAY_memory_monitor_refresh_ms="50")
     _sleep(run, dice.uniform(0.3, 0.7) * seconds)
     hog = subprocess.Popen([sys.executable, "-c", f"x = b'1' * {2 * _HOG}; input()"], stdin=-1)
@@ -90,6 +94,8 @@ def out_of_memory(night: Night, _: Proxy | None, dice: random.Random, seconds: f
     hog.kill()
     hog.wait()
     night.end(run)
+    if night.log.read_text().count(_KILLED) == killed:
+        raise RuntimeError("Ray killed nothing for want of memory")
 
 
 def disk_full(night: Night, _: Proxy | None, __: random.Random, ___: float) -> None:
@@ -126,11 +132,11 @@ def store_fails_from_then_on(
 LOCAL: dict[str, Scenario] = {
     "driver killed (SIGKILL)": driver_killed,
     "all processes killed at once": machine_lost,
-    "fetch-and-decode workers killed": partial(worker_killed, "fetch_and_decode"),
-    "stage-1 actor killed, twice": partial(worker_killed, "Localise"),
-    "stage-2 actor killed, twice": partial(worker_killed, "Classify"),
-    "write workers killed": partial(worker_killed, "write_part"),
-    "the window's actor killed, twice": partial(worker_killed, "WindowActor"),
+    "fetch-and-decode workers killed": partial(workers_killed, ("fetch_and_decode",) * 2),
+    "stage-1 actor killed, twice": partial(workers_killed, ("Localise",) * 2),
+    "stage-2 actor killed, twice": partial(workers_killed, ("Classify",) * 2),
+    "write worker killed": partial(workers_killed, ("write_part",)),
+    "a process of every kind killed": partial(workers_killed, _KINDS),
     "Ray's node process killed": node_lost,
     "one of two nodes lost, another comes": node_of_two_lost,
     "worker out of memory": out_of_memory,

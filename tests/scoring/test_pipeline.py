@@ -1,16 +1,19 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import boto3
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lesioncam.errors import InputError
 from lesioncam.schema import BOX_COLUMNS, probability_columns, scores_schema
-from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.scoring.pipeline import ScoreRequest, score, scored_parts
+from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.storage.bundle import Bundle, ModelSettings, load_bundle, save_bundle
 from tests.conftest import CLASSES
 from tests.messy import Expected, fill, lesion
@@ -200,6 +203,73 @@ def test_a_changed_image_is_done_again_and_its_row_replaced(
     rows = read(output)
     assert len(rows) == 3
     assert rows.loc[str(images / "1.jpg"), "width"] == 64
+
+
+def test_images_that_go_or_change_once_they_are_listed_are_done_again(
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    draw(images, 3)
+    gone, replaced = images / "0.jpg", images / "1.jpg"
+    before = replaced.stat().st_size
+
+    def listed_already(*args: Any) -> Any:
+        gone.unlink()
+        lesion(64, 48).save(replaced)
+        return scored_parts(*args)
+
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    with monkeypatch.context() as patch:
+        patch.setattr("lesioncam.scoring.pipeline.scored_parts", listed_already)
+        assert score(request)["failed_by_kind"] == {"unreachable": 1}
+    row = read(output).loc[str(replaced)]
+    assert (row["width"], row["size"]) == (64, before)
+
+    summary = score(request)
+    assert (summary["listed"], summary["scored_now"], summary["kept"]) == (2, 1, 1)
+    assert read(output).loc[str(replaced), "size"] == replaced.stat().st_size != before
+    lesion(120, 90).save(gone)
+    assert score(request)["scored_now"] == 1
+    assert read(output)["status"].tolist() == ["ok"] * 3
+
+
+def test_rows_of_a_machine_whose_clock_was_wrong_are_replaced_too(
+    tmp_path: Path, bundle_uri: str
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    draw(images, 2)
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    score(request)
+    (part,) = output.glob("*.parquet")
+    rows = pq.read_table(part)
+    place, then = rows.schema.get_field_index("scored_at"), pd.Timestamp("2099-01-01", tz="UTC")
+    late = pa.array([then] * 2, rows.schema.field(place).type)
+    pq.write_table(rows.set_column(place, rows.schema.field(place), late), part)
+    lesion(64, 48).save(images / "1.jpg")
+    assert score(request)["scored_now"] == 1
+    changed = read(output).loc[str(images / "1.jpg")]
+    assert changed["width"] == 64
+    assert changed["scored_at"] > then
+    assert score(request)["scored_now"] == 0
+
+
+@pytest.mark.parametrize("decode_cpus", [0.25, 1.0])
+def test_many_small_lists_of_what_is_left_do_not_stop_before_a_full_window(
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch, decode_cpus: float
+) -> None:
+    def small_plan(precision: str) -> Plan:
+        plan = make_plan(precision)
+        small = replace(plan, batch_size=4, block_rows=4, part_rows=8)
+        return replace(small, window=2 * 8 + 4, decode_cpus=decode_cpus)
+
+    monkeypatch.setattr("lesioncam.scoring.pipeline.make_plan", small_plan)
+    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 9)
+    draw(tmp_path / "images", 70)
+    request = ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"))
+    assert score(request)["ok"] == 70
+    (todo,) = (tmp_path / "out" / "_lesioncam" / "runs").glob("*/todo")
+    assert len(list(todo.iterdir())) > 4
+    assert len(read(tmp_path / "out")) == 70
 
 
 def test_retry_failed_does_the_failed_ones_again(tmp_path: Path, bundle_uri: str) -> None:

@@ -30,7 +30,7 @@ def test_the_window_has_room_for_a_part_and_for_every_actor_at_work(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
     plan = make_plan("float32")
-    assert plan.window >= plan.part_rows + 2 * 2 * plan.actors * plan.block_rows
+    assert plan.window >= 2 * (plan.part_rows + 2 * plan.actors * plan.block_rows)
 
 
 def test_one_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_a_run_knows_when_the_newest_row_was_scored(place: str) -> None:
     ]
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     found = record.record_todo(shares(record.manifest(), [index], 8), retry_failed=False)
-    assert times[1] < found.newest < times[1] + timedelta(seconds=1)
+    assert times[1] < found.after < times[1] + timedelta(seconds=1)
 
 
 def test_without_shares_nothing_is_to_do(place: str) -> None:

@@ -199,6 +199,27 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert names(open_store(str(tmp_path / "tree"))) == ["link/a.jpg"]
 
 
+def test_a_folder_that_two_links_lead_to_is_listed_once_and_always_the_same(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"1")
+    (tmp_path / "tree" / "b").mkdir(parents=True)
+    for link in ("c", "a"):
+        (tmp_path / "tree" / link).symlink_to(tmp_path / "real")
+    (tmp_path / "tree" / "b" / "up").symlink_to(tmp_path / "tree")
+    store = open_store(str(tmp_path / "tree"))
+    assert names(store) == ["a/a.jpg"]
+    assert [entry for piece in store.branches() for entry in piece] == list(store.entries())
+
+
+def test_a_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zero.jpg"):
+        with pytest.raises(StoreError, match="a device or a pipe") as error:
+            read_uri(str(tmp_path / name))
+        assert error.value.kind is ErrorKind.NOT_FOUND
+
+
 def test_a_name_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"b\xe4.jpg")).write_bytes(b"1")
     with refused("is not UTF-8; rename", kind=InputError):
@@ -372,20 +393,20 @@ def test_reading_from_a_bucket_that_is_not_there(s3_server: str) -> None:
 def test_reading_a_local_file_that_may_not_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbid(path: Path) -> bytes:
+    def forbid(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", forbid)
+    monkeypatch.setattr(os, "open", forbid)
     assert kind_of(str(tmp_path / "a.jpg")) is ErrorKind.PERMISSION
 
 
 def test_reading_a_local_file_from_a_broken_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path) -> bytes:
+    def fail(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "open", fail)
     assert kind_of(str(tmp_path / "a.jpg")) is ErrorKind.UNREACHABLE
 
 

@@ -157,17 +157,14 @@ def test_shapes_and_dtypes() -> None:
     assert first.images.shape == (4, 3, SIDE, SIDE)
     assert first.images.dtype == torch.uint8
     assert first.labels.dtype == torch.int64
-    assert first.lesions is not None
     assert first.lesions.shape == (4, SIDE // 2, SIDE // 2)
     assert first.lesions.dtype == torch.float32
-    assert first.lesion_weights is not None
     assert first.lesion_weights.tolist() == pytest.approx((first.labels / 10).tolist())
 
 
 def test_a_coarser_side_has_coarser_images_and_lesions() -> None:
     first = next(worker(examples(6)).epoch(0, 8))
     assert first.images.shape == (4, 3, 8, 8)
-    assert first.lesions is not None
     assert first.lesions.shape == (4, 4, 4)
 
 
@@ -186,18 +183,11 @@ def test_an_image_is_cut_to_its_box() -> None:
         examples(2, (1,)),
         canvases=cast("Canvases", Decoded(left_red)),
         boxes=np.array([[0, 4, 16, 20], [16, 4, 32, 20]]),
-        lesions=None,
     )
     made = worker(shown, settings=STILL)
     (left,), ((_, right),) = batches(made), made.held_out(4)
     assert set(left.images[:, 0, :, 1:-1].flatten().tolist()) == {200}
     assert not right[:, 0, :, 1:-1].any()
-
-
-def test_without_lesions_there_are_none() -> None:
-    (only,) = batches(worker(replace(examples(4), lesions=None)))
-    assert only.lesions is None
-    assert only.lesion_weights is None
 
 
 @pytest.mark.parametrize("box", [[0, 0, 64, 64], [8, 4, 56, 44]])
@@ -217,7 +207,6 @@ def test_lesions_are_cut_and_turn_with_their_images(box: list[int]) -> None:
     )
     settings = replace(SETTINGS, batch_size=6, brightness=0.0, colour=0.0)
     (batch,) = batches(worker(shown, settings=settings, backbone=same))
-    assert batch.lesions is not None
     unturned = torch.from_numpy(grid[batch.labels.numpy()]).float()
     for image, lesion, before in zip(batch.images, batch.lesions, unturned, strict=True):
         assert (lesion - image[0] / 255).abs().mean() < 0.02

@@ -69,7 +69,7 @@ def request(drawn: Path, bundle: Path | str, **changes: Any) -> TrainRequest:
     return TrainRequest(*places, settings, masks=f"{drawn}/masks", **changes)
 
 
-def history(bundle: Path, stage: str = "stage1") -> list[dict[str, float]]:
+def history(bundle: Path | str, stage: str = "stage1") -> list[dict[str, float]]:
     entries: list[dict[str, float]] = load_bundle(str(bundle)).training[stage]["history"]
     return entries
 
@@ -179,30 +179,75 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def test_a_run_killed_whole_goes_on_and_says_so(drawn: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(
-        "batch_size = 4\nval_fraction = 0.25\nlearning_rate = 0.02\n"
-    )
-    command = [sys.executable, "-m", "lesioncam", "train", "--images", f"{drawn}/images"]
-    command += ["--labels", f"{drawn}/train.csv", "--bundle", f"{tmp_path}/model"]
-    command += ["--backbone", "tiny", "--epochs", "60,1", "--config", f"{tmp_path}/recipe.toml"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as first:
-        snapshots = "stage1-*/checkpoint_manager_snapshot.json"
-        deadline = time.monotonic() + 180
-        while not list(Path(f"{tmp_path}/model-checkpoints").glob(snapshots)):
-            assert first.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        driver = psutil.Process(first.pid)
-        for process in [*children(driver), driver]:
-            process.kill()
+    command = training(drawn, f"{tmp_path}/model", tmp_path)
+    with started(command, tmp_path / "log") as first:
+        wait_for(tmp_path / "log", "stage 1: epoch", first)
+        kill_all(first)
     assert not (tmp_path / "model" / "bundle.json").exists()
-    again = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "stage 1: going on from the checkpoint after epoch" in again.stderr
+    assert "stage 1: going on from the checkpoint after epoch" in finish(command)
     assert [entry["epoch"] for entry in history(tmp_path / "model")] == list(range(1, 61))
+
+
+def test_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
+    drawn: Path, bucket: str, tmp_path: Path
+) -> None:
+    bundle = f"s3://{bucket}/model"
+    command = training(drawn, bundle, tmp_path)
+    with started(command, tmp_path / "log") as first:
+        wait_for(tmp_path / "log", "stage 1: epoch", first)
+        for process in children(psutil.Process(first.pid)):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+        wait_for(tmp_path / "log", "stage 1: going on from the checkpoint after epoch", first)
+        kill_all(first)
+    with pytest.raises(InputError, match="--bundle"):
+        load_bundle(bundle)
+    assert "stage 1: going on from the checkpoint after epoch" in finish(command)
+    assert [entry["epoch"] for entry in history(bundle)] == list(range(1, 61))
+
+
+def training(drawn: Path, bundle: str, folder: Path) -> list[str]:
+    """A command that trains for long enough to be disturbed."""
+    recipe = "batch_size = 4\nval_fraction = 0.25\nlearning_rate = 0.02\n"
+    (folder / "recipe.toml").write_text(recipe)
+    command = [sys.executable, "-m", "lesioncam", "train", "--images", f"{drawn}/images"]
+    command += ["--labels", f"{drawn}/train.csv", "--bundle", bundle]
+    return [
+        *command, "--backbone", "tiny", "--epochs", "60,1", "--config", f"{folder}/recipe.toml"
+    ]  # fmt: skip
+
+
+def started(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("w") as said:
+        return subprocess.Popen(command, env=without_cluster(), stderr=said)
+
+
+def finish(command: list[str]) -> str:
+    """Run a command to its end; returns what it said."""
+    run = subprocess.run(
+        command, env=without_cluster(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stderr
+
+
+def without_cluster() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def wait_for(log: Path, line: str, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a process has said it."""
+    deadline = time.monotonic() + 240
+    while line not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def kill_all(run: "subprocess.Popen[bytes]") -> None:
+    driver = psutil.Process(run.pid)
+    for process in [*children(driver), driver]:
+        process.kill()
 
 
 def test_the_same_command_goes_on_from_finished_stages(
