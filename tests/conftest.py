@@ -17,9 +17,11 @@ from lesioncam.settings import CropRule
 from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
 from lesioncam.storage.store import s3_client
 from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from tests.faults.proxy import Proxy
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 SECRET = "wJalrXUtnFEMI-a-secret"
+BODY = bytes(range(256)) * 400  # of the object in the bucket that `proxy` stands before
 SHARED = Path(__file__).parents[2] / "shared"
 
 needs_shared = pytest.mark.skipif(
@@ -76,6 +78,19 @@ def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
     name = f"bucket-{abs(hash(request.node.nodeid)) % 10**10}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def proxy(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the S3 server, whose misdeeds clients do not wait for; `a.png` is `BODY`."""
+    boto3.client("s3").put_object(Bucket=bucket, Key="a.png", Body=BODY)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
+    monkeypatch.setattr("lesioncam.storage.store._PAUSES", (0, 0, 0, 0))
+    with Proxy(s3_server) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        s3_client.cache_clear()
+        yield server
+    s3_client.cache_clear()
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def fetch_and_decode(table: pa.Table, canvas_side: int, window: Any) -> pa.Table
     def one(place: int, uri: str, size: int | None) -> dict[str, Any]:
         try:
             with _LARGE_ONE if (size or 0) > _LARGE else nullcontext():
-                decoded = _DECODERS.decode(_fetch(uri, size), canvas_side)
+                decoded = _DECODERS.decode(fetch(uri, size), canvas_side)
         except (StoreError, DecodeError) as error:
             width, height = getattr(error, "size", None) or (None, None)
             return {
@@ -75,7 +75,17 @@ def fetch_and_decode(table: pa.Table, canvas_side: int, window: Any) -> pa.Table
     return table.append_column("canvas", pixel_column(canvases))
 
 
-def _fetch(uri: str, size: int | None) -> bytes:
+def fetch(uri: str, size: int | None) -> bytes:
+    """Read a listed file whole.
+
+    Args:
+        uri: of the file.
+        size: in bytes, as it was listed; None if it could not be found out.
+
+    Raises:
+        StoreError: what was listed and is not there is `unreachable`, as it may come back; likewise
+            what comes shorter than it is. `too_large` for more than `MAX_BYTES`.
+    """
     if size is not None and size > MAX_BYTES:
         limit = f"{MAX_BYTES / 2**30:g} GiB"
         raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")

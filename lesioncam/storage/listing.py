@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
@@ -210,7 +209,8 @@ def write_manifest(entries: Iterable[Entry], store: Store) -> int:
     remaining = iter(entries)
     rows = 0
     while chunk := list(islice(remaining, MANIFEST_ROWS)):
-        columns = [list(column) for column in zip(*map(astuple, chunk), strict=True)]
+        values = ((e.uri, e.size, e.etag, e.last_modified) for e in chunk)
+        columns = [list(column) for column in zip(*values, strict=True)]
         table = pa.Table.from_arrays(
             [
                 pa.array(range(rows, rows + len(chunk)), pa.int64()),

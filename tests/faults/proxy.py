@@ -145,6 +145,20 @@ def sometimes(misdeed: Misdeed, share: float, seed: int, *, images_only: bool = 
     return act
 
 
+def times(misdeed: Misdeed, count: int) -> tuple[Misdeed, list[str]]:
+    """Do it so often, then no more; and what was asked so far."""
+    asked: list[str] = []
+
+    def act(exchange: Exchange) -> None:
+        asked.append(exchange.command)
+        if len(asked) <= count:
+            misdeed(exchange)
+        else:
+            exchange.pass_on()
+
+    return act, asked
+
+
 def slow_down(exchange: Exchange) -> None:
     """503, as a store answers that is asked too much."""
     exchange.refuse(503, "SlowDown")

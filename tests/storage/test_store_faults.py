@@ -1,44 +1,12 @@
 """Reading through a server that fails: what passes is read all the same, what lasts is told."""
 
-from collections.abc import Iterator
-
-import boto3
 import pytest
-from botocore.retries.standard import ExponentialBackoff
 
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.store import StoreError, read_uri, s3_client
+from lesioncam.storage.store import StoreError, read_uri
+from tests.conftest import BODY
 from tests.faults import proxy as proxies
-from tests.faults.proxy import Exchange, Misdeed, Proxy
-
-BODY = bytes(range(256)) * 400
-
-
-@pytest.fixture
-def proxy(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    boto3.client("s3").put_object(Bucket=bucket, Key="a.png", Body=BODY)
-    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
-    monkeypatch.setattr("lesioncam.storage.store._PAUSES", (0, 0, 0, 0))
-    with Proxy(s3_server) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        s3_client.cache_clear()
-        yield server
-    s3_client.cache_clear()
-
-
-def times(misdeed: Misdeed, count: int) -> tuple[Misdeed, list[str]]:
-    """Do it so often, then no more; and what was asked."""
-    asked: list[str] = []
-
-    def act(exchange: Exchange) -> None:
-        asked.append(exchange.command)
-        if len(asked) <= count:
-            misdeed(exchange)
-        else:
-            exchange.pass_on()
-
-    return act, asked
-
+from tests.faults.proxy import Exchange, Misdeed, Proxy, times
 
 FAULTS = [proxies.slow_down, proxies.denied, proxies.reset, proxies.cut_short, proxies.away]
 
