@@ -12,7 +12,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -75,8 +75,9 @@ def watched_disk() -> Iterator[Callable[[], float]]:
     def watch() -> None:
         nonlocal most
         while not over.wait(0.2):
-            files = Path(gettempdir()).glob("lesioncam-*/*")
-            most = max(most, sum(f.stat().st_size for f in files if f.exists()) / 2**20)
+            with suppress(FileNotFoundError):  # one that was taken meanwhile
+                files = Path(gettempdir()).glob("lesioncam-*/*")
+                most = max(most, sum(file.stat().st_size for file in files) / 2**20)
 
     watcher = threading.Thread(target=watch)
     watcher.start()

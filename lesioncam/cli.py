@@ -106,7 +106,7 @@ def _add_train(verbs: Any) -> None:
     )
     parser.add_argument("--backbone", help="vgg16, vgg11 or tiny (vgg16)")
     parser.add_argument(
-        "--epochs", type=_epochs, metavar="N[,M]", help="of stage 1 and stage 2 (15,8)"
+        "--epochs", type=_epochs, metavar="N[,M]", help="of stage 1 and stage 2 (15,12)"
     )
     parser.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="Ray Train workers (%(default)s)"

@@ -68,7 +68,8 @@ class TrainSettings:
         stage2_epochs: passes over their crops for stage 2.
         stage2_start: the weights stage 2 starts from: `weights`, where stage 1 started from (its
             best ones where no weights are loaded), or `stage1`, its best ones, as in the paper.
-        coarse_share: the share of a stage's epochs, from the first, that learn from coarse images.
+        coarse_share: the share of a stage's epochs, from the first, that learn from coarse images;
+            the last never does.
         coarse_scale: their side, as a fraction of the input side. At 4/7 an epoch takes a third of
             the time.
         batch_size: images a step, over all workers together.

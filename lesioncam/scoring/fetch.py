@@ -19,9 +19,9 @@ from lesioncam.storage.store import StoreError, open_store, read_uri, stat_uri
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoders
 
-MAX_BYTES = 2**30  # of a source file; larger ones are not fetched
+MAX_BYTES = 2**30  # of a source file; larger ones are not read
 _FETCH_THREADS = 8
-_LARGE = 2**26  # bytes; of larger files a worker has one in memory at a time
+_LARGE = 2**26  # bytes; of files listed larger a worker has one in memory at a time
 _LARGE_ONE = threading.Lock()
 _READS = 3  # of a file that comes shorter than it is
 _DECODERS = Decoders(2)  # of one worker process: decodes take the memory
@@ -86,12 +86,9 @@ def fetch(uri: str, size: int | None) -> bytes:
         StoreError: what was listed and is not there is `unreachable`, as it may come back; likewise
             what comes shorter than it is. `too_large` for more than `MAX_BYTES`.
     """
-    if size is not None and size > MAX_BYTES:
-        limit = f"{MAX_BYTES / 2**30:g} GiB"
-        raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
     try:
         for _ in range(_READS):
-            data = read_uri(uri)
+            data = read_uri(uri, MAX_BYTES)
             # One that was replaced is scored as it is now; its row keeps the version that was
             # listed, so that the next run does it again. Else it was cut short on the way.
             if size is None or len(data) == size or len(data) == stat_uri(uri).size:

@@ -4,6 +4,7 @@ A run that went on without its store would turn every image into a failed row.
 """
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from lesioncam.errors import RunBroke
@@ -30,15 +31,18 @@ class Outage:
         self._record = record
         self._failures, self._allowed = 0, FAILURES
 
-    def check(self, outcome: str, count: int) -> None:
-        """Count images with an outcome: `ok` or an error kind.
+    def check(self, part: Mapping[str, int]) -> None:
+        """Count a part's images by their outcomes: `ok` or an error kind.
 
         Raises:
             RunBroke: the store is out of reach.
         """
-        self._failures = self._failures + count if outcome in TRANSIENT_KINDS else 0
+        self._failures = (
+            self._failures + sum(part.values()) if part.keys() <= TRANSIENT_KINDS else 0
+        )
         if self._failures < self._allowed:
             return
+        outcome = max(part, key=lambda kind: part[kind])
         with ThreadPoolExecutor(_SAMPLE) as threads:
             if not any(threads.map(_answers, self._record.sample(_SAMPLE))):
                 raise RunBroke(

@@ -164,8 +164,10 @@ class _Run:
         outage = Outage(self.record)
         parts = scored_parts(self.record, todo, self.bundle, self.plan, self.results)
         for receipt in parts.iter_rows():
-            self.progress.add(receipt["outcome"], receipt["count"])
-            outage.check(receipt["outcome"], receipt["count"])
+            part = dict(zip(receipt["outcomes"], receipt["counts"], strict=True))
+            for outcome, count in part.items():
+                self.progress.add(outcome, count)
+            outage.check(part)
             lease.check()
 
     def _asked(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def write_part(table: pa.Table, output: str, run_id: str, window: Any) -> pa.Tab
     own file. Makes room in the window for as many images.
 
     Returns:
-        A table of `outcome` (`ok`, or the error kind) and `count`.
+        A table of one row: the part's `outcomes` (`ok`, or the error kind) and their `counts`.
     """
     first, count = extent_of(table)
     rows = table.drop_columns("row")
@@ -25,5 +25,6 @@ def write_part(table: pa.Table, output: str, run_id: str, window: Any) -> pa.Tab
     check_holder(results.store, run_id)
     results.write_part(f"part-{run_id}-{first:09d}.parquet", rows)
     window.leave.remote(first, count)
-    outcomes = pc.value_counts(pc.coalesce(rows["error_kind"], rows["status"]))
-    return pa.table({"outcome": outcomes.field("values"), "count": outcomes.field("counts")})
+    found = pc.value_counts(pc.coalesce(rows["error_kind"], rows["status"]))
+    outcomes, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()
+    return pa.table({"outcomes": [outcomes], "counts": [counts]})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
@@ -371,18 +371,21 @@ def open_store(uri: str) -> Store:
     return LocalStore(uri)
 
 
-def read_uri(uri: str) -> bytes:
+def read_uri(uri: str, most: int | None = None) -> bytes:
     """Read one file or object by its `uri`.
 
+    Args:
+        uri: of the file or object.
+        most: bytes that it may have; None for any number.
+
     Raises:
-        StoreError: with kind `not_found`, `permission` or `unreachable`.
+        StoreError: with kind `not_found`, `permission`, `unreachable` or `too_large`.
     """
     if uri.startswith("s3://"):
-        return _read_s3(*split_s3(uri))
+        return _read_s3(*split_s3(uri), most)
     try:
         with open(local_path(uri), "rb", opener=_at_once) as file:
-            if not S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise StoreError(ErrorKind.NOT_FOUND, "a device or a pipe, not a file")
+            _check_size(_regular(os.fstat(file.fileno())).st_size, most)
             return file.read()
     except (OSError, ValueError) as error:
         raise _local_error(error) from error
@@ -430,11 +433,24 @@ def stat_uri(uri: str) -> Entry:
 def stat_local(path: str) -> Entry:
     """What a listing shows of a local file; `StoreError` as in `read_uri`."""
     try:
-        stat = Path(path).stat()
+        stat = _regular(Path(path).stat())
     except (OSError, ValueError) as error:
         raise _local_error(error) from error
     modified = datetime.fromtimestamp(stat.st_mtime_ns // 1000 / 1e6, UTC)
     return Entry(path, stat.st_size, None, modified)
+
+
+def _regular(stat: os.stat_result) -> os.stat_result:
+    """The same; a device or a pipe may never end, or hang whoever reads it."""
+    if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+        raise StoreError(ErrorKind.NOT_FOUND, "a device or a pipe, not a file")
+    return stat
+
+
+def _check_size(size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        limit = f"{most / 2**30:g} GiB"
+        raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -503,7 +519,7 @@ def _arrow_like(client: "S3Client") -> pyarrow.fs.FileSystem:
     )
 
 
-def _read_s3(bucket: str, key: str) -> bytes:
+def _read_s3(bucket: str, key: str, most: int | None = None) -> bytes:
     """Read an object.
 
     boto3 repeats a failed request by itself, but not a body that breaks off, nor a refusal; stores
@@ -517,6 +533,7 @@ def _read_s3(bucket: str, key: str) -> bytes:
             if _code_of(error) not in _REFUSED_UNDER_LOAD:
                 raise failure from error
         else:
+            _check_size(answer["ContentLength"], most)
             try:
                 data = answer["Body"].read()
                 if len(data) == answer["ContentLength"]:
@@ -546,9 +563,7 @@ def _s3_error(error: Exception) -> StoreError:
     if isinstance(error, ParamValidationError):
         return StoreError(ErrorKind.NOT_FOUND, "not a possible name of an object or bucket")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return StoreError(
-            ErrorKind.PERMISSION, "no AWS credentials found; set them up as for the aws command"
-        )
+        return StoreError(ErrorKind.PERMISSION, _NO_CREDENTIALS)
     return StoreError(ErrorKind.UNREACHABLE, f"the store cannot be reached: {type(error).__name__}")
 
 

@@ -1,12 +1,15 @@
 """Fetch: what is read of a listed object, and what becomes of one that cannot be; without Ray."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from lesioncam.schema import ErrorKind
-from lesioncam.scoring.fetch import MAX_BYTES, fetch, pixel_column, pixels_of
-from lesioncam.storage.store import StoreError
+from lesioncam.scoring.fetch import fetch, pixel_column, pixels_of
+from lesioncam.storage.store import StoreError, open_store
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Misdeed, Proxy, times
@@ -43,12 +46,25 @@ def test_what_was_listed_and_is_not_there_may_come_back(
     assert error.value.kind is kind
 
 
-def test_a_file_too_large_is_not_fetched(proxy: Proxy, bucket: str) -> None:
-    proxy.misdeed, asked = times(proxies.away, 0)
-    with pytest.raises(StoreError, match="the limit is 1 GiB") as error:
-        fetch(f"s3://{bucket}/a.png", MAX_BYTES + 1)
+@pytest.mark.parametrize("size", [len(BODY), 5, None])
+@pytest.mark.parametrize("place", ["s3", "local"])
+def test_a_file_too_large_is_not_read(
+    proxy: Proxy, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    size: int | None, place: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("lesioncam.scoring.fetch.MAX_BYTES", len(BODY) - 1)
+    (tmp_path / "a.png").write_bytes(BODY)
+    with pytest.raises(StoreError, match="the limit is") as error:
+        fetch(f"s3://{bucket}/a.png" if place == "s3" else str(tmp_path / "a.png"), size)
     assert error.value.kind is ErrorKind.TOO_LARGE
-    assert not asked
+
+
+def test_a_pipe_that_was_listed_is_not_there_for_good(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (entry,) = open_store(str(tmp_path)).entries()
+    with pytest.raises(StoreError, match="a device or a pipe") as error:
+        fetch(entry.uri, entry.size)
+    assert error.value.kind is ErrorKind.NOT_FOUND
 
 
 def test_pixels_come_back_from_their_column() -> None:

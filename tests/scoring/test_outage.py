@@ -21,15 +21,15 @@ def test_failures_in_a_row_end_the_run_where_nothing_can_be_read(
     tmp_path: Path, unreachable: str
 ) -> None:
     outage = outage_of(tmp_path, [f"{unreachable}/{number}.jpg" for number in range(20)])
-    outage.check(ErrorKind.UNREACHABLE, FAILURES - 1)
+    outage.check({ErrorKind.UNREACHABLE: FAILURES - 1})
     with pytest.raises(RunBroke, match=rf"out of reach \(unreachable\): {FAILURES} images in a"):
-        outage.check(ErrorKind.UNREACHABLE, 1)
+        outage.check({ErrorKind.UNREACHABLE: 1})
 
 
 def test_they_end_it_where_all_that_was_listed_is_gone(tmp_path: Path) -> None:
     outage = outage_of(tmp_path, [str(tmp_path / "gone" / f"{number}.jpg") for number in range(20)])
     with pytest.raises(RunBroke, match="out of reach"):
-        outage.check(ErrorKind.UNREACHABLE, FAILURES)
+        outage.check({ErrorKind.UNREACHABLE: FAILURES})
 
 
 def test_they_do_not_where_others_can_be_read(
@@ -37,10 +37,10 @@ def test_they_do_not_where_others_can_be_read(
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"1")
     outage = outage_of(tmp_path, [str(tmp_path / "a.jpg")])
-    outage.check(ErrorKind.PERMISSION, FAILURES)
+    outage.check({ErrorKind.PERMISSION: FAILURES})
     assert f"{FAILURES} images in a row could not be read (permission), others can" in caplog.text
     assert "a.jpg" not in caplog.text
-    outage.check(ErrorKind.PERMISSION, 2 * FAILURES - 1)
+    outage.check({ErrorKind.PERMISSION: 2 * FAILURES - 1})
 
 
 @pytest.mark.parametrize("between", [Status.OK, ErrorKind.TRUNCATED, ErrorKind.NOT_FOUND])
@@ -49,7 +49,19 @@ def test_an_answer_of_the_store_in_between_starts_the_count_again(
 ) -> None:
     outage = outage_of(tmp_path, [f"{unreachable}/a.jpg"])
     for _ in range(3):
-        outage.check(ErrorKind.UNREACHABLE, FAILURES - 1)
-        outage.check(between, 1)
+        outage.check({ErrorKind.UNREACHABLE: FAILURES - 1})
+        outage.check({between: 1})
     with pytest.raises(RunBroke):
-        outage.check(ErrorKind.UNREACHABLE, FAILURES)
+        outage.check({ErrorKind.UNREACHABLE: FAILURES})
+
+
+@pytest.mark.parametrize("read", [Status.OK, ErrorKind.TRUNCATED])
+def test_a_part_with_any_image_that_was_read_is_no_outage(
+    tmp_path: Path, unreachable: str, read: str
+) -> None:
+    outage = outage_of(tmp_path, [f"{unreachable}/a.jpg"])
+    outage.check({read: 1, ErrorKind.PERMISSION: 2047})
+    outage.check({ErrorKind.PERMISSION: 2047, read: 1})
+    half = FAILURES // 2
+    with pytest.raises(RunBroke):
+        outage.check({ErrorKind.PERMISSION.value: half, ErrorKind.UNREACHABLE.value: half})
