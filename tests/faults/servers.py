@@ -19,6 +19,8 @@ from moto.server import ThreadedMotoServer
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_ATTEMPTS = 4
+_PATIENCE = 60  # seconds
 KEY = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test-secret",
@@ -45,7 +47,25 @@ def weed() -> str | None:
 
 @contextmanager
 def seaweedfs() -> Iterator[str]:
-    """A SeaweedFS server with its S3 gateway, its data in a temporary directory."""
+    """A SeaweedFS server with its S3 gateway, its data in a temporary directory.
+
+    Its ports are free when they are chosen, but may be taken before it has them; then it is started
+    anew.
+    """
+    for _ in range(_ATTEMPTS):
+        with TemporaryDirectory(prefix="weed-") as folder:
+            url, server = _start_weed(Path(folder))
+            try:
+                if _answers_in_time(url, server):
+                    yield url
+                    return
+            finally:
+                server.kill()
+                server.wait()
+    raise RuntimeError(f"SeaweedFS did not answer, started {_ATTEMPTS} times")
+
+
+def _start_weed(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
     program = weed()
     assert program is not None
     identity = {
@@ -56,25 +76,18 @@ def seaweedfs() -> Iterator[str]:
         "actions": ["Admin", "Read", "Write", "List"],
     }
     ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
-    with TemporaryDirectory(prefix="weed-") as folder:
-        config = Path(folder, "s3.json")
-        config.write_text(json.dumps({"identities": [identity]}))
-        flags = [f"-{name}.port={port}" for name, port in ports.items() if name != "s3"]
-        flags += [f"-{name}.port.grpc={_free_port()}" for name in ("master", "volume", "filer")]
-        server = subprocess.Popen(
-            [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={config}",
-             f"-s3.port={ports['s3']}", f"-s3.port.grpc={_free_port()}", "-volume.max=20",
-             "-master.volumeSizeLimitMB=64", *flags],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        url = f"http://127.0.0.1:{ports['s3']}"
-        try:
-            _wait(url, server)
-            yield url
-        finally:
-            server.kill()
-            server.wait()
+    config = folder / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    flags = [f"-{name}.port={port}" for name, port in ports.items() if name != "s3"]
+    flags += [f"-{name}.port.grpc={_free_port()}" for name in ("master", "volume", "filer")]
+    server = subprocess.Popen(
+        [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={config}",
+         f"-s3.port={ports['s3']}", f"-s3.port.grpc={_free_port()}", "-volume.max=20",
+         "-master.volumeSizeLimitMB=64", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return f"http://127.0.0.1:{ports['s3']}", server
 
 
 def client(url: str) -> "S3Client":
@@ -88,12 +101,13 @@ def client(url: str) -> "S3Client":
     )
 
 
-def _wait(url: str, server: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 90
-    while not _answers(url):
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("SeaweedFS does not answer")
+def _answers_in_time(url: str, server: "subprocess.Popen[bytes]") -> bool:
+    deadline = time.monotonic() + _PATIENCE
+    while server.poll() is None and time.monotonic() < deadline:
+        if _answers(url):
+            return True
         time.sleep(0.5)
+    return False
 
 
 def _answers(url: str) -> bool:
