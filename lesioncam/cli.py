@@ -150,6 +150,12 @@ def _add_score(verbs: Any) -> None:
         default="auto",
         help="of the convolutions; auto is what the hardware computes in natively (%(default)s)",
     )
+    parser.add_argument(
+        "--gpus",
+        type=_natural,
+        metavar="N",
+        help="to use at most, also some that the cluster has to start first (those it has)",
+    )
     parser.set_defaults(verb=_score)
 
 
@@ -238,6 +244,7 @@ def _score(flags: argparse.Namespace) -> int:
             max_failed_fraction=flags.max_failed_fraction,
             limit=flags.limit,
             precision=flags.precision,
+            gpus=flags.gpus,
         )
     )
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary["failed_by_kind"].items())
@@ -316,8 +323,18 @@ def _epochs(text: str) -> tuple[int, int]:
 
 
 def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return _whole(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least {least}, got {text!r}"
+        )
     return int(text)
 
 

@@ -1,16 +1,82 @@
-"""Which Ray a verb runs on: the cluster that `RAY_ADDRESS` names, else one of its own."""
+"""Which Ray a verb runs on: the cluster that `RAY_ADDRESS` names, else one of its own.
+
+And what that has to offer.
+"""
 
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
+import torch
+from ray.util import placement_group, remove_placement_group
 
 from lesioncam.errors import InputError
+
+_PATIENCE = 900  # seconds a cluster that scales itself has for a node that is waited for
+
+log = logging.getLogger("lesioncam")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the nodes of a cluster have.
+
+    Attributes:
+        cpus: in all.
+        gpus: in all.
+        node_cpus: of the largest node.
+        gpu_node_cpus: of the largest node with a GPU, for each of its GPUs; 0 without GPUs.
+    """
+
+    cpus: float
+    gpus: int
+    node_cpus: float
+    gpu_node_cpus: float
+
+
+def capacity() -> Capacity:
+    """Look at the cluster this process is connected to."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpu = [node for node in nodes if node.get("GPU")]
+    return Capacity(
+        cpus=sum(node.get("CPU", 0.0) for node in nodes),
+        gpus=int(sum(node["GPU"] for node in with_gpu)),
+        node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
+        gpu_node_cpus=max((node.get("CPU", 0.0) / node["GPU"] for node in with_gpu), default=0.0),
+    )
+
+
+def await_resources(bundles: list[dict[str, float]], what: str) -> bool:
+    """Ask the cluster for these resources, and wait for as long as it may take to start a node.
+
+    Args:
+        bundles: each must fit on one node.
+        what: their name for the log.
+
+    Returns:
+        Whether they are there; a Ray of this program's own cannot grow, and says so at once.
+    """
+    group = placement_group(bundles)
+    try:
+        if group.wait(5):
+            return True
+        if not os.environ.get("RAY_ADDRESS"):
+            return False
+        log.info("waiting for %s, which the cluster has to start first", what)
+        return bool(group.wait(_PATIENCE))
+    finally:
+        remove_placement_group(group)
+
+
+def device_here() -> torch.device:
+    """Where this task or actor computes: on the GPU that Ray gave it, if torch can use that."""
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -17,12 +17,12 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from lesioncam import __version__
-from lesioncam.cluster import connected
+from lesioncam.cluster import capacity, connected
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import Status
 from lesioncam.scoring.fetch import fetch_and_decode, read_todo
 from lesioncam.scoring.outage import Outage
-from lesioncam.scoring.plan import Plan, make_plan
+from lesioncam.scoring.plan import Plan, check_cpus, make_plan
 from lesioncam.scoring.progress import Progress
 from lesioncam.scoring.stages import Classify, Compute, Localise
 from lesioncam.scoring.window import open_window
@@ -53,6 +53,7 @@ class ScoreRequest:
         max_failed_fraction: the share of the listed images that may fail, or None for any.
         limit: only the first so many images of the listing, or None for all.
         precision: `auto`, `float32` or `bfloat16`.
+        gpus: to use at most, also some that the cluster has to start; None for those it has.
     """
 
     images: str
@@ -62,6 +63,7 @@ class ScoreRequest:
     max_failed_fraction: float | None = None
     limit: int | None = None
     precision: str = "auto"
+    gpus: int | None = None
 
 
 def score(request: ScoreRequest) -> dict[str, Any]:
@@ -110,7 +112,15 @@ class _Run:
     ):
         self.request, self.bundle, self.results = request, bundle, results
         self.record = record
-        self.plan = make_plan(request.precision)
+        cluster = capacity()
+        if cluster.cpus:  # else it has its first node yet to start
+            check_cpus(cluster)
+        self.asked = {
+            **asdict(request),
+            "model": bundle.digest,
+            "lesioncam_version": __version__,
+            "started_at": datetime.now(UTC).isoformat(),
+        }
         self.progress = Progress(record)
 
     def score(self, listing: Listing, entries: Iterator[Entry], lease: Lease) -> dict[str, Any]:
@@ -118,7 +128,7 @@ class _Run:
         started = time.monotonic()
         record, results = self.record, self.results
         results.recover()
-        record.write("run", self._asked())
+        record.write("run", self.asked)
         rows = record.record_listing(entries)
         results.begin()
         shares = results.shares(results.sizes(), record.manifest(), rows)
@@ -160,24 +170,17 @@ class _Run:
         self.progress.close()
 
     def _score_left(self, todo: Todo, lease: Lease) -> None:
+        plan = make_plan(self.request.gpus, self.request.precision, todo.left)
+        self.record.write("run", self.asked | {"plan": asdict(plan)})
         self.progress.begin(todo.left)
         outage = Outage(self.record)
-        parts = scored_parts(self.record, todo, self.bundle, self.plan, self.results)
+        parts = scored_parts(self.record, todo, self.bundle, plan, self.results)
         for receipt in parts.iter_rows():
             part = dict(zip(receipt["outcomes"], receipt["counts"], strict=True))
             for outcome, count in part.items():
                 self.progress.add(outcome, count)
             outage.check(part)
             lease.check()
-
-    def _asked(self) -> dict[str, Any]:
-        return {
-            **asdict(self.request),
-            "model": self.bundle.digest,
-            "plan": asdict(self.plan),
-            "lesioncam_version": __version__,
-            "started_at": datetime.now(UTC).isoformat(),
-        }
 
     def _summary(self, tally: Tally) -> dict[str, Any]:
         """The outcome, and what is in the Parquet."""
@@ -202,7 +205,7 @@ def scored_parts(
 ) -> ray.data.Dataset:
     """The pipeline from what is left to do to receipts of written parts; nothing runs yet."""
     settings = bundle.settings
-    compute = Compute(plan.device, plan.precision, plan.threads, plan.batch_size)
+    compute = Compute(plan.precision, plan.threads, plan.batch_size)
     stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
     files = [{"name": name} for name in record.todo.names()]
     window = open_window(plan.window)

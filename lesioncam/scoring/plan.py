@@ -1,12 +1,18 @@
-"""Plan: how many actors of what size, chosen from what the cluster has."""
+"""Plan: how many actors of what size, from what the cluster has and how much there is to do."""
 
+import logging
+import math
 from dataclasses import dataclass
 
 import ray
-import torch
 
-from lesioncam.errors import InputError
+from lesioncam.cluster import Capacity, await_resources, capacity, device_here
+from lesioncam.errors import InputError, RunBroke
 from lesioncam.vision.network import native_precision
+
+_WORTH_A_NODE = 50_000  # images left for which another node with a GPU is started
+
+log = logging.getLogger("lesioncam")
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Plan:
         part_rows: images that become durable together, as one part file.
         window: images that may be fetched and not yet durable: what a killed run repeats at most.
         precision: of the convolutions, `float32` or `bfloat16`.
+        device: what the actors compute on, `cuda` or `cpu`.
     """
 
     actors: int
@@ -38,34 +45,63 @@ class Plan:
     part_rows: int
     window: int
     precision: str
-
-    @property
-    def device(self) -> str:
-        """Where the actors compute."""
-        return "cuda" if self.actor_gpus else "cpu"
+    device: str
 
 
-def make_plan(precision: str) -> Plan:
-    """Plan for the Ray this process is connected to.
+def check_cpus(cluster: Capacity) -> None:
+    """Refuse a cluster on which nothing could be scored.
 
-    With GPUs: on each, one actor of each stage, and decoding on all CPUs. Without: the CPUs are
-    divided between the two stages, which cost the same, one thread an actor. Under way are a part
-    that is written and one that fills up, for each actor a block at work and one that waits, and,
-    where decoding is what the networks wait for, a block in each decode task.
+    Raises:
+        InputError: it has a single CPU.
+    """
+    if cluster.cpus < 2:  # Ray Data's own tasks take one of them whole, beside the actors
+        raise InputError(f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs at least two")
+
+
+def make_plan(gpus: int | None, precision: str, left: int) -> Plan:
+    """Plan for the Ray this process is connected to; waits for its first node if it has none.
 
     Args:
+        gpus: to use at most, also some that the cluster has to start first; one such is worth it
+            for every 50,000 images. None for those that are there.
         precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
+        left: images to score.
 
     Raises:
         InputError: the cluster has a single CPU.
+        RunBroke: it started no node in time.
     """
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    if cpus < 2:  # Ray Data's own tasks take one of them whole, beside the actors
-        raise InputError("the Ray cluster has one CPU; scoring needs at least two")
-    if precision == "auto":
-        probe = ray.remote(num_cpus=0.1, num_gpus=0.01 if gpus else 0)(_native)
-        precision = ray.get(probe.remote("cuda" if gpus else "cpu"))
+    here = capacity().gpus
+    used = here if gpus is None else min(gpus, max(here, math.ceil(left / _WORTH_A_NODE)))
+    needed = {"CPU": 0.1} | ({"GPU": 0.01} if used else {})
+    if not await_resources([needed], "a GPU" if used else "a CPU"):
+        raise RunBroke(
+            f"no node with a {'GPU' if used else 'CPU'} came; run the same command again"
+        )
+    cluster = capacity()
+    check_cpus(cluster)
+    device, native = _hardware(used > 0)
+    if used and device == "cpu":
+        log.warning("torch can use no GPU of this cluster; the networks run on its CPUs")
+    return plan_for(cluster, used, native if precision == "auto" else precision, device)
+
+
+def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
+    """The plan for a cluster.
+
+    With GPUs: on each, one actor of each stage, and decoding on all CPUs, those counted that come
+    with GPUs yet to be started. Without: the CPUs are divided between the two stages, which cost
+    the same, one thread an actor. Under way are a part that is written and one that fills up, for
+    each actor a block at work and one that waits, and, where decoding is what the networks wait
+    for, a block in each decode task.
+
+    Args:
+        cluster: what it has.
+        gpus: to use.
+        precision: `float32` or `bfloat16`.
+        device: `cuda` or `cpu`.
+    """
+    cpus = int(cluster.cpus + max(0, gpus - cluster.gpus) * cluster.gpu_node_cpus)
     if gpus:
         decode_cpus = min(1.0, cpus / 4)
         return Plan(
@@ -79,6 +115,7 @@ def make_plan(precision: str) -> Plan:
             part_rows=2048,
             window=2 * 2048 + 256 * (4 * gpus + int(cpus / decode_cpus)),
             precision=precision,
+            device=device,
         )
     actors = cpus // 2
     return Plan(
@@ -92,8 +129,22 @@ def make_plan(precision: str) -> Plan:
         part_rows=128,
         window=2 * 128 + 64 * 4 * actors,
         precision=precision,
+        device=device,
     )
 
 
-def _native(device: str) -> str:
-    return native_precision(torch.device(device))
+def _hardware(gpu: bool) -> tuple[str, str]:
+    """What an actor computes on, asked on a node of the cluster, and in what precision natively.
+
+    Where this machine is the whole cluster it need not ask another process, which would first have
+    to load torch.
+    """
+
+    def ask() -> tuple[str, str]:
+        device = device_here()
+        return device.type, native_precision(device)
+
+    if not gpu and sum(node["Alive"] for node in ray.nodes()) == 1:
+        return ask()
+    found: tuple[str, str] = ray.get(ray.remote(num_cpus=0.1, num_gpus=0.01 * gpu)(ask).remote())
+    return found

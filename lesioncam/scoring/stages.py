@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lesioncam import __version__
+from lesioncam.cluster import device_here
 from lesioncam.schema import (
     BOX_COLUMNS,
     MANIFEST_SCHEMA,
@@ -32,19 +33,19 @@ from lesioncam.vision.network import VGGGAP, prepare_for_inference
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how an actor runs its network."""
+    """How an actor runs its network."""
 
-    device: str
     precision: str
     threads: int
     batch_size: int
 
     def load(self, settings: ModelSettings, state: ray.ObjectRef) -> VGGGAP:
         """The network of one stage, ready for inference in this process."""
-        if self.device == "cpu":
+        device = device_here()
+        if device.type == "cpu":
             torch.set_num_threads(self.threads)
         network = load_network(settings, ray.get(state))
-        return prepare_for_inference(network, torch.device(self.device), self.precision)
+        return prepare_for_inference(network, device, self.precision)
 
     def batch(self, column: pa.ChunkedArray, side: int) -> tuple[Tensor, int]:
         """A pixel column as (batch_size, 3, side, side) on the device, and how many are real.
@@ -55,7 +56,7 @@ class Compute:
         pixels = pixels_of(column, side)
         batch = np.zeros((self.batch_size, side, side, 3), np.uint8)
         batch[: len(pixels)] = pixels
-        return to_channels_first(torch.from_numpy(batch)).to(self.device), len(pixels)
+        return to_channels_first(torch.from_numpy(batch)).to(device_here()), len(pixels)
 
 
 class Localise:

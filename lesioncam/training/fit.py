@@ -1,6 +1,7 @@
 """Fit: one stage on Ray Train, from its last checkpoint if there is one."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def fit(
         with job.board.logged(record.take), _own_interrupts():
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        cause = " ".join(str(error).split())[:300]
+        cause = _last_words(error)
         raise RunBroke(f"{job.stage} broke off, run the same command again: {cause}") from error
     if result.checkpoint is None:
         raise RunBroke(f"{job.stage} ended without a checkpoint; run the same command again")
@@ -91,6 +92,12 @@ def _own_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, ours)
+
+
+def _last_words(error: Exception) -> str:
+    """The last line of a traceback that has come through processes of Ray, without its colours."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in str(error).splitlines()]
+    return next((line.strip() for line in reversed(lines) if line.strip(" ^~")), "")[:300]
 
 
 def remove_checkpoints(storage: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lesioncam import __version__
-from lesioncam.cluster import connected
+from lesioncam.cluster import await_resources, capacity, connected
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import Bundle, ModelSettings, bundle_exists, save_bundle
@@ -321,18 +321,22 @@ def make_workers(request: TrainRequest) -> Workers:
     """Divide the cluster between the workers.
 
     Raises:
-        InputError: `--gpu` where there are fewer GPUs than workers.
+        InputError: `--gpu` where there are fewer GPUs than workers, and no more came.
     """
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    gpu = gpus > 0 if request.gpu is None else request.gpu
-    if gpu and gpus < request.workers:
+    cluster = capacity()
+    gpu = cluster.gpus > 0 if request.gpu is None else request.gpu
+    bundles = [{"GPU": 1.0}] * request.workers if gpu else [{"CPU": 0.1}]
+    if not await_resources(bundles, f"{request.workers} GPUs" if gpu else "a CPU"):
         raise InputError(
-            f"--gpu: {request.workers} workers need a GPU each and the cluster has {gpus}; lower "
-            f"--workers or use --no-gpu"
+            f"--gpu: {request.workers} workers need a GPU each and the cluster has {cluster.gpus}; "
+            f"lower --workers or use --no-gpu"
+            if gpu
+            else "the Ray cluster has no CPUs; training needs one"
         )
-    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-    share = min(cpus / request.workers, largest)
+    cluster = capacity()
+    share = min(cluster.cpus / request.workers, cluster.node_cpus)
+    if gpu:
+        share = min(share, cluster.gpu_node_cpus)
     reserved = share / 2 if share <= 2 else float(int(share) - 1)  # some is left for decoding
     threads = max(1, int(share))
     log.info(

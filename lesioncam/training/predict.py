@@ -10,6 +10,7 @@ import torch
 from ray.util import ActorPool
 from torch import Tensor
 
+from lesioncam.cluster import device_here
 from lesioncam.storage.bundle import ModelSettings, load_network
 from lesioncam.training.canvases import Canvases
 from lesioncam.vision.crop import sample_boxes
@@ -65,8 +66,8 @@ class _Predictor:
         compute: Workers,
     ):
         self.model, self.canvases = model, canvases
-        self.device = torch.device("cuda" if compute.gpu else "cpu")
-        if not compute.gpu:
+        self.device = device_here()
+        if self.device.type == "cpu":
             torch.set_num_threads(compute.threads)
         network = load_network(model, state)
         self.network = prepare_for_inference(network, self.device, native_precision(self.device))

@@ -257,8 +257,8 @@ def test_rows_of_a_machine_whose_clock_was_wrong_are_replaced_too(
 def test_many_small_lists_of_what_is_left_do_not_stop_before_a_full_window(
     tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch, decode_cpus: float
 ) -> None:
-    def small_plan(precision: str) -> Plan:
-        plan = make_plan(precision)
+    def small_plan(gpus: int | None, precision: str, left: int) -> Plan:
+        plan = make_plan(gpus, precision, left)
         small = replace(plan, batch_size=4, block_rows=4, part_rows=8)
         return replace(small, window=2 * 8 + 4, decode_cpus=decode_cpus)
 

@@ -1,0 +1,210 @@
+"""A Ray cluster of several machines that share nothing but a network and an S3 server."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+from ray.autoscaler._private import fake_multi_node
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+from tests.cluster.machines import HERE, ROOT, Machine, Machines, why_not
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+BUCKET = "clinic"
+_OBJECT_STORE = "--object-store-memory=300000000"
+_PATIENCE = 240  # seconds
+# Ray's own cloud for tests: the nodes that its autoscaler adds are on the head's machine.
+_FAKE_CLOUD = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "CLOUD": str(Path(fake_multi_node.__path__[0])),
+}
+# Ray's wheel comes without that cloud's defaults; the machine gets them where Ray looks for them.
+_BEFORE = """
+    cp -r "$CLOUD" /tmp/cloud
+    printf "%s" "$AUTOSCALING" | tee /tmp/autoscaling.json > /tmp/cloud/example.yaml
+    mount --bind /tmp/cloud "$CLOUD"
+    exec "$@"
+"""
+_TOKEN = "a-token-that-only-these-tests-know"
+
+
+@dataclass
+class Cluster:
+    """A head that does no work, and what joins it.
+
+    Attributes:
+        machines: the network they are on.
+        head: the head's machine.
+        environment: of every machine: the token, and the way to the S3 server.
+        ray: the `ray` program of a machine that submits jobs and has nothing but `ray[default]`.
+    """
+
+    machines: Machines
+    head: Machine
+    environment: dict[str, str]
+    ray: Path
+    cpu_node: Machine | None = None
+    gpu_node: Machine | None = None
+
+    def s3(self) -> "S3Client":
+        """A client of the S3 server, for this process."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            region_name=self.environment["AWS_DEFAULT_REGION"],
+        )
+
+    def join(self, *resources: str) -> Machine:
+        """Another machine, as `ray start` with these flags makes it a node."""
+        address = f"--address={self.head.address}:6379"
+        command = ("ray", "start", "--block", address, "--node-ip-address={address}")
+        return self.machines.start(
+            *command, _OBJECT_STORE, *resources, environment=self.environment
+        )
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line that submits a job."""
+        address = f"http://{self.head.address}:8265"
+        submit = [str(self.ray), "job", "submit", "--address", address, "--working-dir", str(ROOT)]
+        return [*submit, "--", "python", *arguments]
+
+    def submitter(self, *, token: bool = True) -> dict[str, str]:
+        """The environment of the machine that submits, with the token or without."""
+        named = {"PATH": os.environ["PATH"], "HOME": str(self.ray.parent), "PYTHONUNBUFFERED": "1"}
+        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+        return named | (secret if token else {})
+
+    @contextmanager
+    def submitted(self, log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A job under way; what it prints goes to a file."""
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                self.command(*arguments), env=self.submitter(), stdout=said, stderr=said
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+
+    def run(self, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        """A job, to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.submitter(token=token),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
+        )
+
+    def stop(self, log: Path) -> None:
+        """Stop the job whose submission has printed its name to a file."""
+        (job,) = set(re.findall(r"ray job stop (\w+)", log.read_text()))
+        command = [str(self.ray), "job", "stop", "--address", f"http://{self.head.address}:8265"]
+        subprocess.run([*command, job], env=self.submitter(), capture_output=True, check=True)
+
+    def await_head(self) -> None:
+        """Wait until jobs are taken."""
+        deadline = time.monotonic() + _PATIENCE
+        while (said := self.run("--version")).returncode:
+            assert time.monotonic() < deadline, said
+            assert self.head.is_on()
+            time.sleep(1)
+
+    def await_nodes(self, count: int) -> None:
+        """Wait until so many nodes are alive, the head among them."""
+        ask = "import ray; ray.init(); print('nodes', sum(n['Alive'] for n in ray.nodes()))"
+        deadline = time.monotonic() + _PATIENCE
+        while f"nodes {count}" not in (said := self.run("-c", ask)).stdout:
+            assert time.monotonic() < deadline, said
+            time.sleep(1)
+
+
+@pytest.fixture(scope="session")
+def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `ray` program of an environment that has nothing but `ray[default]`."""
+    folder = tmp_path_factory.mktemp("submitter")
+    venv.create(folder, with_pip=True)
+    requirement = f"ray[default]=={ray.__version__}"
+    install = [str(folder / "bin" / "pip"), "install", "--quiet", requirement]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"{requirement} cannot be installed: {installed.stderr.strip()[-200:]}")
+    return folder / "bin" / "ray"
+
+
+@pytest.fixture(scope="session")
+def network(
+    submitting_ray: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Cluster]]:
+    """Starts clusters of machines; the bucket is on an S3 server that all of them reach."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with Machines(tmp_path_factory.mktemp("machines")) as machines:
+        server = ThreadedMotoServer(ip_address=HERE, port=0)
+        server.start()
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": "/tmp",
+            "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": _TOKEN,
+        }
+
+        def start(autoscaling: Mapping[str, Any] | None = None) -> Cluster:
+            command = [
+                "ray",
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=0",
+                "--node-ip-address={address}",
+            ]
+            command += ["--port=6379", "--dashboard-host={address}", "--disable-usage-stats"]
+            known = dict(environment)
+            if autoscaling:
+                command.append("--autoscaling-config=/tmp/autoscaling.json")
+                command = ["sh", "-ec", _BEFORE, "sh", *command]
+                known |= _FAKE_CLOUD | {"AUTOSCALING": json.dumps(autoscaling)}
+            head = machines.start(*command, environment=known)
+            started = Cluster(machines, head, known, submitting_ray)
+            started.await_head()
+            return started
+
+        yield start
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(network: Callable[..., Cluster]) -> Cluster:
+    """A head without CPUs, a node with two, and one with one and a GPU that is not there."""
+    started = network()
+    started.s3().create_bucket(Bucket=BUCKET)
+    started.cpu_node = started.join("--num-cpus=2")
+    started.gpu_node = started.join("--num-cpus=1", "--num-gpus=1")
+    started.await_nodes(3)
+    return started

@@ -1,0 +1,134 @@
+"""Machines of a cluster on one machine: each with an address, a disk and processes of its own.
+
+A machine is a set of Linux namespaces: it has a name, its network is a veth pair on a bridge, its
+`/tmp` and `/dev/shm` are empty, it does not see the project's files, and it cannot see the others'
+processes. When its power goes, all its processes are gone at once. Needs root.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NETWORK = "10.203.77"
+HERE = f"{NETWORK}.1"  # this machine's address in that network
+_BRIDGE = "lesioncam-br"
+_PRIVATE = ("/tmp", "/dev/shm", str(ROOT / "lesioncam"))
+
+
+def why_not() -> str | None:
+    """Why there can be no machines here; None where there can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "needs Linux and root, to make network namespaces"
+    missing = [tool for tool in ("ip", "unshare", "mount") if shutil.which(tool) is None]
+    if missing:
+        return f"needs {' and '.join(missing)}"
+    probe = subprocess.run(
+        ["unshare", "--mount", "--pid", "--net", "--fork", "true"], capture_output=True, check=False
+    )
+    return None if probe.returncode == 0 else "namespaces are not allowed here"
+
+
+@dataclass
+class Machine:
+    """One machine.
+
+    Attributes:
+        name: of its network namespace.
+        address: in the network of all.
+        process: what it runs; it ends with the machine.
+    """
+
+    name: str
+    address: str
+    process: "subprocess.Popen[bytes]"
+
+    def cut_power(self) -> None:
+        """End all its processes at once, and take it off the network."""
+        self.process.kill()  # `unshare --kill-child` takes the first process with it, and that all
+        self.process.wait()
+        _unplug(self.name)
+
+    def is_on(self) -> bool:
+        """Whether what it runs still runs."""
+        return self.process.poll() is None
+
+
+class Machines:
+    """The network, and the machines on it.
+
+    Args:
+        logs: a directory for what they print.
+    """
+
+    def __init__(self, logs: Path):
+        self._logs, self._last, self._all = logs, 1, list[Machine]()
+
+    def __enter__(self) -> "Machines":
+        subprocess.run(["ip", "link", "delete", _BRIDGE], capture_output=True, check=False)
+        _ip("link", "add", _BRIDGE, "type", "bridge")
+        _ip("address", "add", f"{HERE}/24", "dev", _BRIDGE)
+        _ip("link", "set", _BRIDGE, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for machine in self._all:
+            if machine.is_on():
+                machine.cut_power()
+        _ip("link", "delete", _BRIDGE)
+
+    def start(self, *command: str, environment: Mapping[str, str]) -> Machine:
+        """A machine that runs a command; `{address}` in it stands for its own address.
+
+        Args:
+            command: what it runs.
+            environment: all of its environment.
+        """
+        self._last += 1
+        number, address = self._last, f"{NETWORK}.{self._last}"
+        name, outside, inside = f"lesioncam-{number}", f"lc-out-{number}", f"lc-in-{number}"
+        _unplug(name)
+        _ip("netns", "add", name)
+        _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
+        _ip("link", "set", outside, "master", _BRIDGE, "up")
+        _ip("link", "set", inside, "netns", name)
+        _ip("-n", name, "address", "add", f"{address}/24", "dev", inside)
+        _ip("-n", name, "link", "set", inside, "up")
+        _ip("-n", name, "link", "set", "lo", "up")
+        private = "; ".join(f"mount -t tmpfs none {folder}" for folder in _PRIVATE)
+        named = (
+            f"hostname {name}; echo 127.0.0.1 localhost > /tmp/hosts; "
+            f"echo {address} {name} >> /tmp/hosts; mount --bind /tmp/hosts /etc/hosts"
+        )
+        with (self._logs / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [
+                    "ip", "netns", "exec", name, "unshare", "--mount", "--pid", "--uts", "--fork",
+                    "--kill-child", "--mount-proc", "sh", "-c",
+                    f'set -e; {private}; {named}; cd /; exec "$@"', "sh",
+                    *(part.replace("{address}", address) for part in command),
+                ],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        machine = Machine(name, address, process)
+        self._all.append(machine)
+        return machine
+
+
+def _unplug(name: str) -> None:
+    """Take away a machine's cable and network, if they are there."""
+    cable = f"lc-out-{name.rpartition('-')[2]}"
+    for command in (["ip", "link", "delete", cable], ["ip", "netns", "delete", name]):
+        subprocess.run(command, capture_output=True, check=False)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)

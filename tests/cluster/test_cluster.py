@@ -1,0 +1,131 @@
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+
+from lesioncam.demo import draw_images
+from lesioncam.schema import BOX_COLUMNS, probability_columns
+from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.storage.bundle import load_bundle
+from tests.cluster.conftest import BUCKET, Cluster
+
+if TYPE_CHECKING:
+    import subprocess
+
+IMAGES = 40
+_PATIENCE = 240  # seconds
+
+
+@pytest.fixture(scope="module")
+def drawn(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn lesions here and in the bucket, each there ten times over to score."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_images(folder, IMAGES, seed=0)
+    s3 = cluster.s3()
+    s3.upload_file(str(folder / "labels.csv"), BUCKET, "labels.csv")
+    for path in (folder / "images").iterdir():
+        s3.upload_file(str(path), BUCKET, f"train/{path.name}")
+        for copy in range(10):
+            s3.upload_file(str(path), BUCKET, f"night/{copy}/{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that a job trained whose node was lost, fetched from the bucket."""
+    log = tmp_path_factory.mktemp("train") / "log"
+    flags = ["--images", f"s3://{BUCKET}/train", "--labels", f"s3://{BUCKET}/labels.csv"]
+    flags += ["--bundle", f"s3://{BUCKET}/model", "--backbone", "tiny", "--epochs", "40,1"]
+    flags += ["--workers", "2", "--no-gpu"]  # what pretends to be a GPU cannot learn
+    with cluster.submitted(log, "jobs/train.py", *flags, "--val-fraction", "0.25") as job:
+        wait_for(log, "stage 1: epoch 3 of 40", job)
+        assert cluster.gpu_node is not None
+        cluster.gpu_node.cut_power()
+        cluster.gpu_node = cluster.join("--num-cpus=1", "--num-gpus=1")
+        assert job.wait(_PATIENCE) == 0, log.read_text()
+    assert "2 workers on the CPU" in log.read_text()
+    assert "stage 1: going on from the checkpoint after epoch" in log.read_text()
+    folder = tmp_path_factory.mktemp("bundle") / "model"
+    fetch(cluster, "model/", folder)
+    return folder
+
+
+def fetch(cluster: Cluster, prefix: str, folder: Path) -> None:
+    """Copy what is under a prefix."""
+    s3 = cluster.s3()
+    for item in s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]:
+        path = folder / item["Key"].removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        s3.download_file(BUCKET, item["Key"], str(path))
+
+
+def wait_for(log: Path, line: str, job: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while line not in log.read_text():
+        assert job.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
+    refused = cluster.run("-c", "print('in')", token=False)
+    assert refused.returncode != 0
+    assert "RAY_AUTH_MODE" in refused.stderr
+    assert "in\n" in cluster.run("-c", "print('in')").stdout
+
+
+def test_training_goes_on_when_the_node_of_a_worker_is_lost(bundle: Path) -> None:
+    history = pd.read_csv(bundle / "metrics.csv")
+    assert list(history[history["stage"] == "stage1"]["epoch"]) == list(range(1, 41))
+    trained = load_bundle(str(bundle))
+    assert trained.settings.backbone == "tiny"
+    assert trained.training["training_images"]["melanoma"] > 0
+
+
+def test_a_refused_run_ends_as_stopped_which_kuberay_does_not_retry(cluster: Cluster) -> None:
+    flags = ["--images", f"s3://{BUCKET}/night", "--bundle", f"s3://{BUCKET}/nowhere"]
+    output = f"s3://{BUCKET}/refused"
+    said = cluster.run("jobs/kuberay.py", "score", *flags, "--output", output)
+    assert "lesioncam: --bundle: s3://clinic/nowhere/bundle.json" in said.stdout
+    assert re.search(r"Job '\w+' was stopped", said.stdout), said.stdout
+    refused = cluster.run("jobs/score.py", *flags, "--output", output)
+    assert re.search(r"Job '\w+' failed", refused.stdout), refused.stdout
+
+
+def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of_a_local_run(
+    cluster: Cluster, drawn: Path, bundle: Path, tmp_path: Path, local_ray: None
+) -> None:
+    flags = ["--images", f"s3://{BUCKET}/night", "--bundle", f"s3://{BUCKET}/model"]
+    arguments = ("jobs/score.py", *flags, "--output", f"s3://{BUCKET}/scores")
+    log = tmp_path / "stopped"
+    with cluster.submitted(log, *arguments) as job:
+        wait_for(log, "400 to score", job)
+        cluster.stop(log)
+        assert job.wait(_PATIENCE) == 0, log.read_text()
+    assert "was stopped" in log.read_text()
+
+    log = tmp_path / "log"
+    with cluster.submitted(log, *arguments) as job:
+        wait_for(log, "400 to score", job)
+        cluster.join("--num-cpus=2")
+        assert cluster.cpu_node is not None
+        cluster.cpu_node.cut_power()
+        assert job.wait(_PATIENCE) == 0, log.read_text()
+    assert "400 images listed: 400 ok, 0 failed" in log.read_text()
+
+    fetch(cluster, "scores/", tmp_path / "scores")
+    here = str(tmp_path / "here")
+    score(ScoreRequest(str(drawn / "images"), str(bundle), here))
+    night = pd.read_parquet(tmp_path / "scores").sort_values(["image_id", "uri"])
+    local = pd.read_parquet(here).sort_values("image_id")
+    assert night["uri"].is_unique
+    expected = local.loc[local.index.repeat(10)]
+    exact = ["image_id", "status", "prediction", "width", "height", *BOX_COLUMNS, "model"]
+    for name in exact:
+        assert night[name].tolist() == expected[name].tolist(), name
+    names = probability_columns(load_bundle(str(bundle)).settings.classes)
+    difference = night[names].to_numpy() - expected[names].to_numpy()
+    assert abs(difference).max() < 1e-5
