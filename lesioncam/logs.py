@@ -19,7 +19,11 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        fields = {name: value for name, value in vars(record).items() if name not in _LOGGINGS_OWN}
+        fields = {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _LOGGINGS_OWN and not name.startswith("_")  # Ray adds one of its own
+        }
         return json.dumps(line | fields)
 
 
