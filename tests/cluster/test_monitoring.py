@@ -205,6 +205,7 @@ def test_what_is_left_is_told_while_nothing_moves_and_not_for_ever(watched: Watc
     """Ray drops a gauge that is not set again within 2 s here: the actors take longer to start."""
     (left,) = watched.series("ray_lesioncam_images_left")
     still = [at for at, value in left["values"] if value == str(GOOD + EMPTY + CUT)]
+    assert still, "nothing was told before the first part was durable"
     assert still[-1] - still[0] > 4
     assert len(still) > (still[-1] - still[0]) / 2  # no long gap
     assert left["values"][-1][1] == "0"
