@@ -15,6 +15,7 @@ import sys
 from ray.job_submission import JobSubmissionClient
 
 from lesioncam.cli import main
+from lesioncam.logs import JsonLines
 
 _FINAL = (2, 3)  # exit codes that the same command would give again
 
@@ -28,7 +29,7 @@ def stop_this_job() -> None:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
+    code = main(sys.argv[1:], JsonLines())
     if code in _FINAL:
         sys.stdout.flush()
         stop_this_job()

@@ -8,6 +8,7 @@ ray job submit --address http://HEAD:8265 --working-dir . -- \
 import sys
 
 from lesioncam.cli import main
+from lesioncam.logs import JsonLines
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(main(["train", *sys.argv[1:]], JsonLines()))

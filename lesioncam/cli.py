@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from lesioncam import __version__
 from lesioncam.errors import InputError, LesioncamError, RunBroke
+from lesioncam.logs import PLAIN, log_to_stderr
 from lesioncam.schema import DEFAULT_REST_CLASS
 from lesioncam.settings import TrainSettings, from_mapping
 
@@ -33,15 +34,19 @@ def run() -> NoReturn:
     sys.exit(code)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], layout: logging.Formatter = PLAIN) -> int:
     """Run one verb.
+
+    Args:
+        arguments: the verb and its flags.
+        layout: of the log lines.
 
     Returns:
         0 done, 1 the run broke, 2 bad input or refused, 3 done but too many images failed.
     """
     try:
         flags = _parser().parse_args(arguments)
-        _log_to_stderr()
+        log_to_stderr(layout)
         verb: Callable[[argparse.Namespace], int] = flags.verb
         return verb(flags)
     except LesioncamError as error:
@@ -357,13 +362,3 @@ def _inner_fraction(text: str) -> float:
 
 def _shown(figure: float | None) -> str:
     return "undefined" if figure is None else f"{figure:.3f}"
-
-
-def _log_to_stderr() -> None:
-    """Our own lines, with the time, beside whatever a verb prints."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log = logging.getLogger("lesioncam")
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False

@@ -16,8 +16,8 @@ FLOORS = (
     ("errors", "schema", "settings"),
     ("vision",),
     ("storage",),
-    ("cluster", "scoring", "training", "evaluation"),
-    ("demo", "cli", "__main__"),
+    ("cluster", "telemetry", "scoring", "training", "evaluation"),
+    ("demo", "logs", "cli", "__main__"),
 )
 APART = ({"scoring", "training", "evaluation"},)
 MODULES = sorted(PACKAGE.rglob("*.py"))

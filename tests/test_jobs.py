@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,8 @@ from tests.messy import lesion
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
+NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else it depends on whether this home has one
+NO_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # Ray would wait 30 s at its end
 
 
 def free_port() -> int:
@@ -25,8 +28,8 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[str]:
+@contextmanager
+def ray_head(*flags: str, **environment: str) -> Iterator[str]:
     """A Ray head with its job server, as `ray start` makes it; its dashboard's address."""
     address = f"http://127.0.0.1:{(dashboard := free_port())}"
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
@@ -35,6 +38,7 @@ def head() -> Iterator[str]:
         f"--dashboard-port={dashboard}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-agent-listen-port={free_port()}",  # another Ray here may have the usual one
+        *flags,
     ]
     # Jobs say `python`: it must be this environment's, as it would be on a cluster's nodes.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -43,7 +47,7 @@ def head() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=os.environ | {"PATH": path},
+        env=os.environ | NO_TOKEN | NO_DRAIN | {"PATH": path} | environment,
     )
     try:
         yield address
@@ -52,10 +56,18 @@ def head() -> Iterator[str]:
         process.wait(60)
 
 
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """A head for this module's jobs."""
+    with ray_head() as address:
+        yield address
+
+
 def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Submit a job and wait for its end; tries again while the head is still starting."""
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= NO_TOKEN
     deadline = time.monotonic() + 120
     while True:
         done = subprocess.run(

@@ -16,6 +16,7 @@ import ray
 from lesioncam.schema import ErrorKind, Status
 from lesioncam.storage.listing import read_table
 from lesioncam.storage.store import StoreError, open_store, read_uri, stat_uri
+from lesioncam.telemetry import timed
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoders
 
@@ -48,6 +49,11 @@ def fetch_and_decode(table: pa.Table, canvas_side: int, window: Any) -> pa.Table
     in processes of its own.
     """
     ray.get(window.enter.remote(*extent_of(table)))
+    with timed("fetch", table.num_rows):
+        return _decoded(table, canvas_side)
+
+
+def _decoded(table: pa.Table, canvas_side: int) -> pa.Table:
     canvases = np.zeros((table.num_rows, canvas_side, canvas_side, 3), np.uint8)
 
     def one(place: int, uri: str, size: int | None) -> dict[str, Any]:

@@ -133,7 +133,12 @@ class _Run:
         results.begin()
         shares = results.shares(results.sizes(), record.manifest(), rows)
         todo = record.record_todo(shares, retry_failed=self.request.retry_failed)
-        log.info("%s images listed, %s to score", f"{todo.listed:,}", f"{todo.left:,}")
+        log.info(
+            "%s images listed, %s to score",
+            f"{todo.listed:,}",
+            f"{todo.left:,}",
+            extra={"run_id": record.run_id, "listed": todo.listed, "left": todo.left},
+        )
         if todo.left:
             self._score_left(todo, lease)
         lease.check()
@@ -166,7 +171,7 @@ class _Run:
             self.record.finish(kind | {"progress": self.progress.state()})
 
     def close(self) -> None:
-        """Take the bar away."""
+        """End the showing of progress."""
         self.progress.close()
 
     def _score_left(self, todo: Todo, lease: Lease) -> None:

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then in a log, and `progress.json`.
+"""How far a run is: a bar on a terminal, a line now and then in a log, metrics, `progress.json`.
 
 Counts and kinds only; names can identify patients.
 """
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lesioncam.schema import Status
 from lesioncam.storage.runs import RunRecord
+from lesioncam.telemetry import Beat, count_images, show_left
 
 LOG_SECONDS = 30.0
 _FILE_SECONDS = 5.0
@@ -32,6 +33,11 @@ class Progress:
         self._total, self._record = 0, record
         self._bar = tqdm(disable=True)
         self._started = self._logged = self._written = time.monotonic()
+        self._beat = Beat(lambda: show_left(self._left))
+
+    @property
+    def _left(self) -> int:
+        return self._total - self.outcomes.total()
 
     def begin(self, total: int) -> None:
         """So many images are to do; a bar shows them where there is a terminal."""
@@ -43,13 +49,14 @@ class Progress:
     def add(self, outcome: str, count: int) -> None:
         """Count images with an outcome: `ok` or an error kind."""
         self.outcomes[outcome] += count
+        count_images(outcome, count)
         self._bar.update(count)
         now = time.monotonic()
         if now - self._written >= _FILE_SECONDS:
             self._record.write("progress", self.state())
             self._written = now
         if self._bar.disable and now - self._logged >= LOG_SECONDS:
-            log.info("%s", self.line())
+            self._log()
             self._logged = now
 
     def state(self) -> dict[str, Any]:
@@ -64,20 +71,33 @@ class Progress:
             "failed": failed,
             "seconds": round(seconds, 1),
             "images_per_second": round(rate, 2),
-            "seconds_left": round((self._total - done) / rate) if rate else None,
+            "seconds_left": round(self._left / rate) if rate else None,
         }
 
-    def line(self) -> str:
-        """The same in one line for a log."""
+    def close(self) -> None:
+        """Take the bar away; a log gets a last line."""
+        self._beat.stop()
+        if self._bar.disable and self._total:
+            self._log()
+        self._bar.close()
+
+    def _log(self) -> None:
+        """The same in one line."""
         state = self.state()
         failed = sum(state["failed"].values())
         left = state["seconds_left"]
-        return (
-            f"scored {state['done']:,} of {state['total']:,} images, {failed:,} of them failed; "
-            f"{state['images_per_second']:.1f} images/s, "
-            f"{'unknown' if left is None else f'{left / 60:.0f} min'} left"
+        log.info(
+            "scored %s of %s images, %s of them failed; %.1f images/s, %s left",
+            f"{state['done']:,}",
+            f"{state['total']:,}",
+            f"{failed:,}",
+            state["images_per_second"],
+            "unknown" if left is None else f"{left / 60:.0f} min",
+            extra=state
+            | {
+                "run_id": self._record.run_id,
+                "left": self._left,
+                "failed": failed,
+                "failed_by_kind": state["failed"],
+            },
         )
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()

@@ -26,6 +26,7 @@ from lesioncam.schema import (
 from lesioncam.scoring.fetch import pixel_column, pixels_of
 from lesioncam.storage.bundle import ModelSettings, load_network
 from lesioncam.storage.listing import image_id
+from lesioncam.telemetry import timed
 from lesioncam.vision.crop import boxes_in_image, sample_boxes
 from lesioncam.vision.localise import classify, combine, localise, to_channels_first
 from lesioncam.vision.network import VGGGAP, prepare_for_inference
@@ -68,6 +69,10 @@ class Localise:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace `canvas` by `crop` and what stage 1 found; null and black in failed rows."""
+        with timed("localise", table.num_rows):
+            return self._localised(table)
+
+    def _localised(self, table: pa.Table) -> pa.Table:
         settings = self._settings
         good = _good_rows(table)
         chosen = table.take(good)
@@ -123,6 +128,10 @@ class Classify:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Finish the rows; the result has the scores' schema and `row`, to name its part by."""
+        with timed("classify", table.num_rows):
+            return self._classified(table)
+
+    def _classified(self, table: pa.Table) -> pa.Table:
         settings = self._settings
         good = _good_rows(table)
         chosen = table.take(good)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from lesioncam.scoring.fetch import extent_of
 from lesioncam.storage.lease import check_holder
 from lesioncam.storage.results import Results
+from lesioncam.telemetry import timed
 
 
 def write_part(table: pa.Table, output: str, run_id: str, window: Any) -> pa.Table:
@@ -23,7 +24,8 @@ def write_part(table: pa.Table, output: str, run_id: str, window: Any) -> pa.Tab
     rows = table.drop_columns("row")
     results = Results(output)
     check_holder(results.store, run_id)
-    results.write_part(f"part-{run_id}-{first:09d}.parquet", rows)
+    with timed("write", count):
+        results.write_part(f"part-{run_id}-{first:09d}.parquet", rows)
     window.leave.remote(first, count)
     found = pc.value_counts(pc.coalesce(rows["error_kind"], rows["status"]))
     outcomes, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()

@@ -63,7 +63,7 @@ def fit(
         ),
     )
     try:
-        with job.board.logged(record.take), _own_interrupts():
+        with job.board.logged(job.stage, record.take), _own_interrupts():
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         cause = _last_words(error)

@@ -1,6 +1,7 @@
-"""What people watch while training runs: a line an epoch, from the workers to the terminal."""
+"""What people watch while training runs: a line an epoch, from the workers to the log; metrics."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+
+from lesioncam.telemetry import show_training
 
 log = logging.getLogger("lesioncam")
 
@@ -63,16 +66,19 @@ class Board:
         self.actor.post.remote(content)
 
     @contextmanager
-    def logged(self, take: Callable[[Post], None]) -> Iterator[None]:
-        """While this lasts, log a line for whatever is posted, and hand it to `take`."""
+    def logged(self, stage: str, take: Callable[[Post], None]) -> Iterator[None]:
+        """While a stage lasts, log a line for whatever is posted, and hand it to `take`."""
         stop = threading.Event()
 
         def read() -> None:
+            stands: Mapping[str, float | None] = {"epoch": 0}
             while True:
                 ended = stop.wait(_POLL_SECONDS)
                 for content in ray.get(self.actor.take.remote()):
-                    log.info("%s", line(content))
+                    stands = figures(content)
+                    log.info("%s", line(content), extra={"stage": stage, **stands})
                     take(content)
+                show_training(stage, stands)
                 if ended:
                     return
 
@@ -83,6 +89,21 @@ class Board:
         finally:
             stop.set()
             reader.join()
+
+
+def figures(post: Post) -> dict[str, float | None]:
+    """Where the stage stands, in numbers; a loss that is none is None."""
+    if not post.history:
+        return {"epoch": 0}
+    last = post.history[-1]
+    return {
+        "epoch": last["epoch"],
+        "epochs": post.epochs,
+        "loss": last["loss"] if math.isfinite(last["loss"]) else None,
+        "mean_auc": last["mean_auc"],
+        "images_per_second": last["images_per_second"],
+        "seconds_left": post.left,
+    }
 
 
 def line(post: Post) -> str:

@@ -32,6 +32,8 @@ def test_done_failed_rate_and_time_left(
     with caplog.at_level(logging.INFO, "lesioncam"):
         shown.add(ErrorKind.TRUNCATED, 6)
     shown.add(ErrorKind.EMPTY, 4)
+    told = {"run_id": "run-1", "left": 904, "failed": 6, "failed_by_kind": {"truncated": 6}}
+    assert told.items() <= vars(caplog.records[0]).items()
     expected = {
         "done": 100,
         "total": 1000,
@@ -51,11 +53,17 @@ def test_done_failed_rate_and_time_left(
     assert caplog.messages == [
         "scored 96 of 1,000 images, 6 of them failed; 1.9 images/s, 8 min left"
     ]
+    shown.close()
 
 
-def test_at_the_end_nothing_is_left(tmp_path: Path, clock: list[float]) -> None:
+def test_at_the_end_nothing_is_left(
+    tmp_path: Path, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     shown = Progress(RunRecord(open_store(str(tmp_path)), "run-1"))
     shown.begin(3)
     clock[0] += 1
     shown.add(Status.OK, 3)
+    with caplog.at_level(logging.INFO, "lesioncam"):
+        shown.close()
+    assert caplog.messages == ["scored 3 of 3 images, 0 of them failed; 3.0 images/s, 0 min left"]
     assert (shown.state()["seconds_left"], shown.state()["failed"]) == (0, {})

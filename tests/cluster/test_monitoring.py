@@ -1,0 +1,313 @@
+"""A real Prometheus scrapes a real head while real jobs run, and is asked everything."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import pytest
+import ray
+import yaml
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+from lesioncam.demo import draw_images
+from lesioncam.schema import ErrorKind
+from tests.messy import lesion
+from tests.test_jobs import ROOT, free_port, ray_head, submit
+
+MONITORING = ROOT / "cluster" / "monitoring"
+GOOD, EMPTY, CUT = 460, 30, 20
+NAME = "JANE_DOE"  # begins every image's name
+STAGES = {"fetch", "localise", "classify", "write"}
+
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="needs Prometheus: apt-get install prometheus"
+)
+
+
+def queries() -> list[Any]:
+    """Every query of every panel."""
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    return [
+        pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}".replace(" ", "-"))
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A cluster on which both jobs ran, and the Prometheus that watched it all the time."""
+
+    prometheus: str
+    started: float
+    logs: Path  # of Ray, on its node
+    outputs: dict[str, str]  # what each job printed
+
+    def get(self, what: str, **parameters: object) -> Any:
+        """What Prometheus's API answers."""
+        return get(f"{self.prometheus}/api/v1/{what}?{urlencode(parameters)}")["data"]
+
+    def series(self, query: str) -> list[dict[str, Any]]:
+        """A query's series over the whole time, one sample a second."""
+        times = {"start": self.started, "end": time.time(), "step": 1}
+        found: list[dict[str, Any]] = self.get("query_range", query=query, **times)["result"]
+        return found
+
+    def last(self, query: str, label: str) -> dict[str, float]:
+        """The last value of each of a query's series, by a label's value."""
+        return {
+            one["metric"].get(label, ""): float(one["values"][-1][1]) for one in self.series(query)
+        }
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iterator[Watched]:
+    """Both jobs at once on a head with two CPUs for each, watched."""
+    work = tmp_path_factory.mktemp("watched")
+    images = work / "images"
+    images.mkdir()
+    for number in range(GOOD):
+        lesion(120, 90, number % 50).save(images / f"{NAME}_{number}.jpg")
+    for number in range(EMPTY):
+        (images / f"{NAME}_empty_{number}.jpg").touch()
+    whole = (images / f"{NAME}_0.jpg").read_bytes()
+    for number in range(CUT):
+        (images / f"{NAME}_cut_{number}.jpg").write_bytes(whole[: len(whole) // 2])
+    score = ("--images", images, "--bundle", bundle_uri, "--output", work / "scores")
+    draw_images(work / "train", 36, seed=3)
+    labelled = ("--images", work / "train/images", "--labels", work / "train/labels.csv")
+    recipe = ("--backbone", "tiny", "--epochs", "3,2", "--no-gpu")
+    train = (*labelled, "--bundle", work / "model", *recipe)
+
+    started = time.time()
+    quick = {"RAY_metrics_report_interval_ms": "1000"}
+    with (
+        TemporaryDirectory(prefix="ray-") as ray_files,  # a short name: sockets stand in it
+        ray_head("--num-cpus=4", f"--temp-dir={ray_files}", **quick) as head,
+        running_prometheus(work, ray_files) as prometheus,
+        ThreadPoolExecutor() as threads,
+    ):
+        jobs = {
+            "score": threads.submit(submit, head, "jobs/score.py", *score),
+            "train": threads.submit(submit, head, "jobs/train.py", *train),
+        }
+        done = {name: job.result() for name, job in jobs.items()}
+        for name, process in done.items():
+            assert process.returncode == 0, f"{name}: {process.stdout}{process.stderr}"
+        outputs = {name: process.stdout for name, process in done.items()}
+        yield Watched(prometheus, started, Path(ray_files, "session_latest", "logs"), outputs)
+
+
+@contextmanager
+def running_prometheus(work: Path, ray_files: str) -> Iterator[str]:
+    """Prometheus with the project's configuration, but quicker, and for the Ray of these files."""
+    config = (MONITORING / "prometheus.yaml").read_text()
+    for own, tests in (
+        ("/tmp/ray/", f"{ray_files}/"),
+        (": 10s", ": 1s"),
+        (": 30s", ": 1s"),
+        ("rules.yaml", str(MONITORING / "rules.yaml")),
+    ):
+        assert own in config
+        config = config.replace(own, tests)
+    file = work / "prometheus.yaml"
+    file.write_text(config)
+    url = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={work / 'data'}"]
+    with (work / "prometheus.log").open("wb") as log:
+        server = subprocess.Popen([*command, f"--web.listen-address={url}"], stderr=log)
+    try:
+        yield f"http://{url}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def get(url: str) -> Any:
+    """A JSON answer; waits for a server that is still starting."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urlopen(url, timeout=60) as answer:
+                return json.load(answer)
+        except URLError as error:
+            if hasattr(error, "code") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+@needs_prometheus
+@pytest.mark.parametrize("query", queries())
+def test_every_panel_has_data(watched: Watched, query: str) -> None:
+    asked = query.replace("$session", ".*").replace("$__rate_interval", "1m")
+    assert "$" not in asked
+    found = watched.series(asked)
+    if gpu := re.findall(r"ray_(node_(?:gpus|gram)_\w+)", query):
+        assert set(gpu) <= METRICS_GAUGES.keys()
+        if not found:
+            pytest.skip("needs a GPU; Ray names these metrics, but has no GPU to tell of here")
+    values = [float(value) for one in found for _, value in one["values"]]
+    assert any(not math.isnan(value) for value in values)
+
+
+@needs_prometheus
+def test_every_rule_is_understood_and_what_it_looks_at_is_there(watched: Watched) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        (group,) = watched.get("rules")["groups"]
+        if all(rule["health"] != "unknown" for rule in group["rules"]):
+            break
+        assert time.monotonic() < deadline, "the rules were never evaluated"
+        time.sleep(0.2)
+    assert group["rules"]
+    for rule in group["rules"]:
+        assert rule["health"] == "ok", rule
+        assert rule["state"] != "firing", rule
+        looked_at = re.findall(r"ray_\w+(?:\{[^}]*\})?", rule["query"])
+        assert looked_at
+        for selector in looked_at:
+            assert watched.series(selector), f"{rule['name']}: no {selector}"
+
+
+@needs_prometheus
+def test_the_counts_are_the_summarys(watched: Watched) -> None:
+    assert f"{GOOD} ok, {EMPTY + CUT} failed" in watched.outputs["score"]
+    by_status = watched.last("sum by (status) (ray_lesioncam_images_total)", "status")
+    assert by_status == {"ok": GOOD, "failed": EMPTY + CUT}
+    by_kind = watched.last("sum by (error_kind) (ray_lesioncam_images_total)", "error_kind")
+    assert by_kind == {"": GOOD, "empty": EMPTY, "truncated": CUT}
+    images = watched.last("sum by (stage) (ray_lesioncam_stage_images_total)", "stage")
+    assert images == dict.fromkeys(STAGES, GOOD + EMPTY + CUT)
+    seconds = watched.last("sum by (stage) (ray_lesioncam_stage_seconds_total)", "stage")
+    assert seconds.keys() == STAGES
+    assert all(0 < one < time.time() - watched.started for one in seconds.values())
+    assert watched.last("max by (stage) (ray_lesioncam_training_epoch)", "stage") == {
+        "stage1": 3,
+        "stage2": 2,
+    }
+
+
+@needs_prometheus
+def test_what_is_left_is_told_while_nothing_moves_and_not_for_ever(watched: Watched) -> None:
+    """Ray drops a gauge that is not set again within 2 s here: the actors take longer to start."""
+    (left,) = watched.series("ray_lesioncam_images_left")
+    still = [at for at, value in left["values"] if value == str(GOOD + EMPTY + CUT)]
+    assert still, "nothing was told before the first part was durable"
+    assert still[-1] - still[0] > 4
+    assert len(still) > (still[-1] - still[0]) / 2  # no long gap
+    assert left["values"][-1][1] == "0"
+    deadline = time.monotonic() + 60
+    while watched.get("query", query="ray_lesioncam_images_left")["result"]:
+        assert time.monotonic() < deadline, "an ended run is still told of"
+        time.sleep(0.2)
+
+
+@needs_prometheus
+def test_no_label_holds_a_name(watched: Watched) -> None:
+    found = watched.get("series", **{"match[]": '{__name__=~"ray_lesioncam_.+"}'})
+    values: dict[str, set[str]] = {}
+    for labels in found:
+        for label, value in labels.items():
+            values.setdefault(label, set()).add(value)
+    assert values.pop("status") == {"ok", "failed"}
+    assert values.pop("error_kind") <= set(ErrorKind)
+    assert values.pop("stage") == STAGES | {"stage1", "stage2"}
+    assert all(len(found) == 1 for label, found in values.items() if label.startswith("otel_"))
+    assert {label for label in values if not label.startswith("otel_")} == {
+        "__name__",
+        "Component",
+        "NodeAddress",
+        "SessionName",
+        "Version",
+        "WorkerId",
+        "instance",
+        "job",
+    }
+
+
+@needs_prometheus
+def test_a_jobs_lines_are_json_and_no_log_names_an_image(watched: Watched) -> None:
+    for name, text in watched.outputs.items():
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"time"')]
+        assert all({"time", "level", "message"} <= line.keys() for line in lines)
+        fields = [set(line) - {"time", "level", "message"} for line in lines]
+        if name == "score":
+            assert {"run_id", "listed", "left"} in fields
+            assert lines[-1]["left"] == 0
+            assert lines[-1]["failed_by_kind"] == {"empty": EMPTY, "truncated": CUT}
+        else:
+            assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 1, 2]
+    files = [file for file in watched.logs.rglob("*.*") if file.is_file()]
+    texts = [file.read_text(errors="replace") for file in files]
+    assert any("jobs/score.py" in text for text in texts)
+    for text in (*texts, *watched.outputs.values()):
+        assert NAME not in text
+        assert "DRAWN_" not in text
+
+
+@needs_prometheus
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    rules = ROOT / "tests" / "cluster" / "rules_test.yaml"
+    done = subprocess.run(
+        ["promtool", "test", "rules", rules], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    named = set(re.findall(r"alertname=\"(\w+)\"", rules.read_text()))
+    assert named == set(re.findall(r"alert: (\w+)", (MONITORING / "rules.yaml").read_text()))
+
+
+@needs_prometheus
+def test_the_configuration_is_prometheus_own() -> None:
+    subprocess.run(["promtool", "check", "config", MONITORING / "prometheus.yaml"], check=True)
+
+
+def test_the_readme_tells_of_every_panel_and_alert() -> None:
+    readme = (MONITORING / "README.md").read_text()
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    alerts = re.findall(r"alert: (\w+)", (MONITORING / "rules.yaml").read_text())
+    panels = [panel["title"] for panel in dashboard["panels"] if panel["type"] != "row"]
+    for name in panels + alerts:
+        assert name in readme
+
+
+def test_the_operators_rules_are_the_same_rules() -> None:
+    """The README's line that wraps the rules for the Prometheus operator, without `kubectl`."""
+    readme = (MONITORING / "README.md").read_text()
+    command = re.search(r"^(\(printf .*?) \| kubectl", readme, re.S | re.M)
+    assert command
+    done = subprocess.run(
+        command[1], shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    wrapped = yaml.safe_load(done.stdout)
+    assert (wrapped["apiVersion"], wrapped["kind"]) == (
+        "monitoring.coreos.com/v1",
+        "PrometheusRule",
+    )
+    assert wrapped["spec"] == yaml.safe_load((MONITORING / "rules.yaml").read_text())
+
+
+def test_the_pod_monitor_scrapes_what_kuberay_makes_and_often_enough() -> None:
+    monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert monitor["spec"].keys() == {"selector", "podTargetLabels", "podMetricsEndpoints"}
+    (selected,) = monitor["spec"]["selector"]["matchExpressions"]
+    assert selected == {"key": "ray.io/cluster", "operator": "Exists"}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"  # as KubeRay names Ray's port on every node
+    alone = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+    forgotten = 2 * ray._config.metrics_report_interval_ms() / 1000
+    for interval in (endpoint["interval"], alone["global"]["scrape_interval"]):
+        assert int(interval.removesuffix("s")) < forgotten
