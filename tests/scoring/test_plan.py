@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from lesioncam.cluster import Capacity
@@ -91,7 +93,8 @@ def test_gpus_that_torch_cannot_use_are_told(
 ) -> None:
     here[:] = [cluster(16, 1)]
     monkeypatch.setattr(planning, "_hardware", lambda _: ("cpu", "float32"))
-    plan = make_plan(None, "auto", 100)
+    with caplog.at_level(logging.WARNING, "lesioncam"):
+        plan = make_plan(None, "auto", 100)
     assert (plan.actor_gpus, plan.device, plan.precision) == (0.5, "cpu", "float32")
     assert "torch can use no GPU of this cluster" in caplog.text
 
