@@ -1,0 +1,112 @@
+"""Agreement: whether two programs did the same work on the same images.
+
+They decode differently (a JPEG at a reduced scale, or whole) and may compute in different
+precisions, so their figures differ a little, and now and then a region flows into its neighbour and
+a box jumps. Another crop rule, normalisation or set of weights moves most boxes, or the mean
+difference, past the limits here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lesioncam.schema import BOX_COLUMNS, probability_columns
+
+TOLERANCE = 0.05  # mean difference of a final probability
+OVERLAP = 0.8  # median IoU of an image's two boxes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program found in each image, by file name.
+
+    Attributes:
+        names: (n,) of the files, sorted.
+        probabilities: (n, K), final.
+        boxes: (n, 4), as fractions of the image's sides: x0, y0, x1, y1.
+    """
+
+    names: list[str]
+    probabilities: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two outcomes lie apart.
+
+    Attributes:
+        images: that both have.
+        mean_difference: of a final probability.
+        largest_difference: likewise.
+        least_overlap: the smallest IoU of an image's two boxes.
+        median_overlap: the median one.
+    """
+
+    images: int
+    mean_difference: float
+    largest_difference: float
+    least_overlap: float
+    median_overlap: float
+
+    @property
+    def same_work(self) -> bool:
+        """Whether both did the same."""
+        return self.mean_difference <= TOLERANCE and self.median_overlap >= OVERLAP
+
+
+def read_scores(folder: Path, classes: tuple[str, ...]) -> Outcome:
+    """What `lesioncam score` wrote."""
+    rows = pd.read_parquet(folder)
+    sides = rows[["width", "height", "width", "height"]].to_numpy(float)
+    return _outcome(
+        rows["uri"],
+        rows[probability_columns(classes)].to_numpy(float),
+        rows[list(BOX_COLUMNS)].to_numpy(float) / sides,
+    )
+
+
+def read_peer(folder: Path, canvas_side: int) -> Outcome:
+    """What a peer wrote."""
+    rows = pd.read_parquet(folder)
+    probabilities, boxes = (np.stack(rows[name].tolist()) for name in ("probabilities", "box"))
+    return _outcome(rows["path"], probabilities, boxes / canvas_side)
+
+
+def compare(ours: Outcome, theirs: Outcome) -> Agreement:
+    """Compare on their images, all of which must be among ours.
+
+    Raises:
+        ValueError: one is not.
+    """
+    places = {name: place for place, name in enumerate(ours.names)}
+    missing = [name for name in theirs.names if name not in places]
+    if missing or not theirs.names:
+        raise ValueError(f"expected images that both scored, got {missing or 'none'}")
+    mine = [places[name] for name in theirs.names]
+    apart = np.abs(ours.probabilities[mine] - theirs.probabilities)
+    overlaps = box_overlaps(ours.boxes[mine], theirs.boxes)
+    return Agreement(
+        images=len(mine),
+        mean_difference=float(apart.mean()),
+        largest_difference=float(apart.max()),
+        least_overlap=float(overlaps.min()),
+        median_overlap=float(np.median(overlaps)),
+    )
+
+
+def box_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,): intersection over union of (n, 4) boxes, pair by pair."""
+    low = np.maximum(first[:, :2], second[:, :2])
+    high = np.minimum(first[:, 2:], second[:, 2:])
+    shared = (high - low).clip(min=0).prod(axis=1)
+    areas = sum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second))
+    return np.asarray(shared / (areas - shared))
+
+
+def _outcome(paths: pd.Series, probabilities: np.ndarray, boxes: np.ndarray) -> Outcome:
+    names = paths.map(lambda path: Path(path).name).to_numpy()
+    order = np.argsort(names)
+    return Outcome(names[order].tolist(), probabilities[order], boxes[order])

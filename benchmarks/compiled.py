@@ -1,0 +1,66 @@
+"""Compiled: what `torch.compile` gains the two forward passes, and what it costs before.
+
+    python -m benchmarks.compiled --bundle model
+
+One process with all cores runs the passes as they are and with both networks compiled, in turn.
+Prints the seconds to compile, both rates, the images after which compiling has paid, and the
+largest difference of a probability. Needs a C++ compiler.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.limit import Passes, device
+from benchmarks.report import Rounds
+from lesioncam.storage.bundle import load_bundle
+from lesioncam.vision.network import native_precision
+
+_BATCH = 16
+_ROUNDS = 5
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def compare(bundle: str, precision: str) -> dict[str, Any]:
+    """Measure both."""
+    loaded = load_bundle(bundle)
+    plain, compiled = (Passes(loaded, _BATCH, precision) for _ in range(2))
+    expected = plain()
+    compiled.first.compile()
+    compiled.second.compile()
+    compiling = seconds_of(compiled)
+    seconds = [(seconds_of(plain), seconds_of(compiled)) for _ in range(_ROUNDS)]
+    before, after = (
+        Rounds(tuple(_BATCH / one for one in each)) for each in zip(*seconds, strict=True)
+    )
+    saved = 1 / before.median - 1 / after.median
+    return {
+        "seconds to compile": f"{compiling:.0f}",
+        "images/s as it is": before,
+        "images/s compiled": after,
+        "images until it has paid": f"{compiling / saved:,.0f}" if saved > 0 else "it never does",
+        "largest difference": f"{(compiled() - expected).abs().max():.4f}",
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", required=True)
+    flags = parser.parse_args()
+    torch.set_grad_enabled(False)
+    for name, value in compare(flags.bundle, native_precision(device())).items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The limit: both forward passes on canvases that are in memory already, and nothing else.
+
+    python -m benchmarks.limit --bundle model
+
+Stage 1 with map, box and crop, then stage 2, by the code that scoring runs. Processes are started,
+each with its share of the cores as threads; all begin together and go on for some seconds. The best
+of several layouts and batch sizes is what no scoring pipeline on this machine can pass.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from typing import TYPE_CHECKING
+
+import torch
+
+from lesioncam.storage.bundle import Bundle, load_bundle, load_network
+from lesioncam.vision.crop import sample_boxes
+from lesioncam.vision.localise import classify, localise
+from lesioncam.vision.network import native_precision, prepare_for_inference
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+
+BATCHES = (4, 8, 16, 32)
+_SECONDS = 6.0  # each setting is measured for at least so long
+_LOADING_SECONDS = 300.0  # a process waits for the others; after that one of them must have failed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the networks are run.
+
+    Attributes:
+        processes: that compute side by side, each both stages on batches of its own.
+        threads: of each of them.
+        batch: images a pass.
+        precision: of the convolutions.
+    """
+
+    processes: int
+    threads: int
+    batch: int
+    precision: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.processes} x {self.threads} threads, batches of {self.batch}, {self.precision}"
+        )
+
+
+def device() -> torch.device:
+    """Where the networks run here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def layouts(precision: str) -> list[Settings]:
+    """The settings that are tried: one process with all cores, and as many as there are cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    sizes = {1: 1} if device().type == "cuda" else {1: cores or 1, cores or 1: 1}
+    return [
+        Settings(processes, threads, batch, precision)
+        for processes, threads in sizes.items()
+        for batch in BATCHES
+    ]
+
+
+def measure(bundle: str, settings: Settings, seconds: float = _SECONDS) -> float:
+    """Images a second through both stages, of all processes together."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(settings.processes)
+    rates: SimpleQueue[float] = context.SimpleQueue()
+    processes = [
+        context.Process(target=_rate, args=(bundle, settings, seconds, start, rates))
+        for _ in range(settings.processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"a process that measured {settings} failed")
+    return sum(rates.get() for _ in processes)
+
+
+def best(bundle: str, tried: Iterable[Settings]) -> tuple[Settings, dict[str, float]]:
+    """The fastest of the settings, and the rate of each."""
+    rates = {settings: measure(bundle, settings) for settings in tried}
+    return max(rates, key=lambda s: rates[s]), {str(s): rate for s, rate in rates.items()}
+
+
+class Passes:
+    """Both forward passes over one batch of canvases of random pixels."""
+
+    def __init__(self, bundle: Bundle, batch: int, precision: str):
+        self._settings = bundle.settings
+        self.first, self.second = (
+            prepare_for_inference(load_network(bundle.settings, state), device(), precision)
+            for state in (bundle.stage1, bundle.stage2)
+        )
+        shape = (batch, 3, self._settings.canvas_side, self._settings.canvas_side)
+        random = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        self._canvases = pixels.contiguous(memory_format=torch.channels_last).to(device())
+
+    def __call__(self) -> torch.Tensor:
+        """Run them; returns stage 2's probabilities."""
+        settings = self._settings
+        found = localise(self.first, self._canvases, settings.input_side, settings.crop)
+        crops = sample_boxes(self._canvases, found.views, settings.input_side)
+        return classify(self.second, crops).cpu()
+
+
+def _rate(
+    bundle: str, settings: Settings, seconds: float, start: Barrier, rates: "SimpleQueue[float]"
+) -> None:
+    """Tell what one process reaches while all are at work."""
+    torch.set_num_threads(settings.threads)
+    passes = Passes(load_bundle(bundle), settings.batch, settings.precision)
+    passes()
+    start.wait(_LOADING_SECONDS)
+    started, count = time.perf_counter(), 0
+    while (over := time.perf_counter() - started) < seconds:
+        passes()
+        count += settings.batch
+    start.wait(_LOADING_SECONDS)  # nobody leaves its core to others that still measure
+    rates.put(count / over)
+
+
+def main() -> None:
+    """Try the settings and print each one's rate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--precision", default=native_precision(device()))
+    flags = parser.parse_args()
+    fastest, rates = best(flags.bundle, layouts(flags.precision))
+    for name, rate in rates.items():
+        print(f"{rate:8.2f} images/s  {name}")
+    print(f"the limit: {fastest}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Model: a bundle to measure with, where no trained one is at hand.
+
+Its weights cost the same as trained ones, and it tells images apart: its linear layers follow the
+directions in which the features of drawn images differ most, so that a difference in what two
+programs feed their networks shows in their probabilities.
+"""
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.images import SIZES, photographs
+from lesioncam.demo import CLASSES
+from lesioncam.settings import CropRule
+from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
+from lesioncam.storage.weights import load_backbone
+from lesioncam.vision.localise import to_channels_first
+from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, VGGGAP
+
+_SEED = 1
+_LOOKED_AT = 24  # drawn images that the linear layers are set by
+_BATCH = 8
+_RANDOM_THRESHOLD = 0.85  # random maps are so broad that at the usual one boxes are whole images
+_SPREAD = 1.5  # standard deviation of a logit over images
+
+
+def write_bundle(uri: str, backbone: str, weights: str | None) -> None:
+    """Save a bundle whose convolutions are random, or as in a file of ImageNet weights."""
+    side = BACKBONES[backbone].input_side
+    rule = CropRule() if weights else CropRule(threshold=_RANDOM_THRESHOLD)
+    settings = ModelSettings(
+        CLASSES, backbone, side, 2 * side, IMAGENET_MEAN, IMAGENET_STD, 0.5, rule
+    )
+    torch.manual_seed(_SEED)
+    network = settings.network().eval()
+    if weights is not None:
+        load_backbone(network, backbone, weights)
+        mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
+        settings = replace(settings, mean=tuple(mean), std=tuple(std))
+    tell_apart(network, _looked_at(side))
+    state = network.state_dict()
+    save_bundle(Bundle(settings, state, state), uri, "A model to measure speed with.\n")
+
+
+@torch.inference_mode()
+def tell_apart(network: VGGGAP, images: Tensor) -> None:
+    """Set the linear layer so that the logits of (B, 3, s, s) uint8 images differ.
+
+    Its K rows become the first K principal components of the pooled features, scaled to logits of
+    mean 0 and one standard deviation.
+    """
+    pooled = torch.cat(
+        [network(batch)[1].mean(dim=(2, 3)) for batch in torch.split(images, _BATCH)]
+    )
+    mean = pooled.mean(dim=0)
+    directions = torch.linalg.svd(pooled - mean, full_matrices=False).Vh[: len(CLASSES)]
+    weight = directions * (_SPREAD / ((pooled - mean) @ directions.T).std(dim=0))[:, None]
+    network.linear.weight.copy_(weight)
+    network.linear.bias.copy_(-weight @ mean)
+
+
+def _looked_at(side: int) -> Tensor:
+    """Drawn images as a network takes them: (B, 3, s, s) uint8."""
+    shrunken = [
+        np.array(image.resize((side, side), Image.Resampling.BILINEAR))
+        for image in islice(photographs(SIZES[0], _SEED), _LOOKED_AT)
+    ]
+    return to_channels_first(torch.from_numpy(np.stack(shrunken)))

@@ -1,0 +1,70 @@
+"""What makes the peers' work equal: the same weights, the same inputs of them, the same crop rule.
+
+Written as plain torch, image by image where one would write it so.
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torchvision.transforms.v2.functional import resized_crop
+
+from lesioncam.storage.bundle import ModelSettings, load_bundle, load_network
+from lesioncam.vision.cam import choose_map, normalise_map
+from lesioncam.vision.crop import crop_boxes, peak_region, with_context
+from lesioncam.vision.network import VGGGAP
+
+BATCH = 16
+
+
+def read_flags() -> argparse.Namespace:
+    """The flags of every peer."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", required=True, help="a directory of JPEGs")
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--output", required=True, help="a directory that there is not yet")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    return parser.parse_args()
+
+
+def load_stage(uri: str, stage: int, precision: str) -> tuple[VGGGAP, ModelSettings]:
+    """A stage's network in evaluation mode, convolutions in a precision."""
+    bundle = load_bundle(uri)
+    network = load_network(bundle.settings, (bundle.stage1, bundle.stage2)[stage - 1]).eval()
+    network.features.to(getattr(torch, precision))
+    return network, bundle.settings
+
+
+def shrink(canvases: Tensor, side: int) -> Tensor:
+    """(B, 3, S, S) uint8 canvases to the (B, 3, s, s) that stage 1 classifies."""
+    return F.interpolate(canvases.float(), (side, side), mode="bilinear").round().to(torch.uint8)
+
+
+def chosen_map(network: VGGGAP, features: Tensor, logits: Tensor, rule: str) -> Tensor:
+    """(B, h, w): the map that is cropped after."""
+    maps = torch.einsum("kc,bchw->bkhw", network.linear.weight, features.float())
+    return choose_map(maps, logits, rule)
+
+
+def boxes_of(maps: Tensor, settings: ModelSettings) -> tuple[Tensor, Tensor]:
+    """Of (B, h, w) maps each lesion's box on the canvas, and what stage 2 sees of it: (B, 4)."""
+    scaled, flat = normalise_map(maps)
+    region = peak_region(scaled, settings.crop.threshold)
+    boxes = crop_boxes(region, flat, settings.crop, settings.canvas_side)
+    return boxes, with_context(boxes, settings.crop, settings.canvas_side)
+
+
+def cut(canvases: Tensor, views: Tensor, side: int) -> Tensor:
+    """(B, 3, s, s) uint8: each canvas's view, scaled."""
+    crops = [
+        resized_crop(canvas, y0, x0, y1 - y0, x1 - x0, [side, side], antialias=False)
+        for canvas, (x0, y0, x1, y1) in zip(canvases, views.tolist(), strict=True)
+    ]
+    return torch.stack(crops)
+
+
+def decide(stage1: Tensor, stage2: Tensor, settings: ModelSettings) -> tuple[list[str], Tensor]:
+    """The predictions, and the final probabilities (B, K)."""
+    final = torch.lerp(stage1, stage2, settings.stage2_weight)
+    return [settings.classes[place] for place in final.argmax(dim=1).tolist()], final

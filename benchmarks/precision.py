@@ -1,0 +1,118 @@
+r"""Precision: what bfloat16 changes in the scores of a trained model, beside float32.
+
+    python -m benchmarks.precision --bundle model --images isic/val --labels isic/val.csv
+
+Scores the same images twice, each time as `lesioncam score` does.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.agreement import box_overlaps
+from benchmarks.report import markdown, write
+from lesioncam.cluster import connected
+from lesioncam.evaluation.evaluate import join
+from lesioncam.schema import BOX_COLUMNS, DEFAULT_REST_CLASS, Status, probability_columns
+from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.storage.bundle import load_bundle
+from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.vision.metrics import STAGES, auc, mean_auc
+
+PRECISIONS = ("float32", "bfloat16")
+OVERLAP = 0.95  # IoU from which on two boxes count as the same
+_PERCENTILES = (0, 1, 5, 50)
+
+
+def score_both(images: str, bundle: str, work: Path) -> list[pd.DataFrame]:
+    """The good rows of both precisions, in the same order."""
+    rows = []
+    with connected():
+        for precision in PRECISIONS:
+            output = work / precision
+            shutil.rmtree(output, ignore_errors=True)
+            score(ScoreRequest(images, bundle, str(output), precision=precision))
+            scored = pd.read_parquet(output)
+            rows.append(scored[scored["status"] == Status.OK].sort_values("uri", ignore_index=True))
+    return rows
+
+
+def differences(rows: list[pd.DataFrame], classes: tuple[str, ...]) -> dict[str, Any]:
+    """How far the two lie apart, image by image."""
+    reference, other = rows
+    content: dict[str, Any] = {"images": len(reference), "largest_difference": {}}
+    for stage in STAGES:
+        columns = probability_columns(classes, stage)
+        apart = (reference[columns] - other[columns]).abs().to_numpy()
+        content["largest_difference"][stage] = float(apart.max())
+    first, second = (frame[list(BOX_COLUMNS)].to_numpy(float) for frame in rows)
+    overlaps = box_overlaps(first, second)
+    return content | {
+        "predictions_that_flip": int((reference["prediction"] != other["prediction"]).sum()),
+        "same_boxes": float((overlaps >= OVERLAP).mean()),
+        "box_iou": {f"{p} %": float(np.percentile(overlaps, p)) for p in _PERCENTILES},
+    }
+
+
+def aucs(rows: pd.DataFrame, labels: Labels, classes: tuple[str, ...]) -> dict[str, float | None]:
+    """The AUC of each class with a column of labels of its own, and their mean: of final ones."""
+    joined, _ = join(rows, labels, classes)
+    places = joined["label"].to_numpy()
+    probabilities = joined[probability_columns(classes)].to_numpy(float)
+    ranked = [classes.index(name) for name in labels.ranked]
+    return {
+        **{classes[k]: auc(probabilities[:, k], places == k) for k in ranked},
+        "mean": mean_auc(probabilities, places, ranked),
+    }
+
+
+def text_of(content: dict[str, Any]) -> str:
+    """The tables of `precision.md`."""
+    rows: list[list[object]] = [
+        [f"largest difference of a probability, {stage}", f"{value:.4f}"]
+        for stage, value in content["largest_difference"].items()
+    ]
+    rows += [
+        ["predictions that flip", content["predictions_that_flip"]],
+        [f"boxes with IoU >= {OVERLAP}", f"{content['same_boxes']:.1%}"],
+    ]
+    rows += [[f"box IoU, percentile {p}", f"{iou:.3f}"] for p, iou in content["box_iou"].items()]
+    text = f"# Precision\n\nbfloat16 beside float32, {content['images']:,} images.\n\n"
+    text += markdown(["figure", "value"], rows)
+    if "auc" in content:
+        found = [content["auc"][precision] for precision in PRECISIONS]
+        text += "\n" + markdown(
+            ["AUC", *PRECISIONS, "difference"],
+            [
+                [name, f"{value:.4f}", f"{found[1][name]:.4f}", f"{found[1][name] - value:+.4f}"]
+                for name, value in found[0].items()
+                if value is not None
+            ],
+        )
+    return text
+
+
+def main() -> None:
+    """Score twice, compare, and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--labels", help="the ground-truth CSV, for AUCs")
+    parser.add_argument("--output", type=Path, default=Path("lesioncam-bench"))
+    flags = parser.parse_args()
+    classes = load_bundle(flags.bundle).settings.classes
+    labels = read_labels(flags.labels, DEFAULT_REST_CLASS) if flags.labels else None
+    rows = score_both(flags.images, flags.bundle, flags.output / "work")
+    content = differences(rows, classes)
+    if labels is not None:
+        found = [aucs(frame, labels, classes) for frame in rows]
+        content["auc"] = dict(zip(PRECISIONS, found, strict=True))
+    write(flags.output, "precision", content, text_of(content))
+
+
+if __name__ == "__main__":
+    main()

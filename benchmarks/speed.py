@@ -1,0 +1,248 @@
+"""Speed: `lesioncam score` beside the machine's limit and beside what one would write instead.
+
+    python -m benchmarks.speed [--bundle model | --backbone vgg16 --weights vgg16.safetensors]
+
+All on CPUs and on the same images. In each round everything runs once, in turn: the limit, then
+each program on a few images and on many, each time as a new process from its start to its end. The
+difference of the two is its steady rate, the longer one its rate with start-up. Every program's
+outcome is compared with lesioncam's; one that did other work is an error, not a row of the table.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import limit
+from benchmarks.agreement import Agreement, Outcome, compare, read_peer, read_scores
+from benchmarks.images import SIZES, write_images
+from benchmarks.model import write_bundle
+from benchmarks.process import Finished, run
+from benchmarks.report import Rounds, machine, machine_line, markdown, steady_rate, write
+from lesioncam.errors import InputError
+from lesioncam.storage.bundle import ModelSettings, load_bundle
+from lesioncam.vision.network import BACKBONES, native_precision
+
+log = logging.getLogger("benchmarks")
+
+LIMIT, OURS = "limit", "lesioncam score"
+PEERS = {"DataLoader": "dataloader", "Ray Data": "ray_data", "Daft": "daft_udf"}
+FEW = 16
+_FLOAT32_SHARE = 2.5  # float32 is so much slower: by so much fewer images show a rate as well
+
+
+@dataclass(frozen=True)
+class Program:
+    """Something that scores a directory of images.
+
+    Attributes:
+        name: of `OURS` or `PEERS`.
+        precision: it computes in.
+    """
+
+    name: str
+    precision: str
+
+    def score(self, images: Path, bundle: str, output: Path) -> Finished:
+        """Score a directory, from the start of a process to its end."""
+        shutil.rmtree(output, ignore_errors=True)
+        command = (
+            ["lesioncam", "score"]
+            if self.name == OURS
+            else [f"benchmarks.peers.{PEERS[self.name]}"]
+        )
+        return run(
+            "-m", *command, "--images", str(images), "--bundle", bundle, "--output", str(output),
+            "--precision", self.precision,
+        )  # fmt: skip
+
+    def outcome(self, output: Path, settings: ModelSettings) -> Outcome:
+        """What it found."""
+        if self.name == OURS:
+            return read_scores(output, settings.classes)
+        return read_peer(output, settings.canvas_side)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One round of a program.
+
+    Attributes:
+        steady: images a second, start-up apart.
+        whole: images a second of the run on many images, its start-up included.
+        start: seconds that do not grow with the images.
+        peak_mib: the largest memory of all its processes.
+    """
+
+    steady: float
+    whole: float
+    start: float
+    peak_mib: float
+
+
+class Benchmark:
+    """The programs, the images and what has been measured so far.
+
+    Args:
+        bundle: the model all of them score with.
+        work: where images and outputs go.
+        many: images of a longer run in the precision of lesioncam.
+    """
+
+    def __init__(self, bundle: str, work: Path, many: int):
+        self.bundle, self.work, self.many = bundle, work, many
+        self.settings = load_bundle(bundle).settings
+        if self.settings.flips:
+            raise InputError("--bundle: it looks at mirrored forms, and the peers do not")
+        self.fastest, self.layouts = limit.best(
+            bundle, limit.layouts(native_precision(limit.device()))
+        )
+        self.precision = self.fastest.precision
+        precisions = sorted({"float32", self.precision}, reverse=True)
+        peers = [Program(name, precision) for precision in precisions for name in PEERS]
+        self.programs = [Program(OURS, self.precision), *peers]
+        self.limits: list[float] = []
+        self.measured: dict[tuple[tuple[int, int], Program], list[Measured]] = defaultdict(list)
+        self.agreements: dict[tuple[tuple[int, int], Program], Agreement] = {}
+
+    def round(self) -> None:
+        """Measure everything once."""
+        for size in SIZES:
+            self.limits.append(limit.measure(self.bundle, self.fastest))
+            log.info("%s: %.2f images/s", self.fastest, self.limits[-1])
+            for program in self.programs:
+                self._measure(program, size)
+
+    def _measure(self, program: Program, size: tuple[int, int]) -> None:
+        share = _FLOAT32_SHARE if program.precision != self.precision else 1
+        many = FEW + max(FEW, round((self.many - FEW) / share))
+        output = self._output(program, size)
+        few_images, many_images = (write_images(self.work, size, count) for count in (FEW, many))
+        few = program.score(few_images, self.bundle, output)
+        finished = program.score(many_images, self.bundle, output)
+        rate = steady_rate(FEW, few.seconds, many, finished.seconds)
+        measured = Measured(
+            rate, many / finished.seconds, finished.seconds - many / rate, finished.peak_mib
+        )
+        self.measured[size, program].append(measured)
+        log.info("%s %s %s: %s", size, program.name, program.precision, measured)
+        if program.name != OURS:
+            self.agreements[size, program] = self._check(program, size)
+
+    def _check(self, program: Program, size: tuple[int, int]) -> Agreement:
+        """Compare with lesioncam's outcome of the same round.
+
+        Raises:
+            RuntimeError: it did other work.
+        """
+        ours = self.programs[0]
+        agreement = compare(
+            ours.outcome(self._output(ours, size), self.settings),
+            program.outcome(self._output(program, size), self.settings),
+        )
+        if not agreement.same_work:
+            raise RuntimeError(f"{program} did not do the work of {OURS}: {agreement}")
+        return agreement
+
+    def _output(self, program: Program, size: tuple[int, int]) -> Path:
+        name = f"scores-{program.name}-{program.precision}-{size[0]}x{size[1]}"
+        return self.work / name.replace(" ", "-")
+
+    def content(self) -> dict[str, Any]:
+        """All figures, for `speed.json`."""
+        return {
+            "machine": machine(self.precision),
+            "backbone": self.settings.backbone,
+            "limit": {"settings": str(self.fastest), **Rounds(tuple(self.limits)).as_json()},
+            "limit_tried": self.layouts,
+            "programs": [
+                {
+                    "size": size,
+                    **asdict(program),
+                    **{name: self._rounds(size, program, name).as_json() for name in _FIGURES},
+                    "agreement": _facts(self.agreements.get((size, program))),
+                }
+                for size, program in self.measured
+            ],
+        }
+
+    def text(self) -> str:
+        """The tables of `speed.md`."""
+        parts = [f"# Speed\n\n{machine_line(machine(self.precision))}. Images/s: median of ",
+                 f"{len(self.limits) // len(SIZES)} rounds (smallest to largest).\n"]  # fmt: skip
+        top = Rounds(tuple(self.limits))
+        for size in SIZES:
+            ours = self._rounds(size, self.programs[0], "steady").median
+            rows: list[list[object]] = [[f"{LIMIT}: {self.fastest}", top, "", "", "", "", "", ""]]
+            rows += [self._row(size, program, top.median, ours) for program in self.programs]
+            parts.append(f"\n## {self.settings.backbone}, JPEGs of {size[0]} x {size[1]}\n\n")
+            parts.append(markdown(_HEAD, rows))
+        return "".join(parts)
+
+    def _row(
+        self, size: tuple[int, int], program: Program, top: float, ours: float
+    ) -> list[object]:
+        steady, whole, start, peak = (self._rounds(size, program, name) for name in _FIGURES)
+        agreement = self.agreements.get((size, program))
+        return [
+            f"{program.name}, {program.precision}",
+            steady,
+            f"{steady.median / top:.2f}",
+            f"{ours / steady.median:.2f}" if agreement else "",
+            whole,
+            f"{start.median:.0f}",
+            f"{peak.median:,.0f}",
+            f"{agreement.mean_difference:.4f}, {agreement.median_overlap:.2f}" if agreement else "",
+        ]
+
+    def _rounds(self, size: tuple[int, int], program: Program, figure: str) -> Rounds:
+        return Rounds(tuple(getattr(one, figure) for one in self.measured[size, program]))
+
+
+_FIGURES = ("steady", "whole", "start", "peak_mib")
+_HEAD = (
+    "program",
+    "steady images/s",
+    "fraction of the limit",
+    "lesioncam / peer",
+    "with start-up",
+    "start-up, s",
+    "peak memory, MiB",
+    "mean difference of a probability, median IoU of boxes",
+)
+
+
+def _facts(agreement: Agreement | None) -> Mapping[str, Any] | None:
+    return asdict(agreement) if agreement else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, round by round, and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", help="a trained model (one is made)")
+    parser.add_argument("--backbone", choices=sorted(BACKBONES), default="vgg16")
+    parser.add_argument("--weights", help="ImageNet weights of the model that is made (random)")
+    parser.add_argument("--images", type=int, default=128, help="of a long run (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("lesioncam-bench"))
+    flags = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the programs compared all compute on CPUs
+    work = flags.output / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    bundle = flags.bundle or f"{work}/{flags.backbone}"
+    if flags.bundle is None:
+        write_bundle(bundle, flags.backbone, flags.weights)
+    benchmark = Benchmark(bundle, work, flags.images)
+    for _ in range(flags.rounds):
+        benchmark.round()
+        write(flags.output, "speed", benchmark.content(), benchmark.text())
+
+
+if __name__ == "__main__":
+    main()

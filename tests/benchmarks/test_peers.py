@@ -1,0 +1,83 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.agreement import Outcome, compare, read_peer
+from benchmarks.images import SIZES, write_images
+from benchmarks.model import write_bundle
+from benchmarks.process import run
+from lesioncam.storage.bundle import load_bundle, load_network
+from lesioncam.vision.crop import sample_boxes
+from lesioncam.vision.decode import decode
+from lesioncam.vision.localise import classify, combine, localise, to_channels_first
+
+COUNT = 8
+
+needs_daft = pytest.mark.skipif(
+    importlib.util.find_spec("daft") is None, reason="needs daft: pip install '.[bench]'"
+)
+needs_grad_cam = pytest.mark.skipif(
+    importlib.util.find_spec("pytorch_grad_cam") is None,
+    reason="needs grad-cam: pip install '.[bench]'",
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("peers"), SIZES[0], COUNT)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("model") / "tiny")
+    write_bundle(uri, "tiny", None)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def ours(images: Path, bundle: str) -> Outcome:
+    """What the project's own code finds."""
+    loaded = load_bundle(bundle)
+    settings = loaded.settings
+    paths = sorted(images.iterdir())
+    decoded = [decode(path.read_bytes(), settings.canvas_side).canvas for path in paths]
+    canvases = to_channels_first(torch.from_numpy(np.stack(decoded)))
+    first, second = (
+        load_network(settings, state).eval() for state in (loaded.stage1, loaded.stage2)
+    )
+    found = localise(first, canvases, settings.input_side, settings.crop)
+    stage2 = classify(second, sample_boxes(canvases, found.views, settings.input_side))
+    final = combine(found.probabilities, stage2, settings.stage2_weight)
+    names = [path.name for path in paths]
+    return Outcome(names, final.numpy(), found.boxes.numpy() / settings.canvas_side)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "peer",
+    [
+        pytest.param("dataloader", marks=needs_grad_cam),
+        "ray_data",
+        pytest.param("daft_udf", marks=needs_daft),
+    ],
+)
+def test_a_peer_does_the_same_work(
+    peer: str, precision: str, images: Path, bundle: str, ours: Outcome, tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    run(
+        "-m", f"benchmarks.peers.{peer}", "--images", str(images), "--bundle", bundle,
+        "--output", str(output), "--precision", precision,
+    )  # fmt: skip
+    theirs = read_peer(output, load_bundle(bundle).settings.canvas_side)
+    found = compare(ours, theirs)
+    assert found.images == COUNT
+    assert found.same_work, found
+
+
+def test_the_model_tells_images_apart(ours: Outcome) -> None:
+    assert ours.probabilities.std(axis=0).min() > 0.05
+    assert len(np.unique(ours.boxes, axis=0)) > COUNT // 2
