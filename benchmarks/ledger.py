@@ -1,10 +1,11 @@
-r"""The control plane of a large collection: listing, what is left, and the count at the end.
+r"""The control plane of a large collection: listing, what is left, settling, and the count.
 
     python -m benchmarks.ledger --images 10000000
 
-The same calls as in a run, on a manifest and settled parts that stand on disk. What a store lists
-and the rows that stand there are made up: one image in a hundred is new and one in a thousand
-failed for a reason that may pass. Prints seconds, memory and disk, as rows of a Markdown table.
+The same calls as in a run, on a manifest and settled parts that stand on disk; the networks are
+replaced by constant rows. What a store lists and the rows that stand there are made up: one image
+in a hundred is new and one in a thousand failed for a reason that may pass, so that every settled
+part has rows that are replaced. Prints seconds, memory and disk, as rows of a Markdown table.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
@@ -28,6 +29,7 @@ from lesioncam.storage.store import Entry
 
 _CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 _MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+_RUN_ROWS = 2048  # of a part, as a run with GPUs writes them
 
 
 def uri_of(number: int) -> str:
@@ -41,25 +43,42 @@ def entries(images: int) -> Iterator[Entry]:
         yield Entry(uri_of(number), number % 10**6, f"{number:032x}", _MOMENT)
 
 
-def write_parts(results: Results, images: int) -> None:
-    """Settled rows: all but every hundredth image, every thousandth of them unreachable."""
-    schema = scores_schema(_CLASSES)
+def write_settled(results: Results, images: int) -> None:
+    """What earlier runs left: all but every hundredth image, every thousandth unreachable."""
     for start in range(0, images, PART_ROWS):
         numbers = np.arange(start, min(start + PART_ROWS, images))
         numbers = numbers[numbers % 100 != 1]
-        failed = numbers % 1000 == 2
-        known = {
-            "uri": pa.array([uri_of(n) for n in numbers.tolist()]),
-            "status": pa.array(np.where(failed, Status.FAILED, Status.OK)),
-            "error_kind": pa.array([ErrorKind.UNREACHABLE if f else None for f in failed.tolist()]),
-            "size": numbers % 10**6,
-            "etag": pa.array([f"{n:032x}" for n in numbers.tolist()]),
-            "last_modified": pa.array([_MOMENT] * len(numbers)),
-            "scored_at": pa.array([_MOMENT] * len(numbers)),
-        }
-        columns = [known.get(f.name, pa.nulls(len(numbers), f.type)) for f in schema]
-        table = pa.table(columns, names=schema.names).cast(schema)
-        results.write_part(f"settled-{start:012d}.parquet", table)
+        write_part(results, f"settled-{start:012d}.parquet", numbers, numbers % 1000 == 2, _MOMENT)
+
+
+def write_new(results: Results, images: int) -> int:
+    """What this run scores: what is new and what was unreachable; returns how many parts."""
+    numbers = np.arange(images)
+    left = numbers[(numbers % 100 == 1) | (numbers % 1000 == 2)]
+    starts = range(0, len(left), _RUN_ROWS)
+    for start in starts:
+        scored = left[start : start + _RUN_ROWS]
+        name = f"part-run-1-{start:09d}.parquet"
+        write_part(results, name, scored, np.zeros(len(scored), bool), _MOMENT + timedelta(days=1))
+    return len(starts)
+
+
+def write_part(
+    results: Results, name: str, numbers: np.ndarray, failed: np.ndarray, scored_at: datetime
+) -> None:
+    """Rows of these images, some of them unreachable."""
+    schema = scores_schema(_CLASSES)
+    known = {
+        "uri": pa.array([uri_of(n) for n in numbers.tolist()]),
+        "status": pa.array(np.where(failed, Status.FAILED, Status.OK)),
+        "error_kind": pa.array([ErrorKind.UNREACHABLE if f else None for f in failed.tolist()]),
+        "size": numbers % 10**6,
+        "etag": pa.array([f"{n:032x}" for n in numbers.tolist()]),
+        "last_modified": pa.array([_MOMENT] * len(numbers)),
+        "scored_at": pa.array([scored_at] * len(numbers)),
+    }
+    columns = [known.get(f.name, pa.nulls(len(numbers), f.type)) for f in schema]
+    results.write_part(name, pa.table(columns, names=schema.names).cast(schema))
 
 
 def peak() -> float:
@@ -89,13 +108,13 @@ def watched_disk() -> Iterator[Callable[[], float]]:
 
 
 def main() -> None:
-    """List, find out what is left, count."""
+    """List, find out what is left, settle, count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=10_000_000)
     images = parser.parse_args().images
     with TemporaryDirectory(prefix="benchmark-") as folder, watched_disk() as disk:
         results = Results(folder)
-        write_parts(results, images)
+        write_settled(results, images)
         record = RunRecord(results.store, "run-1")
         before = peak()
         print("| step | images | seconds | images/s | memory so far, beyond the start |")
@@ -113,6 +132,10 @@ def main() -> None:
         shares = results.shares(results.sizes(), record.manifest(), rows)
         todo = record.record_todo(shares, retry_failed=False)
         told(f"what is left: {todo.left:,}", started)
+        parts = write_new(results, images)
+        started = time.monotonic()
+        results.settle(record.run_id)
+        told(f"settled, {parts:,} new parts among them", started)
         started = time.monotonic()
         shares = results.shares(results.sizes(), record.manifest(), rows)
         tally = sum((share.tally() for share in shares), start=Tally())
