@@ -5,31 +5,42 @@
 KubeRay starts a new cluster for every Ray job that FAILED, whatever its exit code. That mends a run
 that broke (1), but not one that was refused (2) or had too many failed images (3): such a job stops
 itself, since one that is STOPPED is neither retried nor taken for a success.
+
+A job whose head was lost is submitted again within seconds, while the output still counts as the
+lost run's: so a refusal is final only when it is repeated after that time.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 
 from ray.job_submission import JobSubmissionClient
 
 from lesioncam.cli import main
+from lesioncam.errors import InputError
 from lesioncam.logs import JsonLines
+from lesioncam.storage.lease import LEASE_SECONDS
 
 _FINAL = (2, 3)  # exit codes that the same command would give again
+_MARGIN = 5.0  # seconds that two machines' clocks may differ
+_PATIENCE = 60.0  # seconds for Ray's signal to come
 
 
 def stop_this_job() -> None:
     """Have Ray stop the job whose entry point this process is, and wait for its signal."""
     job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"]
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's own handler would print a stack
     JobSubmissionClient().stop_job(job)
-    signal.pause()
+    time.sleep(_PATIENCE)
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:], JsonLines())
+    if code == InputError.exit_code:
+        time.sleep(LEASE_SECONDS + _MARGIN)
+        code = main(sys.argv[1:], JsonLines())
     if code in _FINAL:
         sys.stdout.flush()
         stop_this_job()

@@ -6,6 +6,7 @@ And what that has to offer.
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import ray.data
 import torch
 from ray.util import placement_group, remove_placement_group
 
-from lesioncam.errors import InputError
+from lesioncam.errors import InputError, RunBroke
 
 _PATIENCE = 900  # seconds a cluster that scales itself has for a node that is waited for
 
@@ -24,32 +25,57 @@ log = logging.getLogger("lesioncam")
 
 
 @dataclass(frozen=True)
-class Capacity:
-    """What the nodes of a cluster have.
-
-    Attributes:
-        cpus: in all.
-        gpus: in all.
-        node_cpus: of the largest node.
-        gpu_node_cpus: of the largest node with a GPU, for each of its GPUs; 0 without GPUs.
-    """
+class Node:
+    """What one node has for tasks and actors."""
 
     cpus: float
     gpus: int
-    node_cpus: float
-    gpu_node_cpus: float
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the nodes of a cluster have."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        """In all."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """In all."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def cpus_per_gpu(self) -> float | None:
+        """Of the node with a GPU that has the fewest for each; None without one."""
+        return min((node.cpus / node.gpus for node in self.nodes if node.gpus), default=None)
+
+    def share(self, workers: int, *, gpu: bool) -> float:
+        """CPUs that each of so many equal workers can have, on nodes of whatever sizes.
+
+        Args:
+            workers: how many must fit, several on a node where it is large enough.
+            gpu: whether each needs a GPU besides.
+
+        Returns:
+            0 if they do not fit.
+        """
+
+        def fit(share: float) -> int:
+            places = ((int(node.cpus / share), node.gpus) for node in self.nodes)
+            return sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in places)
+
+        shares = {node.cpus / parts for node in self.nodes for parts in range(1, workers + 1)}
+        return max((share for share in shares if share and fit(share) >= workers), default=0.0)
 
 
 def capacity() -> Capacity:
     """Look at the cluster this process is connected to."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    with_gpu = [node for node in nodes if node.get("GPU")]
-    return Capacity(
-        cpus=sum(node.get("CPU", 0.0) for node in nodes),
-        gpus=int(sum(node["GPU"] for node in with_gpu)),
-        node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
-        gpu_node_cpus=max((node.get("CPU", 0.0) / node["GPU"] for node in with_gpu), default=0.0),
-    )
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Capacity(tuple(Node(node.get("CPU", 0.0), int(node.get("GPU", 0))) for node in alive))
 
 
 def await_resources(bundles: list[dict[str, float]], what: str) -> bool:
@@ -61,15 +87,27 @@ def await_resources(bundles: list[dict[str, float]], what: str) -> bool:
 
     Returns:
         Whether they are there; a Ray of this program's own cannot grow, and says so at once.
+
+    Raises:
+        RunBroke: a cluster did not come to have them in time.
     """
+    if not os.environ.get("RAY_ADDRESS"):
+        found = ray.cluster_resources()
+        needed = Counter[str]()
+        for bundle in bundles:
+            needed.update(bundle)
+        return all(count <= found.get(name, 0) for name, count in needed.items())
     group = placement_group(bundles)
     try:
-        if group.wait(5):
-            return True
-        if not os.environ.get("RAY_ADDRESS"):
-            return False
-        log.info("waiting for %s, which the cluster has to start first", what)
-        return bool(group.wait(_PATIENCE))
+        if not group.wait(5):
+            log.info("waiting for %s, which the cluster does not have free yet", what)
+            if not group.wait(_PATIENCE):
+                minutes = _PATIENCE / 60
+                raise RunBroke(
+                    f"the cluster did not come to have {what} in {minutes:g} minutes; run the same "
+                    f"command again"
+                )
+        return True
     finally:
         remove_placement_group(group)
 

@@ -175,9 +175,10 @@ class _Run:
         self.progress.close()
 
     def _score_left(self, todo: Todo, lease: Lease) -> None:
+        self.progress.begin(todo.left)
         plan = make_plan(self.request.gpus, self.request.precision, todo.left)
         self.record.write("run", self.asked | {"plan": asdict(plan)})
-        self.progress.begin(todo.left)
+        self.progress.go()
         outage = Outage(self.record)
         parts = scored_parts(self.record, todo, self.bundle, plan, self.results)
         for receipt in parts.iter_rows():

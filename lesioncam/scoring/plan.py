@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import ray
 
 from lesioncam.cluster import Capacity, await_resources, capacity, device_here
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError
 from lesioncam.vision.network import native_precision
 
 _WORTH_A_NODE = 50_000  # images left for which another node with a GPU is started
+_PATIENCE = 300  # seconds for a process to start and load torch
 
 log = logging.getLogger("lesioncam")
 
@@ -68,16 +69,14 @@ def make_plan(gpus: int | None, precision: str, left: int) -> Plan:
         left: images to score.
 
     Raises:
-        InputError: the cluster has a single CPU.
+        InputError: the cluster has a single CPU, or this machine no GPU though one is asked for.
         RunBroke: it started no node in time.
     """
     here = capacity().gpus
     used = here if gpus is None else min(gpus, max(here, math.ceil(left / _WORTH_A_NODE)))
-    needed = {"CPU": 0.1} | ({"GPU": 0.01} if used else {})
-    if not await_resources([needed], "a GPU" if used else "a CPU"):
-        raise RunBroke(
-            f"no node with a {'GPU' if used else 'CPU'} came; run the same command again"
-        )
+    kind = "GPU" if used else "CPU"
+    if not await_resources([{kind: 0.01}], f"a {kind}"):
+        raise InputError(f"--gpus: this machine has no {kind}; leave it out")
     cluster = capacity()
     check_cpus(cluster)
     device, native = _hardware(used > 0)
@@ -101,12 +100,13 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         precision: `float32` or `bfloat16`.
         device: `cuda` or `cpu`.
     """
-    cpus = int(cluster.cpus + max(0, gpus - cluster.gpus) * cluster.gpu_node_cpus)
+    cpus_per_gpu = cluster.cpus_per_gpu or 0.0
+    cpus = int(cluster.cpus + max(0, gpus - cluster.gpus) * cpus_per_gpu)
     if gpus:
         decode_cpus = min(1.0, cpus / 4)
         return Plan(
             actors=gpus,
-            actor_cpus=min(0.5, cpus / gpus / 4),
+            actor_cpus=min(0.5, cpus_per_gpu / 4),
             actor_gpus=0.5,
             threads=1,
             decode_cpus=decode_cpus,
@@ -124,10 +124,10 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         actor_gpus=0,
         threads=1,
         decode_cpus=0.5,
-        batch_size=16,
-        block_rows=16,
+        batch_size=4,
+        block_rows=32,
         part_rows=128,
-        window=2 * 128 + 16 * 4 * actors,
+        window=2 * 128 + 32 * 4 * actors,
         precision=precision,
         device=device,
     )
@@ -146,5 +146,6 @@ def _hardware(gpu: bool) -> tuple[str, str]:
 
     if not gpu and sum(node["Alive"] for node in ray.nodes()) == 1:
         return ask()
-    found: tuple[str, str] = ray.get(ray.remote(num_cpus=0.1, num_gpus=0.01 * gpu)(ask).remote())
+    probe = ray.remote(num_cpus=0 if gpu else 0.1, num_gpus=0.01 * gpu)(ask)
+    found: tuple[str, str] = ray.get(probe.remote(), timeout=_PATIENCE)
     return found

@@ -42,9 +42,13 @@ class Progress:
     def begin(self, total: int) -> None:
         """So many images are to do; a bar shows them where there is a terminal."""
         self._total = total
-        self._started = self._logged = self._written = time.monotonic()
+        self.go()
         self._bar = tqdm(total=total, unit="image", desc="scoring", disable=not sys.stderr.isatty())
         self._record.write("progress", self.state())
+
+    def go(self) -> None:
+        """What was waited for is there: the rate counts from now."""
+        self._started = self._logged = self._written = time.monotonic()
 
     def add(self, outcome: str, count: int) -> None:
         """Count images with an outcome: `ok` or an error kind."""

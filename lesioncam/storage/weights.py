@@ -1,14 +1,16 @@
 """Weights: ImageNet weights for a backbone, from a file of tensors or by torchvision's name."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 from torchvision.models import get_weight
 
 from lesioncam.errors import InputError
+from lesioncam.storage.store import StoreError, read_uri, refusal
 from lesioncam.vision.network import VGGGAP
 
 
@@ -19,11 +21,12 @@ def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
         network: changed in place; where torchvision's weights name their own normalisation, that
             too.
         backbone: the network's backbone, for the message.
-        weights: a `.safetensors` or `.pth` path (tensors only), or a torchvision weights name
+        weights: a `.safetensors` or `.pth` URI (tensors only), or a torchvision weights name
             such as `VGG16_Weights.IMAGENET1K_V1`.
 
     Raises:
         InputError: the file or name cannot be loaded, or does not fit the backbone.
+        RunBroke: its store cannot be reached.
     """
     state = _read_weights(network, weights)
     features = {
@@ -43,12 +46,16 @@ def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
 def _read_weights(network: VGGGAP, weights: str) -> Mapping[str, Tensor]:
     path = Path(weights)
     if path.suffix in (".safetensors", ".pth", ".pt"):
-        if not path.is_file():
-            raise InputError(f"--weights: no such file: {weights}")
+        try:
+            data = read_uri(weights)
+        except StoreError as error:
+            raise refusal(f"--weights: {weights}", error) from error
         try:
             if path.suffix == ".safetensors":
-                return load_file(path)
-            state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+                return load(data)
+            state: Mapping[str, Tensor] = torch.load(
+                BytesIO(data), map_location="cpu", weights_only=True
+            )
         except Exception as error:  # damaged files and forbidden pickles raise many types
             raise InputError(
                 f"--weights: {weights} is not a file of tensors only; save its state_dict"

@@ -321,7 +321,8 @@ def make_workers(request: TrainRequest) -> Workers:
     """Divide the cluster between the workers.
 
     Raises:
-        InputError: `--gpu` where there are fewer GPUs than workers, and no more came.
+        InputError: `--gpu` where there are fewer GPUs than workers.
+        RunBroke: no more came to a cluster in time.
     """
     cluster = capacity()
     gpu = cluster.gpus > 0 if request.gpu is None else request.gpu
@@ -333,10 +334,11 @@ def make_workers(request: TrainRequest) -> Workers:
             if gpu
             else "the Ray cluster has no CPUs; training needs one"
         )
-    cluster = capacity()
-    share = min(cluster.cpus / request.workers, cluster.node_cpus)
-    if gpu:
-        share = min(share, cluster.gpu_node_cpus)
+    share = capacity().share(request.workers, gpu=gpu)
+    if not share:
+        raise InputError(
+            f"--workers: {request.workers} do not fit on the cluster's nodes; lower it"
+        )
     reserved = share / 2 if share <= 2 else float(int(share) - 1)  # some is left for decoding
     threads = max(1, int(share))
     log.info(

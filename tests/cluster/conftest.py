@@ -89,11 +89,10 @@ class Cluster:
         submit = [str(self.ray), "job", "submit", "--address", address, "--working-dir", str(ROOT)]
         return [*submit, "--", "python", *arguments]
 
-    def submitter(self, *, token: bool = True) -> dict[str, str]:
-        """The environment of the machine that submits, with the token or without."""
+    def submitter(self, token: str | None = _TOKEN) -> dict[str, str]:
+        """The environment of the machine that submits, with a token or without."""
         named = {"PATH": os.environ["PATH"], "HOME": str(self.ray.parent), "PYTHONUNBUFFERED": "1"}
-        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
-        return named | (secret if token else {})
+        return named | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
 
     @contextmanager
     def submitted(self, log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
@@ -104,14 +103,17 @@ class Cluster:
             )
         try:
             yield process
+        except BaseException:
+            self.stop(log)
+            raise
         finally:
             process.kill()
 
-    def run(self, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, token: str | None = _TOKEN) -> subprocess.CompletedProcess[str]:
         """A job, to its end."""
         return subprocess.run(
             self.command(*arguments),
-            env=self.submitter(token=token),
+            env=self.submitter(token),
             capture_output=True,
             text=True,
             check=False,
@@ -154,7 +156,7 @@ def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "ray"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def network(
     submitting_ray: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Cluster]]:
@@ -199,7 +201,7 @@ def network(
         server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(network: Callable[..., Cluster]) -> Cluster:
     """A head without CPUs, a node with two, and one with one and a GPU that is not there."""
     started = network()

@@ -1,8 +1,8 @@
 """Machines of a cluster on one machine: each with an address, a disk and processes of its own.
 
 A machine is a set of Linux namespaces: it has a name, its network is a veth pair on a bridge, its
-`/tmp` and `/dev/shm` are empty, it does not see the project's files, and it cannot see the others'
-processes. When its power goes, all its processes are gone at once. Needs root.
+`/tmp` and `/dev/shm` are empty, and it sees neither the project's package nor the others' processes.
+When its power goes, all its processes are gone at once. Needs root.
 """
 
 import os
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-NETWORK = "10.203.77"
+_RUN = os.getpid() % 250  # so that two runs at once do not meet
+NETWORK = f"10.203.{_RUN}"
 HERE = f"{NETWORK}.1"  # this machine's address in that network
-_BRIDGE = "lesioncam-br"
+_BRIDGE = f"lc-br-{_RUN}"
 _PRIVATE = ("/tmp", "/dev/shm", str(ROOT / "lesioncam"))
 
 
@@ -27,10 +28,22 @@ def why_not() -> str | None:
     missing = [tool for tool in ("ip", "unshare", "mount") if shutil.which(tool) is None]
     if missing:
         return f"needs {' and '.join(missing)}"
-    probe = subprocess.run(
-        ["unshare", "--mount", "--pid", "--net", "--fork", "true"], capture_output=True, check=False
-    )
-    return None if probe.returncode == 0 else "namespaces are not allowed here"
+    probe = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--net",
+        "--uts",
+        "--fork",
+        "ip",
+        "link",
+        "add",
+        "probe",
+        "type",
+        "bridge",
+    ]
+    allowed = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return None if allowed else "namespaces and bridges are not allowed here"
 
 
 @dataclass
@@ -90,7 +103,8 @@ class Machines:
         """
         self._last += 1
         number, address = self._last, f"{NETWORK}.{self._last}"
-        name, outside, inside = f"lesioncam-{number}", f"lc-out-{number}", f"lc-in-{number}"
+        name = f"lesioncam-{_RUN}-{number}"
+        outside, inside = f"lc-out-{_RUN}-{number}", f"lc-in-{_RUN}-{number}"
         _unplug(name)
         _ip("netns", "add", name)
         _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
@@ -125,7 +139,7 @@ class Machines:
 
 def _unplug(name: str) -> None:
     """Take away a machine's cable and network, if they are there."""
-    cable = f"lc-out-{name.rpartition('-')[2]}"
+    cable = name.replace("lesioncam", "lc-out")
     for command in (["ip", "link", "delete", cable], ["ip", "netns", "delete", name]):
         subprocess.run(command, capture_output=True, check=False)
 

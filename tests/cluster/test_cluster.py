@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
+from safetensors.torch import save_file
 
 from lesioncam.demo import draw_images
-from lesioncam.schema import BOX_COLUMNS, probability_columns
+from lesioncam.schema import BOX_COLUMNS, STAGE_PREFIXES, probability_columns
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.storage.bundle import load_bundle
+from lesioncam.vision.network import VGGGAP
 from tests.cluster.conftest import BUCKET, Cluster
 
 if TYPE_CHECKING:
@@ -36,9 +38,13 @@ def drawn(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that a job trained whose node was lost, fetched from the bucket."""
-    log = tmp_path_factory.mktemp("train") / "log"
+    folder = tmp_path_factory.mktemp("train")
+    log, weights = folder / "log", folder / "tiny.safetensors"
+    save_file(VGGGAP("tiny", 3).state_dict(), weights)
+    cluster.s3().upload_file(str(weights), BUCKET, weights.name)
     flags = ["--images", f"s3://{BUCKET}/train", "--labels", f"s3://{BUCKET}/labels.csv"]
     flags += ["--bundle", f"s3://{BUCKET}/model", "--backbone", "tiny", "--epochs", "40,1"]
+    flags += ["--weights", f"s3://{BUCKET}/tiny.safetensors"]
     flags += ["--workers", "2", "--no-gpu"]  # what pretends to be a GPU cannot learn
     with cluster.submitted(log, "jobs/train.py", *flags, "--val-fraction", "0.25") as job:
         wait_for(log, "stage 1: epoch 3 of 40", job)
@@ -70,10 +76,23 @@ def wait_for(log: Path, line: str, job: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.1)
 
 
+def wait_for_parts(cluster: Cluster, count: int, job: "subprocess.Popen[bytes]") -> int:
+    """Wait for so many files of scores; returns how many there are."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        listed = cluster.s3().list_objects_v2(Bucket=BUCKET, Prefix="scores/part-")
+        if listed["KeyCount"] >= count:
+            return listed["KeyCount"]
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
-    refused = cluster.run("-c", "print('in')", token=False)
-    assert refused.returncode != 0
-    assert "RAY_AUTH_MODE" in refused.stderr
+    for token in (None, "not-the-token-of-this-cluster-at-all"):
+        refused = cluster.run("-c", "print('in')", token=token)
+        assert refused.returncode != 0
+        assert "in\n" not in refused.stdout
     assert "in\n" in cluster.run("-c", "print('in')").stdout
 
 
@@ -99,22 +118,25 @@ def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of
     cluster: Cluster, drawn: Path, bundle: Path, tmp_path: Path, local_ray: None
 ) -> None:
     flags = ["--images", f"s3://{BUCKET}/night", "--bundle", f"s3://{BUCKET}/model"]
-    arguments = ("jobs/score.py", *flags, "--output", f"s3://{BUCKET}/scores")
+    arguments = ("jobs/score.py", *flags, "--output", f"s3://{BUCKET}/scores", "--gpus", "0")
     log = tmp_path / "stopped"
     with cluster.submitted(log, *arguments) as job:
         wait_for(log, "400 to score", job)
+        kept = wait_for_parts(cluster, 1, job)
         cluster.stop(log)
         assert job.wait(_PATIENCE) == 0, log.read_text()
     assert "was stopped" in log.read_text()
 
     log = tmp_path / "log"
     with cluster.submitted(log, *arguments) as job:
-        wait_for(log, "400 to score", job)
-        cluster.join("--num-cpus=2")
+        wait_for_parts(cluster, kept + 1, job)
         assert cluster.cpu_node is not None
         cluster.cpu_node.cut_power()
+        cluster.join("--num-cpus=2")
         assert job.wait(_PATIENCE) == 0, log.read_text()
     assert "400 images listed: 400 ok, 0 failed" in log.read_text()
+    (now,) = re.findall(r"(\d+) scored now", log.read_text())
+    assert 0 < int(now) < 400
 
     fetch(cluster, "scores/", tmp_path / "scores")
     here = str(tmp_path / "here")
@@ -126,6 +148,8 @@ def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of
     exact = ["image_id", "status", "prediction", "width", "height", *BOX_COLUMNS, "model"]
     for name in exact:
         assert night[name].tolist() == expected[name].tolist(), name
-    names = probability_columns(load_bundle(str(bundle)).settings.classes)
+    assert night["cam"].tolist() == expected["cam"].tolist()
+    classes = load_bundle(str(bundle)).settings.classes
+    names = [name for stage in STAGE_PREFIXES for name in probability_columns(classes, stage)]
     difference = night[names].to_numpy() - expected[names].to_numpy()
     assert abs(difference).max() < 1e-5

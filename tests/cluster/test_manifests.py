@@ -15,7 +15,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from lesioncam import cli
-from lesioncam.cluster import Capacity
+from lesioncam.cluster import Capacity, Node
 from lesioncam.scoring.plan import Plan, plan_for
 from lesioncam.settings import TrainSettings
 from lesioncam.training import job as training
@@ -34,6 +34,7 @@ GIB = 2**30
 # GiB in an actor without a GPU, and 0.2 in a decode task with its two decoders.
 ACTOR_MEMORY = 4 * GIB
 DECODE_MEMORY = GIB
+MACHINE_MEMORY = {"m7i.2xlarge": 32 * GIB, "g6.2xlarge": 32 * GIB}  # as AWS lists them
 
 
 def rendered(job: str) -> list[dict[str, Any]]:
@@ -132,10 +133,24 @@ def test_pods_run_confined_and_without_keys(objects: list[dict[str, Any]]) -> No
         (container,) = template["spec"]["containers"]
         assert not container["securityContext"]["allowPrivilegeEscalation"], name
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
+        assert container["image"] == "registry.example/lesioncam:0.1.0", name
         assert container["envFrom"] == [{"configMapRef": {"name": "lesioncam"}}], name
         assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys()
         if name != "submitter":
             assert template["spec"]["serviceAccountName"] == "lesioncam", name
+
+
+def test_machines_of_ray_up_hold_the_object_store_and_every_process() -> None:
+    config = yaml.safe_load((CLUSTER / "ray-up-aws.yaml").read_text())
+    (store,) = re.findall(r"--object-store-memory=(\d+)", config["worker_start_ray_commands"][-1])
+    for name, node in config["available_node_types"].items():
+        if name != "head":
+            resources = node["resources"]
+            processes = (
+                resources["CPU"] * DECODE_MEMORY + resources.get("GPU", 0) * 2 * ACTOR_MEMORY
+            )
+            memory = MACHINE_MEMORY[node["node_config"]["InstanceType"]]
+            assert int(store) + processes <= 0.9 * memory, name
 
 
 def test_what_a_user_must_edit_stands_in_one_place() -> None:
@@ -191,22 +206,21 @@ def grown() -> tuple[dict[str, Any], Capacity, Plan]:
     """The scoring job's cluster as large as it may be, and the plan for it."""
     objects = rendered("score")
     spec = job_spec(objects)
-    groups = spec["rayClusterSpec"]["workerGroupSpecs"]
-    cpus = sum(offers(group["template"])["cpu"] * group["maxReplicas"] for group in groups)
-    (gpu,) = (group for group in groups if group["groupName"] == "gpu")
-    pod = offers(gpu["template"])
-    gpus = int(pod["nvidia.com/gpu"] * gpu["maxReplicas"])
     (settings,) = (one["data"] for one in objects if one["kind"] == "ConfigMap")
-    assert int(settings["GPUS"]) == gpus
-    capacity = Capacity(cpus, gpus, pod["cpu"], pod["cpu"] / pod["nvidia.com/gpu"])
-    return spec, capacity, plan_for(capacity, gpus, "bfloat16", "cuda")
+    nodes = [
+        Node(pod["cpu"], int(pod.get("nvidia.com/gpu", 0)))
+        for group in spec["rayClusterSpec"]["workerGroupSpecs"]
+        for pod in [offers(group["template"])] * group["maxReplicas"]
+    ]
+    capacity = Capacity(tuple(nodes))
+    assert capacity.gpus == int(settings["GPUS"])
+    return spec, capacity, plan_for(capacity, capacity.gpus, "bfloat16", "cuda")
 
 
 def test_a_gpu_pod_holds_both_stages_and_decoding(
     grown: tuple[dict[str, Any], Capacity, Plan],
 ) -> None:
-    spec, capacity, plan = grown
-    assert plan.actors == capacity.gpus
+    spec, _, plan = grown
     pod = offers(pods(spec)["gpu"])
     assert 2 * plan.actor_gpus == pod["nvidia.com/gpu"]
     assert 2 * plan.actor_cpus + plan.decode_cpus <= pod["cpu"]
@@ -247,7 +261,9 @@ def test_a_training_worker_fits_a_gpu_pod(
     spec = job_spec(rendered("train"))
     monkeypatch.setattr(training, "capacity", lambda: capacity)
     monkeypatch.setattr(training, "await_resources", lambda *_: True)
-    flags = cli._parser().parse_args(shlex.split(spec["entrypoint"])[2:])
+    (settings,) = (one["data"] for one in rendered("train") if one["kind"] == "ConfigMap")
+    entrypoint = spec["entrypoint"].replace("$WORKERS", settings["WORKERS"])
+    flags = cli._parser().parse_args(shlex.split(entrypoint)[2:])
     request = TrainRequest("i", "l", "b", TrainSettings(), workers=flags.workers, gpu=flags.gpu)
     workers = make_workers(request)
     pod = offers(pods(spec)["gpu"])

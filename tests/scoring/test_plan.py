@@ -2,14 +2,15 @@ import logging
 
 import pytest
 
-from lesioncam.cluster import Capacity
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.cluster import Capacity, Node
+from lesioncam.errors import InputError
 from lesioncam.scoring import plan as planning
 from lesioncam.scoring.plan import check_cpus, make_plan, plan_for
 
 
 def cluster(cpus: float, gpus: int = 0) -> Capacity:
-    return Capacity(cpus, gpus, cpus, cpus / gpus if gpus else 0)
+    """One node."""
+    return Capacity((Node(cpus, gpus),))
 
 
 @pytest.fixture
@@ -80,12 +81,19 @@ def test_a_node_that_came_while_it_was_waited_for_counts(here: list[Capacity]) -
     assert make_plan(4, "auto", 1).window == plan_for(cluster(8, 1), 1, "auto", "cuda").window
 
 
-def test_a_node_that_does_not_come_ends_the_run(
+def test_a_gpu_that_this_machine_has_not_is_refused(
     here: list[Capacity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "await_resources", lambda *_: False)
-    with pytest.raises(RunBroke, match="no node with a GPU came"):
+    with pytest.raises(InputError, match="--gpus: this machine has no GPU"):
         make_plan(1, "auto", 1)
+
+
+@pytest.mark.parametrize("small", [Node(0, 4), Node(1, 4), Node(4, 8)])
+def test_both_stages_fit_the_node_that_has_the_fewest_cpus_for_its_gpus(small: Node) -> None:
+    mixed = Capacity((Node(64, 0), Node(16, 1), small))
+    plan = plan_for(mixed, mixed.gpus, "bfloat16", "cuda")
+    assert 2 * small.gpus * plan.actor_cpus <= small.cpus / 2
 
 
 def test_gpus_that_torch_cannot_use_are_told(

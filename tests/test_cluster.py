@@ -1,0 +1,35 @@
+import pytest
+
+from lesioncam.cluster import Capacity, Node, await_resources, capacity
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpu", "share"),
+    [
+        ([(2, 0)], 1, False, 2.0),
+        ([(2, 0)], 2, False, 1.0),
+        ([(1, 0)], 2, False, 0.5),
+        ([(8, 0), (2, 0), (2, 0)], 3, False, 8 / 3),
+        ([(8, 0), (2, 0), (2, 0)], 2, False, 4.0),
+        ([(0, 0), (4, 0)], 1, False, 4.0),
+        ([(16, 1), (4, 1)], 1, True, 16.0),
+        ([(16, 1), (4, 1)], 2, True, 4.0),
+        ([(64, 0), (4, 1), (8, 1)], 2, True, 4.0),
+        ([(32, 4)], 4, True, 8.0),
+        ([(32, 2)], 4, True, 0.0),
+        ([(0, 1), (8, 0)], 1, True, 0.0),
+    ],
+)
+def test_workers_get_what_fits_on_nodes_of_different_sizes(
+    nodes: list[tuple[float, int]], workers: int, gpu: bool, share: float
+) -> None:
+    assert Capacity(tuple(Node(*node) for node in nodes)).share(workers, gpu=gpu) == share
+
+
+def test_this_machines_own_ray_has_its_cores_and_cannot_grow(local_ray: None) -> None:
+    here = capacity()
+    assert here.cpus >= 2
+    assert here.cpus_per_gpu is None
+    assert await_resources([{"CPU": 1.0}] * 2, "two CPUs")
+    assert not await_resources([{"CPU": 1.0}] * 1000, "a thousand CPUs")
+    assert not await_resources([{"GPU": 0.01}], "a GPU")
