@@ -1,7 +1,7 @@
 """Machines of a cluster on one machine: each with an address, a disk and processes of its own.
 
 A machine is a set of Linux namespaces: it has a name, its network is a veth pair on a bridge, its
-`/tmp` and `/dev/shm` are empty, and it sees neither the project's package nor the others' processes.
+`/tmp` and `/dev/shm` are empty, it sees neither the project's package nor the others' processes.
 When its power goes, all its processes are gone at once. Needs root.
 """
 
@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ _RUN = os.getpid() % 250  # so that two runs at once do not meet
 NETWORK = f"10.203.{_RUN}"
 HERE = f"{NETWORK}.1"  # this machine's address in that network
 _BRIDGE = f"lc-br-{_RUN}"
+_PATIENCE = 30  # seconds for killed processes to be gone
 _PRIVATE = ("/tmp", "/dev/shm", str(ROOT / "lesioncam"))
 
 
@@ -61,9 +63,16 @@ class Machine:
     process: "subprocess.Popen[bytes]"
 
     def cut_power(self) -> None:
-        """End all its processes at once, and take it off the network."""
+        """End all its processes at once, and take it off the network.
+
+        It goes when they are gone: who talked to them learns that they are. A cable that is pulled
+        tells nobody anything, and Ray itself takes minutes to give up what was asked over it.
+        """
         self.process.kill()  # `unshare --kill-child` takes the first process with it, and that all
         self.process.wait()
+        deadline = time.monotonic() + _PATIENCE
+        while _processes(self.name) and time.monotonic() < deadline:
+            time.sleep(0.05)
         _unplug(self.name)
 
     def is_on(self) -> bool:
@@ -135,6 +144,12 @@ class Machines:
         machine = Machine(name, address, process)
         self._all.append(machine)
         return machine
+
+
+def _processes(name: str) -> str:
+    """Numbers of the processes of a machine."""
+    command = ["ip", "netns", "pids", name]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def _unplug(name: str) -> None:
