@@ -7,9 +7,10 @@ that broke (1), but not one that was refused (2) or had too many failed images (
 itself, since one that is STOPPED is neither retried nor taken for a success.
 
 A job whose head was lost is submitted again within seconds, while the output still counts as the
-lost run's: so a refusal is final only when it is repeated after that time.
+lost run's: that is waited for, as what is refused is final.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -19,13 +20,27 @@ import time
 from ray.job_submission import JobSubmissionClient
 
 from lesioncam.cli import main
-from lesioncam.errors import InputError
+from lesioncam.errors import LesioncamError
 from lesioncam.logs import JsonLines
-from lesioncam.storage.lease import LEASE_SECONDS
+from lesioncam.storage.lease import LEASE_SECONDS, refuse_other_run
+from lesioncam.storage.store import open_store
 
 _FINAL = (2, 3)  # exit codes that the same command would give again
 _MARGIN = 5.0  # seconds that two machines' clocks may differ
 _PATIENCE = 60.0  # seconds for Ray's signal to come
+_POLL_SECONDS = 1.0
+
+
+def wait_for_a_lost_run(output: str) -> None:
+    """Give another run on the output the time after which it must be dead; `main` tells of it."""
+    deadline = time.monotonic() + LEASE_SECONDS + _MARGIN
+    while time.monotonic() < deadline:
+        try:
+            refuse_other_run(open_store(output))
+        except LesioncamError:
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def stop_this_job() -> None:
@@ -37,10 +52,11 @@ def stop_this_job() -> None:
 
 
 if __name__ == "__main__":
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--output")
+    if (output := flags.parse_known_args()[0].output) is not None:
+        wait_for_a_lost_run(output)
     code = main(sys.argv[1:], JsonLines())
-    if code == InputError.exit_code:
-        time.sleep(LEASE_SECONDS + _MARGIN)
-        code = main(sys.argv[1:], JsonLines())
     if code in _FINAL:
         sys.stdout.flush()
         stop_this_job()

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import subprocess
@@ -5,13 +6,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from jobs.kuberay import wait_for_a_lost_run
 from lesioncam.cli import main
+from lesioncam.errors import InputError
 from lesioncam.schema import BOX_COLUMNS, probability_columns
+from lesioncam.storage.lease import LEASE_FILE, Holder, refuse_other_run
+from lesioncam.storage.store import open_store
 from tests.conftest import CLASSES
 from tests.messy import lesion
 
@@ -113,3 +119,14 @@ def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: s
     assert done.returncode != 0
     assert "lesioncam: --images: no such directory" in done.stdout
     assert not (tmp_path / "o").exists()
+
+
+def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> None:
+    output = open_store(str(tmp_path))
+    lost = Holder("lost", "another-machine", "its-boot", 1, 1, time.time() + 1.5)
+    output.write(LEASE_FILE, json.dumps(asdict(lost)).encode())
+    with pytest.raises(InputError, match="is being written by run lost"):
+        refuse_other_run(output)
+    wait_for_a_lost_run(str(tmp_path))
+    assert refuse_other_run(output) is not None  # what it left, and nobody holds
+    assert time.time() >= lost.until
