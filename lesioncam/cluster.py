@@ -6,7 +6,6 @@ And what that has to offer.
 import logging
 import os
 import socket
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ray.util import placement_group, remove_placement_group
 
 from lesioncam.errors import InputError, RunBroke
 
+_ROUNDING = 1e-9
 _PATIENCE = 900  # seconds a cluster that scales itself has for a node that is waited for
 
 log = logging.getLogger("lesioncam")
@@ -65,7 +65,7 @@ class Capacity:
         """
 
         def fit(share: float) -> int:
-            places = ((int(node.cpus / share), node.gpus) for node in self.nodes)
+            places = ((int(node.cpus / share + _ROUNDING), node.gpus) for node in self.nodes)
             return sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in places)
 
         shares = {node.cpus / parts for node in self.nodes for parts in range(1, workers + 1)}
@@ -78,25 +78,21 @@ def capacity() -> Capacity:
     return Capacity(tuple(Node(node.get("CPU", 0.0), int(node.get("GPU", 0))) for node in alive))
 
 
-def await_resources(bundles: list[dict[str, float]], what: str) -> bool:
-    """Ask the cluster for these resources, and wait for as long as it may take to start a node.
+def can_grow() -> bool:
+    """Whether nodes may come to this Ray: not to one of this program's own."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def await_resources(bundles: list[dict[str, float]], what: str) -> None:
+    """Ask a cluster for these resources, and wait for as long as it may take to start a node.
 
     Args:
         bundles: each must fit on one node.
         what: their name for the log.
 
-    Returns:
-        Whether they are there; a Ray of this program's own cannot grow, and says so at once.
-
     Raises:
-        RunBroke: a cluster did not come to have them in time.
+        RunBroke: they did not come in time.
     """
-    if not os.environ.get("RAY_ADDRESS"):
-        found = ray.cluster_resources()
-        needed = Counter[str]()
-        for bundle in bundles:
-            needed.update(bundle)
-        return all(count <= found.get(name, 0) for name, count in needed.items())
     group = placement_group(bundles)
     try:
         if not group.wait(5):
@@ -107,7 +103,6 @@ def await_resources(bundles: list[dict[str, float]], what: str) -> bool:
                     f"the cluster did not come to have {what} in {minutes:g} minutes; run the same "
                     f"command again"
                 )
-        return True
     finally:
         remove_placement_group(group)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from lesioncam.cluster import Capacity, Node, await_resources, capacity
+from lesioncam.cluster import Capacity, Node, can_grow, capacity
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from lesioncam.cluster import Capacity, Node, await_resources, capacity
         ([(32, 4)], 4, True, 8.0),
         ([(32, 2)], 4, True, 0.0),
         ([(0, 1), (8, 0)], 1, True, 0.0),
+        ([(10, 0)], 7, False, 10 / 7),
+        ([(0.3, 0)], 3, False, 0.3 / 3),
     ],
 )
 def test_workers_get_what_fits_on_nodes_of_different_sizes(
@@ -30,6 +32,4 @@ def test_this_machines_own_ray_has_its_cores_and_cannot_grow(local_ray: None) ->
     here = capacity()
     assert here.cpus >= 2
     assert here.cpus_per_gpu is None
-    assert await_resources([{"CPU": 1.0}] * 2, "two CPUs")
-    assert not await_resources([{"CPU": 1.0}] * 1000, "a thousand CPUs")
-    assert not await_resources([{"GPU": 0.01}], "a GPU")
+    assert not can_grow()

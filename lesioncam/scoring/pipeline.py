@@ -17,12 +17,12 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from lesioncam import __version__
-from lesioncam.cluster import capacity, connected
+from lesioncam.cluster import connected
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import Status
 from lesioncam.scoring.fetch import fetch_and_decode, read_todo
 from lesioncam.scoring.outage import Outage
-from lesioncam.scoring.plan import Plan, check_cpus, make_plan
+from lesioncam.scoring.plan import Plan, check_cluster, make_plan
 from lesioncam.scoring.progress import Progress
 from lesioncam.scoring.stages import Classify, Compute, Localise
 from lesioncam.scoring.window import open_window
@@ -112,9 +112,7 @@ class _Run:
     ):
         self.request, self.bundle, self.results = request, bundle, results
         self.record = record
-        cluster = capacity()
-        if cluster.cpus:  # else it has its first node yet to start
-            check_cpus(cluster)
+        check_cluster(request.gpus)
         self.asked = {
             **asdict(request),
             "model": bundle.digest,

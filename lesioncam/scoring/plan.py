@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
-from lesioncam.cluster import Capacity, await_resources, capacity, device_here
+from lesioncam.cluster import Capacity, await_resources, can_grow, capacity, device_here
 from lesioncam.errors import InputError
 from lesioncam.vision.network import native_precision
 
@@ -49,12 +49,23 @@ class Plan:
     device: str
 
 
-def check_cpus(cluster: Capacity) -> None:
-    """Refuse a cluster on which nothing could be scored.
+def check_cluster(gpus: int | None) -> None:
+    """Refuse a Ray on which this could not be scored, before anything is written.
+
+    Args:
+        gpus: as for `make_plan`.
 
     Raises:
-        InputError: it has a single CPU.
+        InputError: it has a single CPU, or no GPU though one is asked for and none can come.
     """
+    cluster = capacity()
+    if gpus and not cluster.gpus and not can_grow():
+        raise InputError("--gpus: this machine has no GPU; leave it out")
+    if cluster.cpus or not can_grow():  # else its first node has yet to come
+        _check_cpus(cluster)
+
+
+def _check_cpus(cluster: Capacity) -> None:
     if cluster.cpus < 2:  # Ray Data's own tasks take one of them whole, beside the actors
         raise InputError(f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs at least two")
 
@@ -69,16 +80,16 @@ def make_plan(gpus: int | None, precision: str, left: int) -> Plan:
         left: images to score.
 
     Raises:
-        InputError: the cluster has a single CPU, or this machine no GPU though one is asked for.
+        InputError: the cluster has a single CPU.
         RunBroke: it started no node in time.
     """
     here = capacity().gpus
     used = here if gpus is None else min(gpus, max(here, math.ceil(left / _WORTH_A_NODE)))
-    kind = "GPU" if used else "CPU"
-    if not await_resources([{kind: 0.01}], f"a {kind}"):
-        raise InputError(f"--gpus: this machine has no {kind}; leave it out")
+    if can_grow():
+        kind = "GPU" if used else "CPU"
+        await_resources([{kind: 0.01}], f"a {kind}")
     cluster = capacity()
-    check_cpus(cluster)
+    _check_cpus(cluster)
     device, native = _hardware(used > 0)
     if used and device == "cpu":
         log.warning("torch can use no GPU of this cluster; the networks run on its CPUs")

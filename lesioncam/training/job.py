@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lesioncam import __version__
-from lesioncam.cluster import await_resources, capacity, connected
+from lesioncam.cluster import await_resources, can_grow, capacity, connected
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import Bundle, ModelSettings, bundle_exists, save_bundle
@@ -321,19 +321,19 @@ def make_workers(request: TrainRequest) -> Workers:
     """Divide the cluster between the workers.
 
     Raises:
-        InputError: `--gpu` where there are fewer GPUs than workers.
-        RunBroke: no more came to a cluster in time.
+        InputError: `--gpu` where there are fewer GPUs than workers, or nodes too small for them.
+        RunBroke: what is missing did not come to a cluster in time.
     """
     cluster = capacity()
     gpu = cluster.gpus > 0 if request.gpu is None else request.gpu
-    bundles = [{"GPU": 1.0}] * request.workers if gpu else [{"CPU": 0.1}]
-    if not await_resources(bundles, f"{request.workers} GPUs" if gpu else "a CPU"):
+    if gpu and cluster.gpus < request.workers and not can_grow():
         raise InputError(
-            f"--gpu: {request.workers} workers need a GPU each and the cluster has {cluster.gpus}; "
-            f"lower --workers or use --no-gpu"
-            if gpu
-            else "the Ray cluster has no CPUs; training needs one"
+            f"--gpu: {request.workers} workers need a GPU each and this machine has "
+            f"{cluster.gpus}; lower --workers or use --no-gpu"
         )
+    if can_grow():
+        bundles = [{"GPU": 1.0}] * request.workers if gpu else [{"CPU": 0.1}]
+        await_resources(bundles, f"{request.workers} GPUs" if gpu else "a CPU")
     share = capacity().share(request.workers, gpu=gpu)
     if not share:
         raise InputError(

@@ -260,7 +260,7 @@ def test_a_training_worker_fits_a_gpu_pod(
     _, capacity, _ = grown
     spec = job_spec(rendered("train"))
     monkeypatch.setattr(training, "capacity", lambda: capacity)
-    monkeypatch.setattr(training, "await_resources", lambda *_: True)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (settings,) = (one["data"] for one in rendered("train") if one["kind"] == "ConfigMap")
     entrypoint = spec["entrypoint"].replace("$WORKERS", settings["WORKERS"])
     flags = cli._parser().parse_args(shlex.split(entrypoint)[2:])

@@ -5,7 +5,7 @@ import pytest
 from lesioncam.cluster import Capacity, Node
 from lesioncam.errors import InputError
 from lesioncam.scoring import plan as planning
-from lesioncam.scoring.plan import check_cpus, make_plan, plan_for
+from lesioncam.scoring.plan import check_cluster, make_plan, plan_for
 
 
 def cluster(cpus: float, gpus: int = 0) -> Capacity:
@@ -18,7 +18,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Capacity]:
     """The cluster as it is found: each look takes the next, the last stays."""
     found = [cluster(16)]
     monkeypatch.setattr(planning, "capacity", lambda: found.pop(0) if found[1:] else found[0])
-    monkeypatch.setattr(planning, "await_resources", lambda *_: True)
+    monkeypatch.setattr(planning, "await_resources", lambda *_: None)
     answers = {True: ("cuda", "bfloat16"), False: ("cpu", "float32")}
     monkeypatch.setattr(planning, "_hardware", answers.__getitem__)
     return found
@@ -84,9 +84,13 @@ def test_a_node_that_came_while_it_was_waited_for_counts(here: list[Capacity]) -
 def test_a_gpu_that_this_machine_has_not_is_refused(
     here: list[Capacity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "await_resources", lambda *_: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match="--gpus: this machine has no GPU"):
-        make_plan(1, "auto", 1)
+        check_cluster(1)
+    check_cluster(0)
+    check_cluster(None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    check_cluster(1)  # one may come
 
 
 @pytest.mark.parametrize("small", [Node(0, 4), Node(1, 4), Node(4, 8)])
@@ -108,6 +112,20 @@ def test_gpus_that_torch_cannot_use_are_told(
 
 
 @pytest.mark.parametrize("cpus", [0.0, 1.0])
-def test_one_cpu_is_refused(cpus: float) -> None:
+def test_one_cpu_is_refused(
+    here: list[Capacity], monkeypatch: pytest.MonkeyPatch, cpus: float
+) -> None:
+    here[:] = [cluster(cpus)]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match=f"has {cpus:g} CPUs; scoring needs at least two"):
-        check_cpus(cluster(cpus))
+        check_cluster(None)
+    with pytest.raises(InputError, match="needs at least two"):
+        make_plan(None, "auto", 1)
+
+
+def test_a_cluster_whose_first_node_has_yet_to_come_is_not_refused(
+    here: list[Capacity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here[:] = [cluster(0)]
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    check_cluster(None)
