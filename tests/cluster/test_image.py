@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -53,12 +54,16 @@ def test_its_steps_make_an_environment_that_has_the_jobs(tmp_path: Path) -> None
 
     ask = "import lesioncam; print(lesioncam.__file__)"
     python = str(environment / "bin" / "python")
-    where = subprocess.run([python, "-c", ask], cwd="/", capture_output=True, text=True, check=True)
+    clean = {"PATH": os.environ["PATH"]}  # no PYTHONPATH that leads back here
+    where = subprocess.run(
+        [python, "-c", ask], cwd="/", env=clean, capture_output=True, text=True, check=True
+    )
     assert where.stdout.startswith(str(environment))
     for job in ("kuberay.py", "score.py", "train.py"):
         said = subprocess.run(
             [python, f"jobs/{job}", "--help"],
             cwd=workdir,
+            env=clean,
             capture_output=True,
             text=True,
             check=False,
