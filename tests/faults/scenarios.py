@@ -30,9 +30,9 @@ _KINDS = ("fetch_and_decode", "Localise", "Classify", "WindowActor", "write_part
 
 
 def driver_killed(night: Night, _: Proxy | None, dice: random.Random, seconds: float) -> None:
-    """The driver dies at any moment, and its Ray with it."""
+    """The driver dies at some moment, and its Ray with it; one that is quick has ended by 0.7."""
     run = night.start()
-    _sleep(run, dice.uniform(0.2, 1.0) * seconds)
+    _sleep(run, dice.uniform(0.2, 0.7) * seconds)
     if run.poll() is None:
         run.send_signal(signal.SIGKILL)
     night.end(run)
