@@ -121,10 +121,10 @@ class Cluster:
         )
 
     def stop(self, log: Path) -> None:
-        """Stop the job whose submission has printed its name to a file."""
-        (job,) = set(re.findall(r"ray job stop (\w+)", log.read_text()))
+        """Stop the job whose submission has printed its name to a file, if it has."""
         command = [str(self.ray), "job", "stop", "--address", f"http://{self.head.address}:8265"]
-        subprocess.run([*command, job], env=self.submitter(), capture_output=True, check=True)
+        for job in set(re.findall(r"ray job stop (\w+)", log.read_text())):
+            subprocess.run([*command, job], env=self.submitter(), capture_output=True, check=False)
 
     def await_head(self) -> None:
         """Wait until jobs are taken."""
