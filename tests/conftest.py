@@ -1,6 +1,5 @@
 """Fixtures: a tiny bundle, drawn images, an in-process S3 server, a local Ray."""
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
 from lesioncam.storage.store import s3_client
 from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from tests.faults.proxy import Proxy
+from tests.faults.servers import KEY
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 SECRET = "wJalrXUtnFEMI-a-secret"
@@ -60,14 +60,12 @@ def s3_server() -> Iterator[str]:
     """An in-process S3 server; every process of the test run finds it through the environment."""
     server = ThreadedMotoServer(port=0)
     server.start()
-    host, port = server.get_host_and_port()
+    url = "http://{}:{}".format(*server.get_host_and_port())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name, value in {**KEY, "AWS_ENDPOINT_URL": url}.items():
+            patch.setenv(name, value)
         s3_client.cache_clear()
-        yield os.environ["AWS_ENDPOINT_URL"]
+        yield url
     s3_client.cache_clear()
     server.stop()
 

@@ -15,11 +15,10 @@ import pytest
 from jobs.kuberay import wait_for_a_lost_run
 from lesioncam.cli import main
 from lesioncam.errors import InputError
-from lesioncam.schema import BOX_COLUMNS, probability_columns
 from lesioncam.storage.lease import LEASE_FILE, Holder, refuse_other_run
 from lesioncam.storage.store import open_store
-from tests.conftest import CLASSES
 from tests.messy import lesion
+from tests.scores import assert_same_scores
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -103,14 +102,8 @@ def test_a_submitted_job_gives_the_rows_of_the_verb(
     assert "7 images listed: 6 ok, 1 failed (1 empty)" in done.stdout
     assert main(["score", *map(str, flags), str(tmp_path / "verb")]) == 0
 
-    rows = [
-        pd.read_parquet(tmp_path / name).sort_values("uri", ignore_index=True)
-        for name in ("job", "verb")
-    ]
-    exact = ["uri", "status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS, "model"]
-    pd.testing.assert_frame_equal(rows[0][exact], rows[1][exact])
-    final = probability_columns(CLASSES)
-    pd.testing.assert_frame_equal(rows[0][final], rows[1][final], atol=1e-5)
+    job, verb = (pd.read_parquet(tmp_path / name) for name in ("job", "verb"))
+    assert_same_scores(job, verb)
 
 
 def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: str) -> None:

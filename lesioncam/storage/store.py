@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 _TEMPORARY = ".tmp-"
+_ATTEMPTS, _CONNECT_TIMEOUT, _READ_TIMEOUT = 6, 10, 60  # of a request to S3; timeouts in seconds
 _PAUSES = (0.5, 1, 2, 0)  # seconds after each attempt to read a body
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _REFUSED_UNDER_LOAD = {"AccessDenied", "403"}
@@ -488,16 +489,19 @@ def s3_client(*, quick: bool = False) -> "S3Client":
         quick: gives up within some 20 s, for what must not be late.
     """
     retries = Config(
-        retries={"mode": "standard" if quick else "adaptive", "max_attempts": 2 if quick else 6},
-        connect_timeout=5 if quick else 10,
-        read_timeout=5 if quick else 60,
+        retries={
+            "mode": "standard" if quick else "adaptive",
+            "max_attempts": 2 if quick else _ATTEMPTS,
+        },
+        connect_timeout=5 if quick else _CONNECT_TIMEOUT,
+        read_timeout=5 if quick else _READ_TIMEOUT,
         max_pool_connections=64,
     )
     return boto3.client("s3", config=retries)
 
 
 def arrow_s3() -> pyarrow.fs.FileSystem:
-    """Pyarrow's S3 with the endpoint, region and credentials boto3 would use."""
+    """Pyarrow's S3, with the endpoint, region, credentials and patience of `s3_client`."""
     return _arrow_like(s3_client())
 
 
@@ -508,14 +512,15 @@ def _arrow_like(client: "S3Client") -> pyarrow.fs.FileSystem:
     if credentials is None:
         raise InputError(f"s3://: {_NO_CREDENTIALS}")
     frozen = credentials.get_frozen_credentials()
-    meta = client.meta
-    if frozen.token:  # they will expire; pyarrow's own chain fetches new ones
-        return pyarrow.fs.S3FileSystem(region=meta.region_name, endpoint_override=meta.endpoint_url)
+    expiring = bool(frozen.token)  # then pyarrow's own chain finds them, and new ones in time
     return pyarrow.fs.S3FileSystem(
-        access_key=frozen.access_key,
-        secret_key=frozen.secret_key,
-        region=meta.region_name,
-        endpoint_override=meta.endpoint_url,
+        access_key=None if expiring else frozen.access_key,
+        secret_key=None if expiring else frozen.secret_key,
+        region=client.meta.region_name,
+        endpoint_override=client.meta.endpoint_url,
+        connect_timeout=_CONNECT_TIMEOUT,
+        request_timeout=_READ_TIMEOUT,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
     )
 
 

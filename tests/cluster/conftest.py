@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 from ray.autoscaler._private import fake_multi_node
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.cluster.machines import HERE, ROOT, Machine, Machines, why_not
+from tests.faults.servers import KEY, client, moto
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -67,13 +66,14 @@ class Cluster:
 
     def s3(self) -> "S3Client":
         """A client of the S3 server, for this process."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
-            region_name=self.environment["AWS_DEFAULT_REGION"],
-        )
+        return client(self.environment["AWS_ENDPOINT_URL"])
+
+    def fetch(self, bucket: str, prefix: str, folder: Path) -> None:
+        """Copy what is under a prefix."""
+        for item in self.s3().list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]:
+            path = folder / item["Key"].removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.s3().download_file(bucket, item["Key"], str(path))
 
     def join(self, *resources: str) -> Machine:
         """Another machine, as `ray start` with these flags makes it a node."""
@@ -163,16 +163,12 @@ def network(
     """Starts clusters of machines; the bucket is on an S3 server that all of them reach."""
     if (reason := why_not()) is not None:
         pytest.skip(reason)
-    with Machines(tmp_path_factory.mktemp("machines")) as machines:
-        server = ThreadedMotoServer(ip_address=HERE, port=0)
-        server.start()
+    with Machines(tmp_path_factory.mktemp("machines")) as machines, moto(HERE) as url:
         environment = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HOME": "/tmp",
-            "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
+            **KEY,
+            "AWS_ENDPOINT_URL": url,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": _TOKEN,
         }
@@ -198,7 +194,6 @@ def network(
             return started
 
         yield start
-        server.stop()
 
 
 @pytest.fixture(scope="package")

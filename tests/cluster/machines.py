@@ -92,7 +92,8 @@ class Machines:
 
     def __enter__(self) -> "Machines":
         subprocess.run(["ip", "link", "delete", _BRIDGE], capture_output=True, check=False)
-        _ip("link", "add", _BRIDGE, "type", "bridge")
+        # An address of its own: else it takes that of a cable, and has another when that is pulled.
+        _ip("link", "add", _BRIDGE, "address", f"02:00:00:00:00:{_RUN:02x}", "type", "bridge")
         _ip("address", "add", f"{HERE}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
         return self

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from lesioncam.demo import draw_images
+from lesioncam.scoring.pipeline import ScoreRequest, score
 from tests.cluster.conftest import Cluster
+from tests.scores import assert_same_scores
 
 _STORE = 300_000_000  # bytes
 _MAPS = ("auth", "docker", "file_mounts")
@@ -31,7 +34,7 @@ def group(most: int, **resources: int) -> dict[str, Any]:
 
 
 def test_nodes_come_only_for_work_and_a_night_of_few_images_starts_one_gpu(
-    network: Callable[..., Cluster], bundle_uri: str, tmp_path: Path
+    network: Callable[..., Cluster], bundle_uri: str, tmp_path: Path, local_ray: None
 ) -> None:
     cluster = network(
         {
@@ -82,3 +85,8 @@ def test_nodes_come_only_for_work_and_a_night_of_few_images_starts_one_gpu(
     ask = "import ray; ray.init(); print('GPUs', ray.cluster_resources().get('GPU'))"
     assert "GPUs 1.0" in cluster.run("-c", ask).stdout
     cluster.head.cut_power()
+
+    cluster.fetch("growing", "scores/", tmp_path / "scores")
+    score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "here")))
+    night, local = (pd.read_parquet(tmp_path / name) for name in ("scores", "here"))
+    assert_same_scores(night, local, by="image_id")

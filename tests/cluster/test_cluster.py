@@ -8,11 +8,11 @@ import pytest
 from safetensors.torch import save_file
 
 from lesioncam.demo import draw_images
-from lesioncam.schema import BOX_COLUMNS, STAGE_PREFIXES, probability_columns
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.vision.network import VGGGAP
 from tests.cluster.conftest import BUCKET, Cluster
+from tests.scores import assert_same_scores
 
 if TYPE_CHECKING:
     import subprocess
@@ -55,17 +55,8 @@ def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFacto
     assert "2 workers on the CPU" in log.read_text()
     assert "stage 1: going on from the checkpoint after epoch" in log.read_text()
     folder = tmp_path_factory.mktemp("bundle") / "model"
-    fetch(cluster, "model/", folder)
+    cluster.fetch(BUCKET, "model/", folder)
     return folder
-
-
-def fetch(cluster: Cluster, prefix: str, folder: Path) -> None:
-    """Copy what is under a prefix."""
-    s3 = cluster.s3()
-    for item in s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]:
-        path = folder / item["Key"].removeprefix(prefix)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        s3.download_file(BUCKET, item["Key"], str(path))
 
 
 def wait_for(log: Path, line: str, job: "subprocess.Popen[bytes]") -> None:
@@ -138,18 +129,9 @@ def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of
     (now,) = re.findall(r"(\d+) scored now", log.read_text())
     assert 0 < int(now) < 400
 
-    fetch(cluster, "scores/", tmp_path / "scores")
+    cluster.fetch(BUCKET, "scores/", tmp_path / "scores")
     here = str(tmp_path / "here")
     score(ScoreRequest(str(drawn / "images"), str(bundle), here))
-    night = pd.read_parquet(tmp_path / "scores").sort_values(["image_id", "uri"])
-    local = pd.read_parquet(here).sort_values("image_id")
+    night, local = pd.read_parquet(tmp_path / "scores"), pd.read_parquet(here)
     assert night["uri"].is_unique
-    expected = local.loc[local.index.repeat(10)]
-    exact = ["image_id", "status", "prediction", "width", "height", *BOX_COLUMNS, "model"]
-    for name in exact:
-        assert night[name].tolist() == expected[name].tolist(), name
-    assert night["cam"].tolist() == expected["cam"].tolist()
-    classes = load_bundle(str(bundle)).settings.classes
-    names = [name for stage in STAGE_PREFIXES for name in probability_columns(classes, stage)]
-    difference = night[names].to_numpy() - expected[names].to_numpy()
-    assert abs(difference).max() < 1e-5
+    assert_same_scores(night, local.loc[local.index.repeat(10)], by="image_id")

@@ -93,7 +93,7 @@ class Night:
                 except psutil.Error:
                     continue
                 return True
-            time.sleep(0.05)
+            time.sleep(0.01)  # some, as those that write a part, have a title but for a moment
         return False
 
     def rows(self) -> pd.DataFrame:

@@ -6,15 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
-from moto.server import ThreadedMotoServer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -29,15 +29,16 @@ KEY = {
 
 
 @contextmanager
-def moto() -> Iterator[str]:
-    """An S3 server in this process's memory."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
+def moto(address: str = "127.0.0.1") -> Iterator[str]:
+    """An S3 server that keeps all in its memory.
+
+    It is a process of its own: moto's servers in one process have their buckets in common.
+
+    Args:
+        address: at which it is reached.
+    """
+    with _started(partial(_moto_command, address=address), "moto") as url:
+        yield url
 
 
 def weed() -> str | None:
@@ -47,25 +48,46 @@ def weed() -> str | None:
 
 @contextmanager
 def seaweedfs() -> Iterator[str]:
-    """A SeaweedFS server with its S3 gateway, its data in a temporary directory.
+    """A SeaweedFS server with its S3 gateway, its data in a temporary directory."""
+    with _started(_weed_command, "SeaweedFS") as url:
+        yield url
+
+
+@contextmanager
+def _started(command_in: Callable[[Path], tuple[str, list[str]]], name: str) -> Iterator[str]:
+    """A server, once it answers.
 
     Its ports are free when they are chosen, but may be taken before it has them; then it is started
     anew.
+
+    Args:
+        command_in: gives, for a directory of its own, the server's URL and command line.
+        name: of the server.
     """
     for _ in range(_ATTEMPTS):
-        with TemporaryDirectory(prefix="weed-") as folder:
-            url, server = _start_weed(Path(folder))
-            try:
-                if _answers_in_time(url, server):
-                    yield url
-                    return
-            finally:
-                server.kill()
-                server.wait()
-    raise RuntimeError(f"SeaweedFS did not answer, started {_ATTEMPTS} times")
+        with TemporaryDirectory(prefix="server-") as folder:
+            url, command = command_in(Path(folder))
+            with TemporaryFile() as log:
+                server = subprocess.Popen(command, stdout=log, stderr=log)
+                try:
+                    if _answers_in_time(url, server):
+                        yield url
+                        return
+                finally:
+                    server.kill()
+                    server.wait()
+                log.seek(0)
+                said = log.read().decode(errors="replace")
+    raise RuntimeError(f"{name} did not answer, {_ATTEMPTS} times; it said:\n{said[-2000:]}")
 
 
-def _start_weed(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
+def _moto_command(folder: Path, address: str) -> tuple[str, list[str]]:
+    port = str(_free_port(address))
+    program = str(Path(sys.executable).parent / "moto_server")
+    return f"http://{address}:{port}", [program, "-H", address, "-p", port]
+
+
+def _weed_command(folder: Path) -> tuple[str, list[str]]:
     program = weed()
     assert program is not None
     identity = {
@@ -80,14 +102,14 @@ def _start_weed(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
     config.write_text(json.dumps({"identities": [identity]}))
     flags = [f"-{name}.port={port}" for name, port in ports.items() if name != "s3"]
     flags += [f"-{name}.port.grpc={_free_port()}" for name in ("master", "volume", "filer")]
-    server = subprocess.Popen(
-        [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={config}",
-         f"-s3.port={ports['s3']}", f"-s3.port.grpc={_free_port()}", "-volume.max=20",
-         "-master.volumeSizeLimitMB=64", *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    return f"http://127.0.0.1:{ports['s3']}", server
+    # Catalogs that nobody asked for would take ports that others may have.
+    flags += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command = [
+        program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={config}",
+        f"-s3.port={ports['s3']}", f"-s3.port.grpc={_free_port()}", "-volume.max=20",
+        "-master.volumeSizeLimitMB=64", *flags,
+    ]  # fmt: skip
+    return f"http://127.0.0.1:{ports['s3']}", command
 
 
 def client(url: str) -> "S3Client":
@@ -118,8 +140,8 @@ def _answers(url: str) -> bool:
     return True
 
 
-def _free_port() -> int:
+def _free_port(address: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port

@@ -19,7 +19,7 @@ from tests.faults.scenarios import LOCAL, REMOTE
 from tests.faults.servers import weed
 from tests.faults.stress import Place, draw, one_night, open_place
 
-IMAGES = 60
+IMAGES = 120
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,26 @@
+"""What two runs made of the same images, compared."""
+
+import numpy as np
+import pandas as pd
+
+from lesioncam.schema import BOX_COLUMNS, STAGE_PREFIXES
+
+_EXACT = ("status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS, "model", "cam")
+
+
+def assert_same_scores(rows: pd.DataFrame, expected: pd.DataFrame, by: str = "uri") -> None:
+    """Every image has one row, which says what is expected; probabilities to 1e-5.
+
+    Args:
+        rows: of `score`.
+        expected: rows of another run on the same images.
+        by: the column that names an image in both.
+    """
+    here, there = (frame.sort_values(by, ignore_index=True) for frame in (rows, expected))
+    assert here[by].tolist() == there[by].tolist()
+    for name in _EXACT:
+        if name in there:
+            pd.testing.assert_series_equal(here[name], there[name])
+    names = [name for name in there if str(name).startswith(tuple(STAGE_PREFIXES.values()))]
+    assert names
+    np.testing.assert_allclose(here[names], there[names], rtol=0, atol=1e-5)
