@@ -1,4 +1,6 @@
 import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ from benchmarks.agreement import Outcome, compare, read_peer
 from benchmarks.images import SIZES, write_images
 from benchmarks.model import write_bundle
 from benchmarks.process import run
-from lesioncam.storage.bundle import load_bundle, load_network
+from lesioncam.settings import CropRule
+from lesioncam.storage.bundle import Bundle, load_bundle, load_network
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.decode import decode
 from lesioncam.vision.localise import classify, combine, localise, to_channels_first
@@ -40,7 +43,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def ours(images: Path, bundle: str) -> Outcome:
     """What the project's own code finds."""
-    loaded = load_bundle(bundle)
+    return found_by(load_bundle(bundle), images)
+
+
+def found_by(loaded: Bundle, images: Path) -> Outcome:
     settings = loaded.settings
     paths = sorted(images.iterdir())
     decoded = [decode(path.read_bytes(), settings.canvas_side).canvas for path in paths]
@@ -81,3 +87,31 @@ def test_a_peer_does_the_same_work(
 def test_the_model_tells_images_apart(ours: Outcome) -> None:
     assert ours.probabilities.std(axis=0).min() > 0.05
     assert len(np.unique(ours.boxes, axis=0)) > COUNT // 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rule: replace(rule, threshold=0.7),
+        lambda rule: replace(rule, padding=0.2),
+        lambda rule: replace(rule, map="predicted"),
+        lambda rule: replace(rule, context=0.0),
+    ],
+    ids=["threshold", "padding", "map", "context"],
+)
+def test_another_crop_rule_is_other_work(
+    change: Callable[[CropRule], CropRule], images: Path, bundle: str, ours: Outcome
+) -> None:
+    loaded = load_bundle(bundle)
+    settings = replace(loaded.settings, crop=change(loaded.settings.crop))
+    assert not compare(ours, found_by(replace(loaded, settings=settings), images)).same_work
+
+
+def test_pixels_that_are_not_normalised_are_other_work(
+    images: Path, bundle: str, ours: Outcome
+) -> None:
+    loaded = load_bundle(bundle)
+    mean, std = loaded.stage1["mean"], loaded.stage1["std"]
+    plain = {"mean": torch.zeros_like(mean), "std": torch.ones_like(std)}
+    without = replace(loaded, stage1={**loaded.stage1, **plain}, stage2={**loaded.stage2, **plain})
+    assert not compare(ours, found_by(without, images)).same_work

@@ -27,6 +27,9 @@ def why_not() -> str | None:
     """Why there can be no machines here; None where there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs Linux and root, to make network namespaces"
+    hidden = [path for path in (ROOT, Path(sys.prefix)) if path.is_relative_to("/tmp")]
+    if hidden:
+        return f"needs {hidden[0]} elsewhere: a machine has a /tmp of its own"
     missing = [tool for tool in ("ip", "unshare", "mount") if shutil.which(tool) is None]
     if missing:
         return f"needs {' and '.join(missing)}"
