@@ -144,7 +144,7 @@ def connected() -> Iterator[None]:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False  # we show our own
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the terminal; its log files get all
+        if handler.name == "console":  # its log files get all
             handler.setLevel(logging.CRITICAL)
     try:
         yield
