@@ -21,6 +21,10 @@ from lesioncam.errors import InputError, RunBroke
 _ROUNDING = 1e-9
 _PATIENCE = 900  # seconds a cluster that scales itself has for a node that is waited for
 
+# How soon this process gives up what it asked of a node whose power went: by Ray's own settings up
+# to seven minutes after. Its servers turn away who asks for a sign of life more than once a minute.
+_KEEPALIVE = {"keepalive_time": 60_000, "keepalive_timeout": 20_000}
+
 log = logging.getLogger("lesioncam")
 
 
@@ -128,6 +132,8 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
+        for name, milliseconds in _KEEPALIVE.items():
+            os.environ.setdefault(f"RAY_grpc_client_{name}_ms", str(milliseconds))
         try:
             _check_answers(address)
             ray.init(address=address, **quiet)
