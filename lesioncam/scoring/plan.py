@@ -136,9 +136,9 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         threads=1,
         decode_cpus=0.5,
         batch_size=4,
-        block_rows=32,
+        block_rows=16,
         part_rows=128,
-        window=2 * 128 + 32 * 4 * actors,
+        window=2 * 128 + 16 * 4 * actors,
         precision=precision,
         device=device,
     )
