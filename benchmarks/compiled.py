@@ -2,7 +2,8 @@
 
     python -m benchmarks.compiled --bundle model
 
-One process with all cores runs the passes as they are and with both networks compiled, in turn.
+One process runs the passes as they are and with both networks compiled, in turn, by default as one
+of scoring's actors on CPUs does: with one thread and batches of 4.
 Prints the seconds to compile, both rates, the images after which compiling has paid, and the
 largest difference of a probability. Needs a C++ compiler.
 """
@@ -19,7 +20,6 @@ from benchmarks.report import Rounds
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.vision.network import native_precision
 
-_BATCH = 16
 _ROUNDS = 5
 
 
@@ -30,17 +30,17 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def compare(bundle: str, precision: str) -> dict[str, Any]:
+def compare(bundle: str, precision: str, batch: int) -> dict[str, Any]:
     """Measure both."""
     loaded = load_bundle(bundle)
-    plain, compiled = (Passes(loaded, _BATCH, precision) for _ in range(2))
+    plain, compiled = (Passes(loaded, batch, precision) for _ in range(2))
     expected = plain()
     compiled.first.compile()
     compiled.second.compile()
     compiling = seconds_of(compiled)
     seconds = [(seconds_of(plain), seconds_of(compiled)) for _ in range(_ROUNDS)]
     before, after = (
-        Rounds(tuple(_BATCH / one for one in each)) for each in zip(*seconds, strict=True)
+        Rounds(tuple(batch / one for one in each)) for each in zip(*seconds, strict=True)
     )
     saved = 1 / before.median - 1 / after.median
     return {
@@ -56,9 +56,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", required=True)
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=4, help="(%(default)s)")
     flags = parser.parse_args()
     torch.set_grad_enabled(False)
-    for name, value in compare(flags.bundle, native_precision(device())).items():
+    torch.set_num_threads(flags.threads)
+    for name, value in compare(flags.bundle, native_precision(device()), flags.batch).items():
         print(f"{name}: {value}")
 
 
