@@ -2,45 +2,37 @@
 
     python -m benchmarks.compiled --bundle model
 
-One process runs the passes as they are and with both networks compiled, in turn, by default as one
-of scoring's actors on CPUs does: with one thread and batches of 4.
-Prints the seconds to compile, both rates, the images after which compiling has paid, and the
-largest difference of a probability. Needs a C++ compiler.
+One process runs the passes as they are and with both networks compiled, in turn, with one thread
+and batches of 4, as an actor of scoring does on CPUs. Prints the seconds to compile, both rates,
+the images after which compiling has paid, and the largest difference of a probability. Needs a C++
+compiler.
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks.limit import Passes, device
-from benchmarks.report import Rounds
+from benchmarks.report import Rounds, seconds_of
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.vision.network import native_precision
 
+_BATCH = 4
 _ROUNDS = 5
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    """How long it takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def compare(bundle: str, precision: str, batch: int) -> dict[str, Any]:
+def compare(bundle: str, precision: str) -> dict[str, Any]:
     """Measure both."""
     loaded = load_bundle(bundle)
-    plain, compiled = (Passes(loaded, batch, precision) for _ in range(2))
+    plain, compiled = (Passes(loaded, _BATCH, precision) for _ in range(2))
     expected = plain()
     compiled.first.compile()
     compiled.second.compile()
     compiling = seconds_of(compiled)
     seconds = [(seconds_of(plain), seconds_of(compiled)) for _ in range(_ROUNDS)]
     before, after = (
-        Rounds(tuple(batch / one for one in each)) for each in zip(*seconds, strict=True)
+        Rounds(tuple(_BATCH / one for one in each)) for each in zip(*seconds, strict=True)
     )
     saved = 1 / before.median - 1 / after.median
     return {
@@ -56,12 +48,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("--batch", type=int, default=4, help="(%(default)s)")
     flags = parser.parse_args()
     torch.set_grad_enabled(False)
-    torch.set_num_threads(flags.threads)
-    for name, value in compare(flags.bundle, native_precision(device()), flags.batch).items():
+    torch.set_num_threads(1)
+    for name, value in compare(flags.bundle, native_precision(device())).items():
         print(f"{name}: {value}")
 
 

@@ -10,29 +10,19 @@ a core for both, and how far their pixels lie apart.
 import argparse
 import io
 from functools import partial
-from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.compiled import seconds_of
-from benchmarks.images import QUALITY, SIZES, photographs
-from benchmarks.report import Rounds, machine, machine_line, markdown
+from benchmarks.images import SIZES, write_images
+from benchmarks.report import Rounds, machine, machine_line, markdown, seconds_of
 from lesioncam.vision.decode import decode
 
 _SIDE = 448  # of VGG-16's canvas
 _IMAGES = 8
 _ROUNDS = 5
-
-
-def encoded(size: tuple[int, int]) -> list[bytes]:
-    """Drawn photographs of (width, height) as JPEG files."""
-    files = []
-    for image in islice(photographs(size, seed=0), _IMAGES):
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=QUALITY)
-        files.append(file.getvalue())
-    return files
 
 
 def reduced(data: bytes) -> np.ndarray:
@@ -48,7 +38,9 @@ def whole(data: bytes) -> np.ndarray:
 
 def compare(size: tuple[int, int]) -> list[object]:
     """A row of the table."""
-    files = encoded(size)
+    with TemporaryDirectory() as folder:
+        images = write_images(Path(folder), size, _IMAGES)
+        files = [path.read_bytes() for path in images.iterdir()]
     rates = []
     apart = np.mean([np.abs(reduced(data).astype(int) - whole(data)).mean() for data in files])
     for way in (reduced, whole):
@@ -61,7 +53,7 @@ def compare(size: tuple[int, int]) -> list[object]:
 def main() -> None:
     """Measure and print."""
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
-    print(f"# Decode\n\n{machine_line(machine('float32'))}\n")
+    print(f"# Decode\n\n{machine_line(machine('uint8', 'pillow'))}\n")
     head = (
         "JPEG",
         "kB",

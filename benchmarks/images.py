@@ -17,7 +17,7 @@ from lesioncam.demo import CLASSES, draw_lesion
 SIZES = ((1022, 767), (3000, 2000))
 DISTINCT = 24
 
-QUALITY = 90
+_QUALITY = 90
 _OCTAVES = 6  # scales of the skin's texture, each twice as coarse as the one before
 _TEXTURE = 2.0  # standard deviation of an octave, in grey levels
 _GRAIN = 2.0
@@ -55,7 +55,7 @@ def _drawn(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
         for path, image in zip(paths, islice(photographs(size, seed=0), count), strict=True):
-            image.save(path, quality=QUALITY)
+            image.save(path, quality=_QUALITY)
     return paths
 
 

@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +50,13 @@ def steady_rate(few: int, few_seconds: float, many: int, many_seconds: float) ->
             f"images to tell a rate by; measure more"
         )
     return (many - few) / (many_seconds - few_seconds)
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -23,7 +23,10 @@ _PATIENCE = 900  # seconds a cluster that scales itself has for a node that is w
 
 # How soon this process gives up what it asked of a node whose power went: by Ray's own settings up
 # to seven minutes after. Its servers turn away who asks for a sign of life more than once a minute.
-_KEEPALIVE = {"keepalive_time": 60_000, "keepalive_timeout": 20_000}
+_KEEPALIVE = {
+    "RAY_grpc_client_keepalive_time_ms": "60000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+}
 
 log = logging.getLogger("lesioncam")
 
@@ -132,8 +135,8 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        for name, milliseconds in _KEEPALIVE.items():
-            os.environ.setdefault(f"RAY_grpc_client_{name}_ms", str(milliseconds))
+        for name, value in _KEEPALIVE.items():
+            os.environ.setdefault(name, value)
         try:
             _check_answers(address)
             ray.init(address=address, **quiet)

@@ -19,8 +19,7 @@ def assert_same_scores(rows: pd.DataFrame, expected: pd.DataFrame, by: str = "ur
     here, there = (frame.sort_values(by, ignore_index=True) for frame in (rows, expected))
     assert here[by].tolist() == there[by].tolist()
     for name in _EXACT:
-        if name in there:
-            pd.testing.assert_series_equal(here[name], there[name])
+        pd.testing.assert_series_equal(here[name], there[name])
     names = [name for name in there if str(name).startswith(tuple(STAGE_PREFIXES.values()))]
     assert names
     np.testing.assert_allclose(here[names], there[names], rtol=0, atol=1e-5)

@@ -1,9 +1,12 @@
 """Reading through a server that fails: what passes is read all the same, what lasts is told."""
 
+import pickle
+import time
+
 import pytest
 
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.storage.store import StoreError, arrow_s3, read_uri
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Exchange, Misdeed, Proxy, times
@@ -53,3 +56,13 @@ def test_what_will_not_pass_is_asked_for_once(
         read_uri(f"s3://{bucket}/{name}")
     assert error.value.kind is kind
     assert len(asked) == 1
+
+
+def test_arrow_waits_for_a_slow_answer_in_whatever_process(proxy: Proxy, bucket: str) -> None:
+    def late(exchange: Exchange) -> None:
+        time.sleep(4)  # the SDK's own patience is 3 s
+        exchange.pass_on()
+
+    proxy.misdeed = late
+    sent = pickle.loads(pickle.dumps(arrow_s3()))
+    assert sent.get_file_info(f"{bucket}/a.png").size == len(BODY)
