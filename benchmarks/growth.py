@@ -47,7 +47,7 @@ def measure(sizes: Sequence[int], bundle: str, precision: str, work: Path) -> di
         for count, finished in found.items()
     ]
     return {
-        "machine": machine(precision),
+        "machine": machine(precision=precision),
         "backbone": load_bundle(bundle).settings.backbone,
         "few": {"images": FEW, "seconds": few.seconds, "peak_mib": few.peak_mib},
         "runs": rows,

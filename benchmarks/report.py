@@ -65,13 +65,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
-def machine(precision: str, *libraries: str) -> dict[str, Any]:
-    """What was measured on, and with, these further libraries among it."""
+def machine(*libraries: str, **facts: str) -> dict[str, Any]:
+    """What was measured on, and with: these further facts and libraries among it."""
     return {
         "processor": _processor(),
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "precision": precision,
+        **facts,
         "python": platform.python_version(),
         **{name: version(name) for name in (*_NAMED, *libraries)},
     }

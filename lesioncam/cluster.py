@@ -23,6 +23,7 @@ _PATIENCE = 900  # seconds a cluster that scales itself has for a node that is w
 
 # How soon this process gives up what it asked of a node whose power went: by Ray's own settings up
 # to seven minutes after. Its servers turn away who asks for a sign of life more than once a minute.
+# Ray has read its settings long before; `ray.init` reads the environment once more.
 _KEEPALIVE = {
     "RAY_grpc_client_keepalive_time_ms": "60000",
     "RAY_grpc_client_keepalive_timeout_ms": "20000",

@@ -5,11 +5,12 @@ import pandas as pd
 
 from lesioncam.schema import BOX_COLUMNS, STAGE_PREFIXES
 
-_EXACT = ("status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS, "model", "cam")
+_EXACT = ("status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS, "model", "cam",
+          "cam_flat")  # fmt: skip
 
 
 def assert_same_scores(rows: pd.DataFrame, expected: pd.DataFrame, by: str = "uri") -> None:
-    """Every image has one row, which says what is expected; probabilities to 1e-5.
+    """The rows are of the same images and say the same; probabilities to 1e-5.
 
     Args:
         rows: of `score`.

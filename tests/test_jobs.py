@@ -114,6 +114,14 @@ def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: s
     assert not (tmp_path / "o").exists()
 
 
+def test_a_driver_on_a_cluster_gives_a_silent_node_up_soon(head: str) -> None:
+    code = (
+        "import ray, lesioncam.cluster as cluster; connection = cluster.connected(); "
+        "connection.__enter__(); print(ray._config.grpc_client_keepalive_timeout_ms(), 'ms')"
+    )
+    assert "20000 ms" in submit(head, "-c", code).stdout
+
+
 def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> None:
     output = open_store(str(tmp_path))
     lost = Holder("lost", "another-machine", "its-boot", 1, 1, time.time() + 1.5)

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 _TEMPORARY = ".tmp-"
-_ATTEMPTS, _CONNECT_TIMEOUT, _READ_TIMEOUT = 6, 10, 60  # of a request to S3; timeouts in seconds
+# Of a request to S3: how often it is made at most; timeouts in seconds.
+_ATTEMPTS, _CONNECT_TIMEOUT, _READ_TIMEOUT = 6, 10, 60
 _PAUSES = (0.5, 1, 2, 0)  # seconds after each attempt to read a body
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _REFUSED_UNDER_LOAD = {"AccessDenied", "403"}
@@ -491,7 +492,7 @@ def s3_client(*, quick: bool = False) -> "S3Client":
     retries = Config(
         retries={
             "mode": "standard" if quick else "adaptive",
-            "max_attempts": 2 if quick else _ATTEMPTS,
+            "total_max_attempts": 3 if quick else _ATTEMPTS,
         },
         connect_timeout=5 if quick else _CONNECT_TIMEOUT,
         read_timeout=5 if quick else _READ_TIMEOUT,
@@ -500,8 +501,18 @@ def s3_client(*, quick: bool = False) -> "S3Client":
     return boto3.client("s3", config=retries)
 
 
+class _ArrowS3(pyarrow.fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
+    """Made anew in a process that it is sent to: pyarrow's own pickling drops the attempts."""
+
+    def __reduce__(self) -> tuple[Callable[[], pyarrow.fs.FileSystem], tuple[()]]:
+        return arrow_s3, ()
+
+
 def arrow_s3() -> pyarrow.fs.FileSystem:
-    """Pyarrow's S3, with the endpoint, region, credentials and patience of `s3_client`."""
+    """Pyarrow's S3, with the endpoint, region, credentials and patience of `s3_client`.
+
+    Sent to another process it has those that `s3_client` has there.
+    """
     return _arrow_like(s3_client())
 
 
@@ -513,7 +524,7 @@ def _arrow_like(client: "S3Client") -> pyarrow.fs.FileSystem:
         raise InputError(f"s3://: {_NO_CREDENTIALS}")
     frozen = credentials.get_frozen_credentials()
     expiring = bool(frozen.token)  # then pyarrow's own chain finds them, and new ones in time
-    return pyarrow.fs.S3FileSystem(
+    return _ArrowS3(
         access_key=None if expiring else frozen.access_key,
         secret_key=None if expiring else frozen.secret_key,
         region=client.meta.region_name,

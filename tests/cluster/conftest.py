@@ -70,10 +70,12 @@ class Cluster:
 
     def fetch(self, bucket: str, prefix: str, folder: Path) -> None:
         """Copy what is under a prefix."""
-        for item in self.s3().list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]:
-            path = folder / item["Key"].removeprefix(prefix)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.s3().download_file(bucket, item["Key"], str(path))
+        s3 = self.s3()
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page["Contents"]:
+                path = folder / item["Key"].removeprefix(prefix)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                s3.download_file(bucket, item["Key"], str(path))
 
     def join(self, *resources: str) -> Machine:
         """Another machine, as `ray start` with these flags makes it a node."""

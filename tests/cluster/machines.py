@@ -18,16 +18,17 @@ _RUN = os.getpid() % 250  # so that two runs at once do not meet
 NETWORK = f"10.203.{_RUN}"
 HERE = f"{NETWORK}.1"  # this machine's address in that network
 _BRIDGE = f"lc-br-{_RUN}"
-_PRIVATE = ("/tmp", "/dev/shm", str(ROOT / "lesioncam"))
+_EMPTY = ("/tmp", "/dev/shm")  # in a machine
+_PRIVATE = (*_EMPTY, str(ROOT / "lesioncam"))
 
 
 def why_not() -> str | None:
     """Why there can be no machines here; None where there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs Linux and root, to make network namespaces"
-    hidden = [path for path in (ROOT, Path(sys.prefix)) if path.is_relative_to("/tmp")]
-    if hidden:
-        return f"needs {hidden[0]} elsewhere: a machine has a /tmp of its own"
+    for path in map(Path.resolve, (ROOT, Path(sys.prefix), Path(sys.base_prefix))):
+        for empty in filter(path.is_relative_to, _EMPTY):
+            return f"needs {path} elsewhere: a machine has a {empty} of its own"
     missing = [tool for tool in ("ip", "unshare", "mount") if shutil.which(tool) is None]
     if missing:
         return f"needs {' and '.join(missing)}"

@@ -58,9 +58,19 @@ def test_what_will_not_pass_is_asked_for_once(
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("sent", [False, True], ids=["here", "sent"])
+def test_arrow_asks_as_often_as_boto3_in_whatever_process(
+    proxy: Proxy, bucket: str, sent: bool
+) -> None:
+    proxy.misdeed, asked = times(proxies.slow_down, 5)  # by itself pyarrow asks three times
+    filesystem = pickle.loads(pickle.dumps(arrow_s3())) if sent else arrow_s3()
+    assert filesystem.get_file_info(f"{bucket}/a.png").size == len(BODY)
+    assert len(asked) == 6
+
+
 def test_arrow_waits_for_a_slow_answer_in_whatever_process(proxy: Proxy, bucket: str) -> None:
     def late(exchange: Exchange) -> None:
-        time.sleep(4)  # the SDK's own patience is 3 s
+        time.sleep(8)  # the SDK's own patience is 3 s
         exchange.pass_on()
 
     proxy.misdeed = late
