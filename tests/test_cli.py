@@ -113,6 +113,12 @@ def test_help_is_quick_and_imports_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_scoring_starts_without_torchvision() -> None:
+    code = "import sys, lesioncam.scoring.pipeline; print('torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_version_is_told() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lesioncam", "--version"], capture_output=True, text=True, check=True

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.vgg import cfgs, make_layers
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,7 +18,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A VGG configuration, in torchvision's notation, and the input side it is made for."""
+    """A VGG's layers and the input side it is made for.
+
+    Attributes:
+        layers: as torchvision writes them: the channels of a 3 x 3 convolution, or `M` for a
+            max-pool that halves the side.
+        input_side: in pixels.
+    """
 
     layers: tuple[int | str, ...]
     input_side: int
@@ -30,8 +35,10 @@ class Backbone:
 
 
 BACKBONES: Mapping[str, Backbone] = {
-    "vgg16": Backbone(tuple(cfgs["D"][:-1]), 224),
-    "vgg11": Backbone(tuple(cfgs["A"][:-1]), 224),
+    "vgg16": Backbone(
+        (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512), 224
+    ),
+    "vgg11": Backbone((64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512), 224),
     "tiny": Backbone((16, "M", 32, "M", 64, "M", 64), 96),
 }
 
@@ -60,7 +67,7 @@ class VGGGAP(nn.Module):
     ):
         super().__init__()
         layers = BACKBONES[backbone].layers
-        self.features = make_layers(list(layers))
+        self.features = _convolutions(layers)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(int(layers[-1]), classes)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -81,11 +88,24 @@ class VGGGAP(nn.Module):
             of the convolutions.
         """
         pixels = (images.float() / 255 - self.mean) / self.std
-        features = self.features(pixels.to(self.features[0].weight.dtype))
+        features = self.features(pixels.to(next(self.features.parameters()).dtype))
         pooled = features.float().mean(dim=(2, 3))
         with torch.autocast(features.device.type, enabled=False):  # mixed precision ends here
             logits = self.linear(self.dropout(pooled))
         return logits, features
+
+
+def _convolutions(layers: tuple[int | str, ...]) -> nn.Sequential:
+    # As torchvision's, tensors' names too; importing that takes each process over a second.
+    modules: list[nn.Module] = []
+    channels = 3
+    for layer in layers:
+        if isinstance(layer, int):
+            modules += [nn.Conv2d(channels, layer, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = layer
+        else:
+            modules.append(nn.MaxPool2d(2))
+    return nn.Sequential(*modules)
 
 
 def prepare_for_inference(network: VGGGAP, device: torch.device, precision: str) -> VGGGAP:
@@ -95,7 +115,7 @@ def prepare_for_inference(network: VGGGAP, device: torch.device, precision: str)
     float32, where they cost nothing.
     """
     network.eval().requires_grad_(False).to(device)
-    network.features.to(dtype=getattr(torch, precision), memory_format=torch.channels_last)
+    network.features.to(getattr(torch, precision)).to(memory_format=torch.channels_last)
     return network
 
 
