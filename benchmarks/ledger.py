@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from lesioncam.schema import ErrorKind, Status, scores_schema
 from lesioncam.storage.ledger import Tally
+from lesioncam.storage.place import Entry
 from lesioncam.storage.results import PART_ROWS, Results
 from lesioncam.storage.runs import RunRecord
-from lesioncam.storage.store import Entry
 
 _CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 _MOMENT = datetime(2026, 1, 1, tzinfo=UTC)

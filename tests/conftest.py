@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from lesioncam.cluster import connected
 from lesioncam.settings import CropRule
 from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
-from lesioncam.storage.store import s3_client
+from lesioncam.storage.s3 import s3_client
 from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from tests.faults.proxy import Proxy
 from tests.faults.servers import KEY
@@ -83,7 +83,7 @@ def proxy(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     """A proxy before the S3 server, whose misdeeds clients do not wait for; `a.png` is `BODY`."""
     boto3.client("s3").put_object(Bucket=bucket, Key="a.png", Body=BODY)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
-    monkeypatch.setattr("lesioncam.storage.store._PAUSES", (0, 0, 0, 0))
+    monkeypatch.setattr("lesioncam.storage.s3._PAUSES", (0, 0, 0, 0))
     with Proxy(s3_server) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         s3_client.cache_clear()

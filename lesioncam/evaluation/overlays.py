@@ -10,7 +10,8 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from lesioncam.schema import BOX_COLUMNS
-from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.storage.place import StoreError
+from lesioncam.storage.store import read_uri
 from lesioncam.vision.decode import DecodeError, decode
 
 _SIDE = 224

@@ -15,7 +15,8 @@ import ray
 
 from lesioncam.schema import ErrorKind, Status
 from lesioncam.storage.listing import read_table
-from lesioncam.storage.store import StoreError, open_store, read_uri, stat_uri
+from lesioncam.storage.place import StoreError
+from lesioncam.storage.store import open_store, read_uri, stat_uri
 from lesioncam.telemetry import timed
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoders

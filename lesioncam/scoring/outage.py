@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lesioncam.errors import RunBroke
 from lesioncam.schema import TRANSIENT_KINDS
+from lesioncam.storage.place import StoreError
 from lesioncam.storage.runs import RunRecord
-from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.storage.store import read_uri
 
 FAILURES = 256  # images one after another that could not be read, for a reason that may pass
 _SAMPLE = 16  # listed images, drawn at random, that are then tried

@@ -31,9 +31,10 @@ from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.ledger import Tally
 from lesioncam.storage.listing import Listing
+from lesioncam.storage.place import Entry, StoreError
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import RunRecord, Todo, new_run_id
-from lesioncam.storage.store import Entry, StoreError, open_store
+from lesioncam.storage.store import open_store
 
 log = logging.getLogger("lesioncam")
 

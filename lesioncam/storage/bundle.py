@@ -13,7 +13,8 @@ from torch import Tensor
 from lesioncam.errors import InputError
 from lesioncam.schema import check_classes
 from lesioncam.settings import CropRule, from_mapping
-from lesioncam.storage.store import Store, StoreError, open_store, refusal
+from lesioncam.storage.place import Store, StoreError, refusal
+from lesioncam.storage.store import open_store
 from lesioncam.vision.network import BACKBONES, VGGGAP
 
 FORMAT = 2

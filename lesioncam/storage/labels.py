@@ -10,7 +10,8 @@ import pandas as pd
 
 from lesioncam.errors import InputError
 from lesioncam.schema import check_classes
-from lesioncam.storage.store import StoreError, read_uri, refusal
+from lesioncam.storage.place import StoreError, refusal
+from lesioncam.storage.store import read_uri
 
 _ID_COLUMNS = ("image_id", "image")
 

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.store import Store, StoreError, refusal
+from lesioncam.storage.place import Store, StoreError, refusal
 
 LEASE_FILE = "_lesioncam/lease.json"
 LEASE_SECONDS = 60.0

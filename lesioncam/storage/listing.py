@@ -21,16 +21,9 @@ import pyarrow.parquet as pq
 
 from lesioncam.errors import InputError
 from lesioncam.schema import IGNORED_ENDING, IMAGE_ENDINGS, MANIFEST_SCHEMA, SOURCE_FIELDS
-from lesioncam.storage.store import (
-    Entry,
-    Store,
-    StoreError,
-    local_path,
-    open_store,
-    open_uri,
-    refusal,
-    stat_or_unknown,
-)
+from lesioncam.storage.local import local_path
+from lesioncam.storage.place import Entry, Store, StoreError, refusal
+from lesioncam.storage.store import open_store, open_uri, stat_or_unknown
 
 T = TypeVar("T")
 

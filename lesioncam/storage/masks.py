@@ -12,7 +12,8 @@ from PIL import Image
 
 from lesioncam.errors import InputError
 from lesioncam.storage.listing import image_id
-from lesioncam.storage.store import StoreError, open_store, read_uri
+from lesioncam.storage.place import StoreError
+from lesioncam.storage.store import open_store, read_uri
 
 _SUFFIX = "_segmentation"  # the ISIC archive's
 

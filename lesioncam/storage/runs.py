@@ -22,7 +22,7 @@ from lesioncam.storage.listing import (
     write_manifest,
     write_table,
 )
-from lesioncam.storage.store import Entry, Store
+from lesioncam.storage.place import Entry, Store
 
 
 def new_run_id() -> str:

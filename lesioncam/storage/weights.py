@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.models import get_weight
 
 from lesioncam.errors import InputError
-from lesioncam.storage.store import StoreError, read_uri, refusal
+from lesioncam.storage.place import StoreError, refusal
+from lesioncam.storage.store import read_uri
 from lesioncam.vision.network import VGGGAP
 
 

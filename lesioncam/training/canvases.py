@@ -12,7 +12,8 @@ import numpy as np
 import ray
 import torch
 
-from lesioncam.storage.store import StoreError, read_uri
+from lesioncam.storage.place import StoreError
+from lesioncam.storage.store import read_uri
 from lesioncam.vision.copies import thumbnail
 from lesioncam.vision.decode import DecodeError, decode
 from lesioncam.vision.lesion import guess_lesions

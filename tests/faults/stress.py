@@ -22,7 +22,7 @@ import torch
 
 from lesioncam.settings import CropRule
 from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
-from lesioncam.storage.store import s3_client
+from lesioncam.storage.s3 import s3_client
 from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from tests.faults.night import Findings, Night, compare
 from tests.faults.proxy import Proxy

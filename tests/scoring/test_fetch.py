@@ -9,7 +9,8 @@ import pytest
 
 from lesioncam.schema import ErrorKind
 from lesioncam.scoring.fetch import fetch, pixel_column, pixels_of
-from lesioncam.storage.store import StoreError, open_store
+from lesioncam.storage.place import StoreError
+from lesioncam.storage.store import open_store
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Misdeed, Proxy, times

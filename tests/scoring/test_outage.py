@@ -7,8 +7,9 @@ import pytest
 from lesioncam.errors import RunBroke
 from lesioncam.schema import ErrorKind, Status
 from lesioncam.scoring.outage import FAILURES, Outage
+from lesioncam.storage.place import Entry
 from lesioncam.storage.runs import RunRecord
-from lesioncam.storage.store import Entry, open_store
+from lesioncam.storage.store import open_store
 
 
 def outage_of(tmp_path: Path, uris: list[str]) -> Outage:

@@ -11,7 +11,8 @@ import pytest
 from botocore.stub import Stubber
 
 from lesioncam.errors import LesioncamError
-from lesioncam.storage.store import open_store, s3_client
+from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.store import open_store
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -12,7 +12,8 @@ import pytest
 from lesioncam.errors import InputError, RunBroke
 from lesioncam.storage import lease
 from lesioncam.storage.lease import LEASE_FILE, Holder, Lease, check_holder
-from lesioncam.storage.store import Store, open_store
+from lesioncam.storage.place import Store
+from lesioncam.storage.store import open_store
 
 ELSEWHERE = Holder("run-0", "other-host", "other-boot/1", 1, 1, 0.0)
 

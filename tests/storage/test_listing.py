@@ -28,7 +28,9 @@ from lesioncam.storage.listing import (
     side_by_side,
     write_manifest,
 )
-from lesioncam.storage.store import Entry, open_store, s3_client
+from lesioncam.storage.place import Entry
+from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.store import open_store
 from tests.storage.conftest import refused
 
 

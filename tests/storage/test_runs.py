@@ -10,9 +10,10 @@ import pytest
 from lesioncam.schema import MANIFEST_SCHEMA, ErrorKind, Status
 from lesioncam.storage.ledger import INDEX_SCHEMA, Share, shares, with_version
 from lesioncam.storage.listing import read_tables
+from lesioncam.storage.place import Entry, Store
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import RunRecord, Todo, new_run_id
-from lesioncam.storage.store import Entry, Store, open_store
+from lesioncam.storage.store import open_store
 
 ENTRIES = [
     Entry("/x/0.jpg", 5, None, datetime(2024, 5, 1, tzinfo=UTC)),

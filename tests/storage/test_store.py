@@ -19,18 +19,10 @@ import pytest
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import TRANSIENT_KINDS, ErrorKind
 from lesioncam.storage.listing import write_table
-from lesioncam.storage.store import (
-    Entry,
-    LocalStore,
-    S3Store,
-    Store,
-    StoreError,
-    arrow_s3,
-    open_store,
-    read_uri,
-    s3_client,
-    stat_uri,
-)
+from lesioncam.storage.local import LocalStore
+from lesioncam.storage.place import Entry, Store, StoreError
+from lesioncam.storage.s3 import S3Store, arrow_s3, s3_client
+from lesioncam.storage.store import open_store, read_uri, stat_uri
 from tests.conftest import SECRET
 from tests.storage.conftest import answering, refused
 

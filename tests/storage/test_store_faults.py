@@ -6,7 +6,9 @@ import time
 import pytest
 
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.store import StoreError, arrow_s3, read_uri
+from lesioncam.storage.place import StoreError
+from lesioncam.storage.s3 import arrow_s3
+from lesioncam.storage.store import read_uri
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Exchange, Misdeed, Proxy, times

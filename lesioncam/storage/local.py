@@ -1,0 +1,237 @@
+"""Local: a directory of this machine, or one that is mounted, as a place."""
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs
+
+from lesioncam.errors import InputError, LesioncamError, RunBroke
+from lesioncam.schema import ErrorKind
+from lesioncam.storage.place import BRANCHES, Entry, Store, StoreError, check_size
+
+_TEMPORARY = ".tmp-"
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+
+
+class LocalStore(Store):
+    """A local directory; made at the first write."""
+
+    def __init__(self, path: str):
+        self._root = Path(os.path.abspath(path))  # noqa: PTH100  takes `..` out, follows no link
+        self.uri = str(self._root)
+
+    def join(self, name: str) -> "LocalStore":
+        return LocalStore(str(self._root / name))
+
+    def entries(self) -> Iterator[Entry]:
+        for folder in self._folders():
+            for item in sorted(self._files(folder), key=lambda item: item.name):
+                yield _entry_of(item)
+
+    def branches(self) -> list[Iterator[Entry]]:
+        """Memory holds the folders' names; each folder's files are listed while it is read."""
+        folders = list(self._folders())
+        pieces = [folders[number::BRANCHES] for number in range(min(BRANCHES, len(folders)))]
+        return [self._entries_in(piece) for piece in pieces]
+
+    def names(self) -> list[str]:
+        return sorted(item.name for item in self._files(self.uri))
+
+    def _entries_in(self, folders: Iterable[str]) -> Iterator[Entry]:
+        return (_entry_of(item) for folder in folders for item in self._files(folder))
+
+    def _folders(self) -> Iterator[str]:
+        """This folder and all below it, each once though links lead there, by names alone."""
+        seen: set[tuple[int, int]] = set()
+        waiting = [self.uri]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                stat = Path(folder).stat()
+            except OSError as error:
+                self._unlisted(error)
+                continue
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                yield folder
+                inner = (item.path for item in self._scan(folder) if self._is_folder(item))
+                waiting += sorted(inner, reverse=True)
+
+    def _files(self, folder: str) -> "Iterator[os.DirEntry[str]]":
+        for item in self._scan(folder):
+            if not self._is_folder(item) and not item.name.startswith(_TEMPORARY):
+                yield item
+
+    def _scan(self, folder: str) -> "Iterator[os.DirEntry[str]]":
+        try:
+            with os.scandir(folder) as items:
+                yield from items
+        except OSError as error:
+            self._unlisted(error)
+
+    def _is_folder(self, item: "os.DirEntry[str]") -> bool:
+        try:
+            return item.is_dir()
+        except PermissionError as error:  # a link to where nobody may look
+            self._unlisted(error)
+        except OSError:  # a link to itself: reading it will say why
+            pass
+        return False
+
+    def _unlisted(self, error: OSError) -> None:
+        """Images in a folder that cannot be listed would go missing without a word."""
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise InputError(f"cannot list all of {self.uri}: {error.strerror}") from error
+
+    def read(self, name: str) -> bytes:
+        return read_local(str(self._root / name))
+
+    def write(self, name: str, data: bytes) -> None:
+        try:
+            self._write(self._root / name, data)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _write(self, target: Path, data: bytes) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
+        target = self._root / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(target.parent):
+                if (target.read_bytes() if target.exists() else None) != expected:
+                    return False
+                self._write(target, data)
+                return True
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> LesioncamError:
+        """A full disk breaks the run; a place that is no place to write is the user's to mend."""
+        message = f"cannot write to {self.uri}: {error.strerror}"
+        if error.errno in _PASSING:
+            return RunBroke(f"{message}; mend that and run the same command again")
+        return InputError(message)
+
+    def delete(self, name: str) -> None:
+        try:
+            (self._root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def tidy(self) -> None:
+        for half in self._root.glob(f"{_TEMPORARY}*"):
+            self.delete(half.name)
+
+    def exists(self, name: str) -> bool:
+        return (self._root / name).is_file()
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        return pyarrow.fs.LocalFileSystem(), str(self._root)
+
+
+def local_path(uri: str) -> str:
+    """The path of a local `uri`: what `file://` stands before is unescaped, a path is itself."""
+    return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
+
+
+def read_local(path: str, most: int | None = None) -> bytes:
+    """Read a file of at most `most` bytes; `StoreError` as in `read_uri`."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            check_size(_regular(os.fstat(file.fileno())).st_size, most)
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise _local_error(error) from error
+
+
+@contextmanager
+def open_local(path: str) -> Iterator[BinaryIO]:
+    """Open a file to read in pieces; `StoreError` as in `read_uri`."""
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115  closed below
+    except (OSError, ValueError) as error:
+        raise _local_error(error) from error
+    with file:
+        yield file
+
+
+def stat_local(path: str) -> Entry:
+    """What a listing shows of a local file; `StoreError` as in `read_uri`."""
+    try:
+        stat = _regular(Path(path).stat())
+    except (OSError, ValueError) as error:
+        raise _local_error(error) from error
+    modified = datetime.fromtimestamp(stat.st_mtime_ns // 1000 / 1e6, UTC)
+    return Entry(path, stat.st_size, None, modified)
+
+
+def _entry_of(item: "os.DirEntry[str]") -> Entry:
+    path = _utf8(item.path)
+    try:
+        return stat_local(path)
+    except StoreError:  # reading it will say why
+        return Entry(path)
+
+
+def _regular(stat: os.stat_result) -> os.stat_result:
+    """The same; a device or a pipe may never end, or hang whoever reads it."""
+    if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+        raise StoreError(ErrorKind.NOT_FOUND, "a device or a pipe, not a file")
+    return stat
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file; does not wait for a writer where a pipe has an image's name."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _utf8(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        folder = os.fsencode(Path(path).parent).decode(errors="replace")
+        raise InputError(f"a file name in {folder} is not UTF-8; rename the file") from error
+    return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; others wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _local_error(error: OSError | ValueError) -> StoreError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return StoreError(ErrorKind.NOT_FOUND, "no such file")
+    if isinstance(error, IsADirectoryError):
+        return StoreError(ErrorKind.NOT_FOUND, "a directory, not a file")
+    if isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return StoreError(ErrorKind.NOT_FOUND, "not a possible name of a file")
+    if isinstance(error, PermissionError):
+        return StoreError(ErrorKind.PERMISSION, "the file may not be read")
+    return StoreError(ErrorKind.UNREACHABLE, f"reading failed: {error.strerror}")

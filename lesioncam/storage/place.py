@@ -1,0 +1,108 @@
+"""Place: what the rest knows of a local directory or an `s3://` prefix, whichever it is.
+
+A write appears whole or not at all in both.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import pyarrow.fs
+
+from lesioncam.errors import InputError, LesioncamError, RunBroke
+from lesioncam.schema import ErrorKind
+
+BRANCHES = 32  # pieces that a place is divided into, to be listed side by side
+
+
+class StoreError(Exception):
+    """An object that could not be read, with the schema's error kind for it."""
+
+    def __init__(self, kind: ErrorKind, message: str):
+        super().__init__(kind, message)  # both, so that it survives pickling
+        self.kind = kind
+        self.message = " ".join(message.split())
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or object as a listing shows it.
+
+    Attributes:
+        uri: absolute path, or `s3://bucket/key`, unescaped.
+        size: bytes; None where it could not be found out.
+        etag: S3's, without quotes; None for local files.
+        last_modified: UTC; None where it could not be found out.
+    """
+
+    uri: str
+    size: int | None = None
+    etag: str | None = None
+    last_modified: datetime | None = None
+
+
+class Store(Protocol):
+    """A directory or prefix. Names are relative to it, with `/` between their parts."""
+
+    uri: str
+
+    def join(self, name: str) -> "Store":
+        """The place below this one."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file below this place, at any depth, always in the same order."""
+
+    def branches(self) -> list[Iterator[Entry]]:
+        """What `entries` gives, in any order, in pieces that threads may list side by side."""
+
+    def names(self) -> list[str]:
+        """Names of the files directly at this place, sorted."""
+
+    def read(self, name: str) -> bytes:
+        """Read a file whole; `StoreError` if that fails."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole; it appears complete or not at all, and replaces an older one."""
+
+    def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
+        """Write a file if it still holds `expected` (None: if there is none); False if it does not.
+
+        Of several that try at once, one succeeds.
+        """
+
+    def delete(self, name: str) -> None:
+        """Remove a file; no error if there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    def check_writable(self) -> None:
+        """Write and remove a file; an error of one line if that fails."""
+        name = f"_writable-{os.getpid()}"
+        self.write(name, b"")
+        self.delete(name)
+
+    def tidy(self) -> None:
+        """Remove what writers that were killed left half; nobody else may be writing."""
+        return
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """The same place for pyarrow."""
+
+
+def check_size(size: int, most: int | None) -> None:
+    """Refuse what is larger than `most` bytes; None for any number."""
+    if most is not None and size > most:
+        limit = f"{most / 2**30:g} GiB"
+        raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
+
+
+def refusal(what: str, failure: StoreError) -> LesioncamError:
+    """A store's failure outside any one image: the user's to mend, or the store's."""
+    kind = RunBroke if failure.kind is ErrorKind.UNREACHABLE else InputError
+    return kind(f"{what}: {failure.message}")
