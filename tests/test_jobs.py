@@ -117,9 +117,11 @@ def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: s
 def test_a_driver_on_a_cluster_gives_a_silent_node_up_soon(head: str) -> None:
     code = (
         "import ray, lesioncam.cluster as cluster; connection = cluster.connected(); "
-        "connection.__enter__(); print(ray._config.grpc_client_keepalive_timeout_ms(), 'ms')"
+        "connection.__enter__(); config = ray._config; "
+        "print(config.grpc_client_keepalive_time_ms(), config.grpc_client_keepalive_timeout_ms())"
     )
-    assert "20000 ms" in submit(head, "-c", code).stdout
+    done = submit(head, "-c", code)
+    assert "60000 20000" in done.stdout, done.stderr
 
 
 def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> None:

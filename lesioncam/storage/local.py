@@ -16,9 +16,10 @@ import pyarrow.fs
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import BRANCHES, Entry, Store, StoreError, check_size
+from lesioncam.storage.place import Entry, Store, StoreError, check_size
 
 _TEMPORARY = ".tmp-"
+_BRANCHES = 32  # pieces at most that a directory is listed in, side by side
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
@@ -40,7 +41,7 @@ class LocalStore(Store):
     def branches(self) -> list[Iterator[Entry]]:
         """Memory holds the folders' names; each folder's files are listed while it is read."""
         folders = list(self._folders())
-        pieces = [folders[number::BRANCHES] for number in range(min(BRANCHES, len(folders)))]
+        pieces = [folders[number::_BRANCHES] for number in range(min(_BRANCHES, len(folders)))]
         return [self._entries_in(piece) for piece in pieces]
 
     def names(self) -> list[str]:

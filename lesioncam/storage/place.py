@@ -1,6 +1,6 @@
 """Place: what the rest knows of a local directory or an `s3://` prefix, whichever it is.
 
-A write appears whole or not at all in both.
+A write appears whole or not at all in both. Knows nothing about images or scores.
 """
 
 import os
@@ -13,8 +13,6 @@ import pyarrow.fs
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import ErrorKind
-
-BRANCHES = 32  # pieces that a place is divided into, to be listed side by side
 
 
 class StoreError(Exception):

@@ -1,13 +1,13 @@
 """S3: a prefix in a bucket of S3 or an S3-compatible server, as a place.
 
 Credentials and the endpoint come from the ordinary AWS chain (`AWS_ENDPOINT_URL` for S3-compatible
-servers).
+servers). Knows nothing about images or scores.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC
 from functools import lru_cache
 from tempfile import TemporaryFile
@@ -27,7 +27,7 @@ from botocore.exceptions import (
 
 from lesioncam.errors import InputError
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import BRANCHES, Entry, Store, StoreError, check_size, refusal
+from lesioncam.storage.place import Entry, Store, StoreError, check_size, refusal
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _ATTEMPTS, _CONNECT_TIMEOUT, _READ_TIMEOUT = 6, 10, 60
 _PAUSES = (0.5, 1, 2, 0)  # seconds after each attempt to read a body
 _REFUSED_UNDER_LOAD = {"AccessDenied", "403"}
+_BRANCHES = 32  # from so many pieces on a prefix is not divided further, nor after so many requests
 _NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 _CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"}
@@ -61,8 +62,8 @@ class S3Store(Store):
     def branches(self) -> list[Iterator[Entry]]:
         """A prefix is divided where one page tells all that is directly below it."""
         branches, prefixes = [], deque([self._prefix])
-        for _ in range(BRANCHES):
-            if not prefixes or len(prefixes) >= BRANCHES:
+        for _ in range(_BRANCHES):
+            if not prefixes or len(prefixes) >= _BRANCHES:
                 break
             prefix = prefixes.popleft()
             with _told(f"cannot list {self.uri}"):
@@ -170,7 +171,10 @@ def s3_client(*, quick: bool = False) -> "S3Client":
 
 
 class _ArrowS3(pyarrow.fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
-    """Made anew in a process that it is sent to: pyarrow's own pickling drops the attempts."""
+    """Made anew in a process that it is sent to, from the credentials that are there.
+
+    Pyarrow's own pickling sends the secret key along and drops the attempts.
+    """
 
     def __reduce__(self) -> tuple[Callable[[], pyarrow.fs.FileSystem], tuple[()]]:
         return arrow_s3, ()
@@ -233,12 +237,16 @@ def read_s3(uri: str, most: int | None = None) -> bytes:
 @contextmanager
 def open_s3(uri: str) -> Iterator[BinaryIO]:
     """Open an object to read in pieces, by way of a file; `StoreError` as in `read_uri`."""
-    with TemporaryFile() as file:
+    with ExitStack() as files:
         try:
+            file = files.enter_context(TemporaryFile())
             s3_client().download_fileobj(*split_s3(uri), file)
+            file.seek(0)
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise _s3_error(error) from error
-        file.seek(0)
+        except OSError as error:
+            message = f"there is no place to copy it to: {error.strerror}"
+            raise StoreError(ErrorKind.UNREACHABLE, message) from error
         yield file
 
 

@@ -1,7 +1,4 @@
-"""Store: the place that a flag names, and one file or object by its `uri`.
-
-Knows nothing about images or scores.
-"""
+"""Store: the place that a flag names, and one file or object by its `uri`."""
 
 from contextlib import AbstractContextManager
 from typing import BinaryIO

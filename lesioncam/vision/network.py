@@ -96,7 +96,7 @@ class VGGGAP(nn.Module):
 
 
 def _convolutions(layers: tuple[int | str, ...]) -> nn.Sequential:
-    # As torchvision's, tensors' names too; importing that takes each process over a second.
+    # As torchvision's, tensors' names too; importing torchvision costs each process a second.
     modules: list[nn.Module] = []
     channels = 3
     for layer in layers:

@@ -91,6 +91,15 @@ def test_tensors_have_torchvisions_names_and_shapes(backbone: str, last: int) ->
     assert f"features.{last}.bias" in features
 
 
+def test_convolutions_compute_what_torchvisions_do() -> None:
+    theirs = torchvision.models.vgg11().features[:-1].eval()
+    ours = VGGGAP("vgg11", 3).features
+    ours.load_state_dict(theirs.state_dict())
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(pixels), theirs(pixels), rtol=0, atol=0)
+
+
 def test_last_pooling_is_left_out() -> None:
     with torch.device("meta"):
         pools = [type(module) for module in VGGGAP("vgg16", 3).features].count(nn.MaxPool2d)
