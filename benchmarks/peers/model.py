@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resized_crop
 
 from lesioncam.storage.bundle import ModelSettings, load_bundle, load_network
 from lesioncam.vision.cam import choose_map, normalise_map
-from lesioncam.vision.crop import crop_boxes, peak_region, with_context
+from lesioncam.vision.crop import crop_boxes, with_context
 from lesioncam.vision.network import VGGGAP
 
 BATCH = 16
@@ -50,8 +50,7 @@ def chosen_map(network: VGGGAP, features: Tensor, logits: Tensor, rule: str) -> 
 def boxes_of(maps: Tensor, settings: ModelSettings) -> tuple[Tensor, Tensor]:
     """Of (B, h, w) maps each lesion's box on the canvas, and what stage 2 sees of it: (B, 4)."""
     scaled, flat = normalise_map(maps)
-    region = peak_region(scaled, settings.crop.threshold)
-    boxes = crop_boxes(region, flat, settings.crop, settings.canvas_side)
+    boxes = crop_boxes(scaled, flat, settings.crop, settings.canvas_side)
     return boxes, with_context(boxes, settings.crop, settings.canvas_side)
 
 

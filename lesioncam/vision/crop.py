@@ -40,27 +40,57 @@ def peak_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
         region = grown
 
 
-def crop_boxes(region: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
-    """The box around each region, on a canvas of `side` pixels.
+def region_bounds(maps: Tensor, region: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Where each region begins and ends, finer than the map's positions.
 
-    The region's bounding box is scaled to the canvas, padded on each side by `rule.padding` of
-    its longer side, widened about its centre to sides of at least `rule.smallest` of the canvas,
+    That is where the map crosses the threshold between a position of the region and its
+    neighbour outside, linearly between their centres; beyond the map's border stands 0. So a
+    small change of the map is a small change of the bounds.
+
+    Args:
+        maps: (B, h, w) in [0, 1].
+        region: (B, h, w) bool, as `peak_region` gives it at this threshold.
+        threshold: of the region.
+
+    Returns:
+        The lowest x and y and the highest, (B, 2) each, in positions of the map from its border.
+    """
+    beyond = F.pad(maps, (1, 1, 1, 1))
+    rows, columns = (torch.arange(n, device=maps.device) + 0.5 for n in maps.shape[1:])
+
+    def farthest(neighbours: Tensor, centres: Tensor, sign: int) -> Tensor:
+        inside = ((maps - threshold) / (maps - neighbours)).where(neighbours < threshold, 0)
+        reach = (sign * centres + inside).masked_fill(~region, -torch.inf)
+        return sign * reach.amax(dim=(1, 2))
+
+    left = farthest(beyond[:, 1:-1, :-2], columns, -1)
+    right = farthest(beyond[:, 1:-1, 2:], columns, 1)
+    top = farthest(beyond[:, :-2, 1:-1], rows[:, None], -1)
+    bottom = farthest(beyond[:, 2:, 1:-1], rows[:, None], 1)
+    low, high = torch.stack([left, top], dim=1), torch.stack([right, bottom], dim=1)
+    size = torch.tensor([len(columns), len(rows)], device=maps.device)
+    return low.clamp(min=0), high.minimum(size)
+
+
+def crop_boxes(maps: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
+    """The box around the region of each map's peak, on a canvas of `side` pixels.
+
+    The region's bounds are scaled to the canvas, padded on each side by `rule.padding` of
+    the longer side, widened about their centre to sides of at least `rule.smallest` of the canvas,
     and moved inside the canvas. A flat map gives the whole canvas.
 
     Args:
-        region: (B, h, w) bool, none of them empty.
-        flat: (B,) bool.
-        rule: padding and smallest side.
+        maps: (B, h, w) in [0, 1], as `normalise_map` gives them.
+        flat: (B,) bool, likewise.
+        rule: threshold, padding and smallest side.
         side: the canvas's side S in pixels.
 
     Returns:
         (B, 4) int64: x0, y0, x1, y1 on the canvas, half-open.
     """
-    left, right = _extent(region.any(dim=1))
-    top, bottom = _extent(region.any(dim=2))
-    cell_x, cell_y = side / region.shape[2], side / region.shape[1]
-    low = torch.stack([left * cell_x, top * cell_y], dim=1)
-    high = torch.stack([right * cell_x, bottom * cell_y], dim=1)
+    bounds = region_bounds(maps, peak_region(maps, rule.threshold), rule.threshold)
+    cell = torch.tensor([side / maps.shape[2], side / maps.shape[1]], device=maps.device)
+    low, high = (bound * cell for bound in bounds)
     padding = 2 * rule.padding * (high - low).amax(dim=1, keepdim=True)
     lengths = (high - low + padding).clamp(rule.smallest * side, side).round()
     corners = ((low + high - lengths) / 2).round().clamp(min=0).minimum(side - lengths)
@@ -87,14 +117,6 @@ def with_context(boxes: Tensor, rule: CropRule, side: int) -> Tensor:
     lengths = (boxes[:, 2:] - boxes[:, :2] + 2 * margin).clamp(max=side)
     corners = (boxes[:, :2] - margin).clamp(min=0).minimum(side - lengths)
     return torch.cat([corners, corners + lengths], dim=1)
-
-
-def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied position and one past the last: (B, n) bool -> two of (B,) float64."""
-    positions = occupied.shape[1]
-    first = occupied.int().argmax(dim=1)
-    last = positions - occupied.flip(1).int().argmax(dim=1)
-    return first.double(), last.double()
 
 
 def sample_boxes(

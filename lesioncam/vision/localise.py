@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lesioncam.settings import CropRule
 from lesioncam.vision.cam import choose_map, class_activation_maps, normalise_map
-from lesioncam.vision.crop import crop_boxes, peak_region, sample_boxes, with_context
+from lesioncam.vision.crop import crop_boxes, sample_boxes, with_context
 from lesioncam.vision.network import VGGGAP
 
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # axes of (B, C, h, w)
@@ -53,7 +53,7 @@ def localise(
     probabilities, maps = _look(network, images, flips)
     chosen, flat = normalise_map(choose_map(maps, probabilities, rule.map))
     canvas_side = canvases.shape[-1]
-    boxes = crop_boxes(peak_region(chosen, rule.threshold), flat, rule, canvas_side)
+    boxes = crop_boxes(chosen, flat, rule, canvas_side)
     views = with_context(boxes, rule, canvas_side)
     return Localised(probabilities, boxes, views, (chosen * 255).round().to(torch.uint8), flat)
 

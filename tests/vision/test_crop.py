@@ -11,6 +11,7 @@ from lesioncam.vision.crop import (
     boxes_in_image,
     crop_boxes,
     peak_region,
+    region_bounds,
     sample_boxes,
     with_context,
 )
@@ -32,14 +33,14 @@ def region_of(picture: str) -> list[str]:
 
 
 def rectangle(x0: int, y0: int, x1: int, y1: int, cells: int = 10) -> Tensor:
-    """A region (1, cells, cells) that is one rectangle of positions, half-open."""
-    region = torch.zeros(1, cells, cells, dtype=torch.bool)
-    region[:, y0:y1, x0:x1] = True
-    return region
+    """A map (1, cells, cells) that is 1 in one rectangle of positions, half-open, and else 0."""
+    maps = torch.zeros(1, cells, cells)
+    maps[:, y0:y1, x0:x1] = 1
+    return maps
 
 
-def box_of(region: Tensor, rule: CropRule, side: int = 100, flat: bool = False) -> list[int]:
-    (box,) = crop_boxes(region, torch.tensor([flat]), rule, side).tolist()
+def box_of(maps: Tensor, rule: CropRule, side: int = 100, flat: bool = False) -> list[int]:
+    (box,) = crop_boxes(maps, torch.tensor([flat]), rule, side).tolist()
     return [int(value) for value in box]
 
 
@@ -167,9 +168,9 @@ def test_smallest_side_is_about_the_same_centre(smallest: float, expected: list[
 
 
 def test_cells_scale_to_any_canvas() -> None:
-    region = rectangle(7, 0, 14, 7, cells=14)
-    assert box_of(region, BARE, side=448) == [224, 0, 448, 224]
-    assert box_of(region, BARE, side=224) == [112, 0, 224, 112]
+    maps = rectangle(7, 0, 14, 7, cells=14)
+    assert box_of(maps, BARE, side=448) == [224, 0, 448, 224]
+    assert box_of(maps, BARE, side=224) == [112, 0, 224, 112]
 
 
 def test_region_is_that_of_x_and_y_not_the_other_way_round() -> None:
@@ -177,16 +178,23 @@ def test_region_is_that_of_x_and_y_not_the_other_way_round() -> None:
 
 
 def test_holes_and_shape_do_not_matter_only_extent() -> None:
-    region = torch.zeros(1, 10, 10, dtype=torch.bool)
-    region[0, 2, 5] = region[0, 6, 3] = region[0, 4, 7] = True
-    assert box_of(region, BARE) == box_of(rectangle(3, 2, 8, 7), BARE)
+    maps = rectangle(3, 2, 8, 7)
+    maps[0, 3:6, 4:7] = 0
+    maps[0, 2, 3] = 0
+    assert box_of(maps, BARE) == box_of(rectangle(3, 2, 8, 7), BARE)
+
+
+def test_only_what_is_joined_to_the_peak_counts() -> None:
+    maps = rectangle(3, 2, 8, 7)
+    maps[0, 9, 9] = 0.9
+    assert box_of(maps, BARE) == box_of(rectangle(3, 2, 8, 7), BARE)
 
 
 def test_flat_map_gives_the_whole_canvas() -> None:
-    regions = torch.cat([rectangle(2, 3, 6, 7)] * 3 + [torch.zeros(1, 10, 10, dtype=torch.bool)])
+    maps = torch.cat([rectangle(2, 3, 6, 7)] * 3 + [torch.zeros(1, 10, 10)])
     flat = torch.tensor([False, True, False, True])
     part, everything = [20, 30, 60, 70], [0, 0, 100, 100]
-    boxes = crop_boxes(regions, flat, BARE, 100)
+    boxes = crop_boxes(maps, flat, BARE, 100)
     assert boxes.dtype == torch.int64
     assert boxes.tolist() == [part, everything, part, everything]
 
@@ -197,8 +205,8 @@ def test_every_box_is_inside_and_large_enough(side: int, rule: CropRule) -> None
     cells = 7
     spans = list(itertools.combinations(range(cells + 1), 2))
     places = [(x0, y0, x1, y1) for x0, x1 in spans for y0, y1 in spans]
-    regions = torch.cat([rectangle(*place, cells=cells) for place in places])
-    boxes = crop_boxes(regions, torch.zeros(len(places), dtype=torch.bool), rule, side)
+    maps = torch.cat([rectangle(*place, cells=cells) for place in places])
+    boxes = crop_boxes(maps, torch.zeros(len(places), dtype=torch.bool), rule, side)
     assert boxes.min() >= 0
     assert boxes.max() <= side
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= round(rule.smallest * side)
@@ -214,6 +222,58 @@ def test_every_box_is_inside_and_large_enough(side: int, rule: CropRule) -> None
     assert (views[:, 2:] >= boxes[:, 2:]).all()
     wanted = boxes[:, 2:] - boxes[:, :2] + 2 * round(rule.context * side)
     assert torch.equal(views[:, 2:] - views[:, :2], wanted.clamp(max=side))
+
+
+# Bounds between positions
+
+ROW = [0.0, 0.25, 1.0, 0.75, 0.0]
+
+
+def bounds_of(maps: Tensor, threshold: float = 0.5) -> list[float]:
+    low, high = region_bounds(maps, peak_region(maps, threshold), threshold)
+    return [float(value) for value in torch.cat([low, high], dim=1)[0]]
+
+
+@pytest.mark.parametrize(
+    ("row", "threshold", "expected"),
+    [
+        # Between 0.25 at 1.5 and 1 at 2.5 a third of the way; between 0.75 at 3.5 and 0 likewise.
+        pytest.param(ROW, 0.5, (1.5 + 1 / 3, 3.5 + 1 / 3), id="where the threshold is crossed"),
+        pytest.param(ROW, 0.75, (1.5 + 2 / 3, 3.5), id="at a centre that just reaches it"),
+        pytest.param(ROW, 0.2, (1.5 - 0.2, 3.5 + 0.55 / 0.75), id="a position more"),
+        pytest.param([1, 0.5, 0, 0, 0], 0.5, (0, 1.5), id="to the border where the map is at peak"),
+        pytest.param([0, 0, 0, 1, 0.8], 0.5, (2.5 + 0.5, 4.5 + 0.375), id="near the border"),
+        pytest.param([0, 0, 0, 1, 0.8], 0.1, (2.5 + 0.1, 5), id="no further than the border"),
+    ],
+)
+def test_bounds_by_hand(row: list[float], threshold: float, expected: tuple[float, float]) -> None:
+    along = torch.tensor([[row]])
+    x0, _, x1, _ = bounds_of(along, threshold)
+    assert (x0, x1) == pytest.approx(expected)
+    _, y0, _, y1 = bounds_of(along.transpose(1, 2), threshold)
+    assert (y0, y1) == pytest.approx(expected)
+
+
+def test_the_outermost_crossing_of_all_rows_counts() -> None:
+    maps = torch.tensor([[[0.0, 0.4, 0.6, 0.0], [0.3, 0.7, 1.0, 0.2], [0.0, 0.0, 0.9, 0.45]]])
+    x0, y0, x1, y1 = bounds_of(maps)
+    assert x0 == pytest.approx(1.5 - 0.2 / 0.4)
+    assert x1 == pytest.approx(2.5 + 0.4 / 0.45)
+    assert y0 == pytest.approx(0.5 - 0.1 / 0.6)
+    assert y1 == pytest.approx(2.5 + 0.4 / 0.9)
+
+
+def test_a_small_change_of_the_map_is_a_small_change_of_the_box() -> None:
+    random = torch.Generator().manual_seed(0)
+    axis = torch.arange(14) + 0.5
+    centres = 4 + 6 * torch.rand(200, 2, 1, generator=random)
+    widths = 1.5 + 2 * torch.rand(200, 2, 1, generator=random)
+    across, down = (-((axis - centres) ** 2) / (2 * widths**2)).exp().unbind(dim=1)
+    maps = down[:, :, None] * across[:, None, :]
+    disturbed = (maps + 0.004 * (torch.rand(maps.shape, generator=random) - 0.5)).clamp(0, 1)
+    flat = torch.zeros(len(maps), dtype=torch.bool)
+    before, after = (crop_boxes(each, flat, BARE, 448) for each in (maps, disturbed))
+    assert (before - after).abs().max() <= 2  # pixels of 448; a position has 32
 
 
 # Context
