@@ -1,5 +1,6 @@
 """Listing: which files count as images, lists of uris, and the manifest."""
 
+import errno
 import io
 import subprocess
 import sys
@@ -512,6 +513,18 @@ def test_a_list_without_rows_is_refused(place: str, ending: str) -> None:
     source = write_list(place, ending, [])
     with refused("--images", source, kind=InputError):
         list(Listing(source))
+
+
+def test_a_full_temporary_disk_is_told_as_the_runs_trouble(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    s3_client().put_object(Bucket=bucket, Key="list.csv", Body=b"uri\n/x/a.jpg\n")
+    monkeypatch.setattr("lesioncam.storage.s3.TemporaryFile", full)
+    with pytest.raises(RunBroke, match="no place to copy it to: No space left on device"):
+        list(Listing(f"s3://{bucket}/list.csv"))
 
 
 @ENDINGS
