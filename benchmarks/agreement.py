@@ -14,8 +14,8 @@ import pandas as pd
 
 from lesioncam.schema import BOX_COLUMNS, probability_columns
 
-TOLERANCE = 0.05  # mean difference of a final probability
-OVERLAP = 0.8  # median IoU of an image's two boxes
+TOLERANCE = 0.03  # mean difference of a final probability
+OVERLAP = 0.95  # median IoU of an image's two boxes
 
 
 @dataclass(frozen=True)

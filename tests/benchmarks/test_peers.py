@@ -93,7 +93,7 @@ def test_the_model_tells_images_apart(ours: Outcome) -> None:
     "change",
     [
         lambda rule: replace(rule, threshold=0.7),
-        lambda rule: replace(rule, padding=0.2),
+        lambda rule: replace(rule, padding=0.0),
         lambda rule: replace(rule, map="predicted"),
         lambda rule: replace(rule, context=0.0),
     ],
