@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from lesioncam.errors import InputError
 from lesioncam.schema import IGNORED_ENDING, IMAGE_ENDINGS, MANIFEST_SCHEMA, SOURCE_FIELDS
 from lesioncam.storage.local import local_path
-from lesioncam.storage.place import Entry, Store, StoreError, refusal
-from lesioncam.storage.store import open_store, open_uri, stat_or_unknown
+from lesioncam.storage.place import Entry, Store, StoreError, refusal, stat_or_unknown
+from lesioncam.storage.store import open_store, open_uri, stat_uri
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class Listing:
         _check_uris(self.source, self._flag)  # a fault anywhere is told before an image is listed
         with ThreadPoolExecutor(_STAT_THREADS) as threads:
             for uris in _read_uris(self.source, self._flag):
-                yield from threads.map(stat_or_unknown, map(_absolute, uris))
+                yield from threads.map(stat_or_unknown, repeat(stat_uri), map(_absolute, uris))
 
     def _once(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         seen: set[str] = set()

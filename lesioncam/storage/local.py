@@ -5,7 +5,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -16,7 +16,7 @@ import pyarrow.fs
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import Entry, Store, StoreError, check_size
+from lesioncam.storage.place import Entry, Store, StoreError, check_size, stat_or_unknown
 
 _TEMPORARY = ".tmp-"
 _BRANCHES = 32  # pieces at most that a directory is listed in, side by side
@@ -168,11 +168,11 @@ def read_local(path: str, most: int | None = None) -> bytes:
 @contextmanager
 def open_local(path: str) -> Iterator[BinaryIO]:
     """Open a file to read in pieces; `StoreError` as in `read_uri`."""
-    try:
-        file = Path(path).open("rb")  # noqa: SIM115  closed below
-    except (OSError, ValueError) as error:
-        raise _local_error(error) from error
-    with file:
+    with ExitStack() as files:
+        try:
+            file = files.enter_context(Path(path).open("rb"))
+        except (OSError, ValueError) as error:
+            raise _local_error(error) from error
         yield file
 
 
@@ -187,11 +187,7 @@ def stat_local(path: str) -> Entry:
 
 
 def _entry_of(item: "os.DirEntry[str]") -> Entry:
-    path = _utf8(item.path)
-    try:
-        return stat_local(path)
-    except StoreError:  # reading it will say why
-        return Entry(path)
+    return stat_or_unknown(stat_local, _utf8(item.path))
 
 
 def _regular(stat: os.stat_result) -> os.stat_result:

@@ -4,7 +4,7 @@ A write appears whole or not at all in both. Knows nothing about images or score
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -98,6 +98,14 @@ def check_size(size: int, most: int | None) -> None:
     if most is not None and size > most:
         limit = f"{most / 2**30:g} GiB"
         raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
+
+
+def stat_or_unknown(stat: Callable[[str], Entry], uri: str) -> Entry:
+    """What `stat` finds out of a file; where that is nothing, reading it will say why."""
+    try:
+        return stat(uri)
+    except StoreError:
+        return Entry(uri)
 
 
 def refusal(what: str, failure: StoreError) -> LesioncamError:

@@ -245,7 +245,7 @@ def open_s3(uri: str) -> Iterator[BinaryIO]:
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise _s3_error(error) from error
         except OSError as error:
-            message = f"there is no place to copy it to: {error.strerror}"
+            message = f"it could not be copied to a temporary file: {error.strerror}"
             raise StoreError(ErrorKind.UNREACHABLE, message) from error
         yield file
 

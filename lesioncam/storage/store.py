@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from lesioncam.errors import InputError
 from lesioncam.storage.local import LocalStore, local_path, open_local, read_local, stat_local
-from lesioncam.storage.place import Entry, Store, StoreError
+from lesioncam.storage.place import Entry, Store
 from lesioncam.storage.s3 import S3Store, open_s3, read_s3, stat_s3
 
 
@@ -43,14 +43,6 @@ def open_uri(uri: str) -> AbstractContextManager[BinaryIO]:
 def stat_uri(uri: str) -> Entry:
     """What a listing would show of one `uri`; `StoreError` as in `read_uri`."""
     return stat_s3(uri) if _is_s3(uri) else stat_local(local_path(uri))
-
-
-def stat_or_unknown(uri: str) -> Entry:
-    """Where nothing can be found out, reading it will say why."""
-    try:
-        return stat_uri(uri)
-    except StoreError:
-        return Entry(uri)
 
 
 def _is_s3(uri: str) -> bool:

@@ -40,8 +40,8 @@ def peak_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
         region = grown
 
 
-def region_bounds(maps: Tensor, region: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Where each region begins and ends, finer than the map's positions.
+def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Where each map's `peak_region` begins and ends, finer than the map's positions.
 
     That is where the map crosses the threshold between a position of the region and its
     neighbour outside, linearly between their centres; beyond the map's border stands 0. So a
@@ -49,13 +49,12 @@ def region_bounds(maps: Tensor, region: Tensor, threshold: float) -> tuple[Tenso
 
     Args:
         maps: (B, h, w) in [0, 1].
-        region: (B, h, w) bool, as `peak_region` gives it at this threshold.
         threshold: of the region.
 
     Returns:
         The lowest x and y and the highest, (B, 2) each, in positions of the map from its border.
     """
-    beyond = F.pad(maps, (1, 1, 1, 1))
+    region, beyond = peak_region(maps, threshold), F.pad(maps, (1, 1, 1, 1))
     rows, columns = (torch.arange(n, device=maps.device) + 0.5 for n in maps.shape[1:])
 
     def farthest(neighbours: Tensor, centres: Tensor, sign: int) -> Tensor:
@@ -88,7 +87,7 @@ def crop_boxes(maps: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
     Returns:
         (B, 4) int64: x0, y0, x1, y1 on the canvas, half-open.
     """
-    bounds = region_bounds(maps, peak_region(maps, rule.threshold), rule.threshold)
+    bounds = region_bounds(maps, rule.threshold)
     cell = torch.tensor([side / maps.shape[2], side / maps.shape[1]], device=maps.device)
     low, high = (bound * cell for bound in bounds)
     padding = 2 * rule.padding * (high - low).amax(dim=1, keepdim=True)

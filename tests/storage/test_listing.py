@@ -523,7 +523,7 @@ def test_a_full_temporary_disk_is_told_as_the_runs_trouble(
 
     s3_client().put_object(Bucket=bucket, Key="list.csv", Body=b"uri\n/x/a.jpg\n")
     monkeypatch.setattr("lesioncam.storage.s3.TemporaryFile", full)
-    with pytest.raises(RunBroke, match="no place to copy it to: No space left on device"):
+    with pytest.raises(RunBroke, match="copied to a temporary file: No space left on device"):
         list(Listing(f"s3://{bucket}/list.csv"))
 
 

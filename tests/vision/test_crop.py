@@ -230,7 +230,7 @@ ROW = [0.0, 0.25, 1.0, 0.75, 0.0]
 
 
 def bounds_of(maps: Tensor, threshold: float = 0.5) -> list[float]:
-    low, high = region_bounds(maps, peak_region(maps, threshold), threshold)
+    low, high = region_bounds(maps, threshold)
     return [float(value) for value in torch.cat([low, high], dim=1)[0]]
 
 
