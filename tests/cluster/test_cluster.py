@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     import subprocess
 
 IMAGES = 40
+COPIES = 30  # of each to score: far more than the nodes get done between two looks at the parts
 _PATIENCE = 240  # seconds
 
 
 @pytest.fixture(scope="module")
 def drawn(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn lesions here and in the bucket, each there ten times over to score."""
+    """Drawn lesions here and in the bucket, and there many times over to score."""
     folder = tmp_path_factory.mktemp("drawn")
     draw_images(folder, IMAGES, seed=0)
     s3 = cluster.s3()
     s3.upload_file(str(folder / "labels.csv"), BUCKET, "labels.csv")
     for path in (folder / "images").iterdir():
         s3.upload_file(str(path), BUCKET, f"train/{path.name}")
-        for copy in range(10):
+        for copy in range(COPIES):
             s3.upload_file(str(path), BUCKET, f"night/{copy}/{path.name}")
     return folder
 
@@ -67,13 +68,15 @@ def wait_for(log: Path, line: str, job: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.1)
 
 
-def wait_for_parts(cluster: Cluster, count: int, job: "subprocess.Popen[bytes]") -> int:
-    """Wait for so many files of scores; returns how many there are."""
+def parts(cluster: Cluster) -> int:
+    """How many files of scores there are."""
+    return cluster.s3().list_objects_v2(Bucket=BUCKET, Prefix="scores/part-")["KeyCount"]
+
+
+def wait_for_parts(cluster: Cluster, count: int, job: "subprocess.Popen[bytes]") -> None:
+    """Wait for so many files of scores."""
     deadline = time.monotonic() + _PATIENCE
-    while True:
-        listed = cluster.s3().list_objects_v2(Bucket=BUCKET, Prefix="scores/part-")
-        if listed["KeyCount"] >= count:
-            return listed["KeyCount"]
+    while parts(cluster) < count:
         assert job.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -112,11 +115,12 @@ def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of
     arguments = ("jobs/score.py", *flags, "--output", f"s3://{BUCKET}/scores", "--gpus", "0")
     log = tmp_path / "stopped"
     with cluster.submitted(log, *arguments) as job:
-        wait_for(log, "400 to score", job)
-        kept = wait_for_parts(cluster, 1, job)
+        wait_for(log, f"{IMAGES * COPIES:,} to score", job)
+        wait_for_parts(cluster, 1, job)
         cluster.stop(log)
         assert job.wait(_PATIENCE) == 0, log.read_text()
     assert "was stopped" in log.read_text()
+    kept = parts(cluster)
 
     log = tmp_path / "log"
     with cluster.submitted(log, *arguments) as job:
@@ -125,13 +129,14 @@ def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of
         cluster.cpu_node.cut_power()
         cluster.join("--num-cpus=2")
         assert job.wait(_PATIENCE) == 0, log.read_text()
-    assert "400 images listed: 400 ok, 0 failed" in log.read_text()
-    (now,) = re.findall(r"(\d+) scored now", log.read_text())
-    assert 0 < int(now) < 400
+    images = IMAGES * COPIES
+    assert f"{images:,} images listed: {images:,} ok, 0 failed" in log.read_text()
+    (now,) = re.findall(r"([\d,]+) scored now", log.read_text())
+    assert 0 < int(now.replace(",", "")) < images
 
     cluster.fetch(BUCKET, "scores/", tmp_path / "scores")
     here = str(tmp_path / "here")
     score(ScoreRequest(str(drawn / "images"), str(bundle), here))
     night, local = pd.read_parquet(tmp_path / "scores"), pd.read_parquet(here)
     assert night["uri"].is_unique
-    assert_same_scores(night, local.loc[local.index.repeat(10)], by="image_id")
+    assert_same_scores(night, local.loc[local.index.repeat(COPIES)], by="image_id")
