@@ -2,9 +2,11 @@
 
 import io
 import os
+import platform
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -122,6 +124,17 @@ def test_it_has_no_credentials(decoder: Decoder, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     decoder.decode(png(), 32)
     assert "AWS_SECRET_ACCESS_KEY" not in psutil.Process(decoder._started().pid).environ()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have no such names")
+def test_the_memory_of_one_image_serves_the_next(decoder: Decoder) -> None:
+    data = png(1022, 767)
+    faults = []
+    for _ in range(4):
+        decoder.decode(data, 448)
+        stat = Path(f"/proc/{decoder._started().pid}/stat").read_text(encoding="ascii")
+        faults.append(int(stat.rpartition(")")[2].split()[7]))
+    assert faults[3] - faults[2] < 50  # pages of 4 KiB; an image and its canvas take 720
 
 
 def test_its_process_ends_with_the_one_that_asked(decoder: Decoder) -> None:
