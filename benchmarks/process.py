@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 
-_PAUSE = 1.0  # seconds between two looks at the memory
+PAUSE = 5.0  # seconds between two looks at the memory, which take some 80 ms of a core
 _QUIET = {  # what Ray and Daft would tell their makers of a run, waiting for the network
     "RAY_USAGE_STATS_ENABLED": "0",
     "DO_NOT_TRACK": "true",
@@ -25,7 +25,7 @@ class Finished:
 
     Attributes:
         seconds: from its start to its end.
-        peak_mib: the largest memory of it and all its descendants, looked at once a second: the
+        peak_mib: the largest memory of it and all its descendants, looked at now and then: the
             sum of their proportional set sizes, in which a page that several processes share
             counts once (their unique set sizes where the system does not tell those).
     """
@@ -34,8 +34,10 @@ class Finished:
     peak_mib: float
 
 
-def run(*arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
-    """Run `python ARGUMENTS` and watch it.
+def run(
+    *arguments: str, environment: Mapping[str, str] | None = None, pause: float = PAUSE
+) -> Finished:
+    """Run `python ARGUMENTS` and look at its memory with such pauses, in seconds.
 
     Raises:
         RuntimeError: it did not end with 0; with the end of what it printed.
@@ -48,7 +50,7 @@ def run(*arguments: str, environment: Mapping[str, str] | None = None) -> Finish
             stderr=subprocess.STDOUT,
             env={**os.environ, **_QUIET, **(environment or {})},
         )
-        with _watched(process.pid) as peak:
+        with _watched(process.pid, pause) as peak:
             code = process.wait()
         seconds = time.perf_counter() - started
         if code:
@@ -60,12 +62,12 @@ def run(*arguments: str, environment: Mapping[str, str] | None = None) -> Finish
 
 
 @contextmanager
-def _watched(pid: int) -> Iterator[list[int]]:
-    """Bytes that a process and its descendants hold, a number a second."""
+def _watched(pid: int, pause: float) -> Iterator[list[int]]:
+    """Bytes that a process and its descendants hold, at each look."""
     seen, over = [0], threading.Event()
 
     def watch() -> None:
-        while not over.wait(_PAUSE):
+        while not over.wait(pause):
             seen.append(sum(map(_memory, _family(pid))))
 
     watcher = threading.Thread(target=watch)

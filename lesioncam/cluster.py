@@ -29,6 +29,10 @@ _KEEPALIVE = {
     "RAY_grpc_client_keepalive_timeout_ms": "20000",
 }
 
+# Ray ends a process that was idle for a second where its tasks have more processes than cores. All
+# cores decode: each part would be written by a process that starts for it, for two core-seconds.
+_KEEP_IDLE = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
+
 log = logging.getLogger("lesioncam")
 
 
@@ -148,6 +152,8 @@ def connected() -> Iterator[None]:
     else:
         # Ray's core prints "errors" of its own making on a healthy run, one per actor pool.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        for name, value in _KEEP_IDLE.items():
+            os.environ.setdefault(name, value)
         # Ray counts the cores, within a container's limits; its listing task takes one of them
         # beside the actors, so that one core must pass for two.
         cpus = 2 if os.cpu_count() == 1 else None

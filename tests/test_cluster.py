@@ -1,4 +1,9 @@
+import os
+import time
+
+import psutil
 import pytest
+import ray
 
 from lesioncam.cluster import Capacity, Node, can_grow, capacity
 
@@ -33,3 +38,16 @@ def test_this_machines_own_ray_has_its_cores_and_cannot_grow(local_ray: None) ->
     assert here.cpus >= 2
     assert here.cpus_per_gpu is None
     assert not can_grow()
+
+
+def test_idle_processes_wait_for_the_next_task(local_ray: None) -> None:
+    tasks = [ray.remote(num_cpus=0.01)(process).remote() for _ in range(3 * int(capacity().cpus))]
+    idle = set(ray.get(tasks))
+    assert len(idle) > capacity().cpus
+    time.sleep(4)  # Ray's own patience is one second
+    assert all(map(psutil.pid_exists, idle))
+
+
+def process() -> int:
+    time.sleep(1)
+    return os.getpid()

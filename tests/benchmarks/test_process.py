@@ -6,7 +6,9 @@ from benchmarks.process import run
 def test_memory_is_that_of_the_whole_family() -> None:
     child = "import time; held = bytearray(200 * 2**20); time.sleep(3)"
     finished = run(
-        "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+        "-c",
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])",
+        pause=0.5,
     )
     assert finished.peak_mib > 200
     assert finished.seconds > 3
