@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from lesioncam.cluster import _KEEP_IDLE
 from tests.cluster.image import ROOT, build, steps
 
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
@@ -36,6 +37,10 @@ def test_every_dependency_is_pinned_within_what_the_package_asks_for() -> None:
         (version,) = re.fullmatch(r"==([\d.]+)", str(pin.specifier)).groups()  # type: ignore[union-attr]
         assert version in one.specifier, pin
         assert pin.extras == one.extras, pin
+
+
+def test_its_nodes_keep_idle_processes_as_a_ray_of_ones_own_does() -> None:
+    assert dict(rest.split("=") for name, rest in steps() if name == "ENV") == _KEEP_IDLE
 
 
 def test_it_runs_as_nobody_special() -> None:
