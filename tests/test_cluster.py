@@ -1,5 +1,6 @@
 import os
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -40,14 +41,18 @@ def test_this_machines_own_ray_has_its_cores_and_cannot_grow(local_ray: None) ->
     assert not can_grow()
 
 
-def test_idle_processes_wait_for_the_next_task(local_ray: None) -> None:
-    tasks = [ray.remote(num_cpus=0.01)(process).remote() for _ in range(3 * int(capacity().cpus))]
-    idle = set(ray.get(tasks))
-    assert len(idle) > capacity().cpus
+def test_idle_processes_wait_for_the_next_task(local_ray: None, tmp_path: Path) -> None:
+    many = 2 + int(capacity().cpus)
+    at_once = ray.remote(num_cpus=0.01)(process_beside_others)
+    idle = set(ray.get([at_once.remote(tmp_path, many) for _ in range(many)]))
     time.sleep(4)  # Ray's own patience is one second
+    assert len(idle) == many
     assert all(map(psutil.pid_exists, idle))
 
 
-def process() -> int:
-    time.sleep(1)
+def process_beside_others(folder: Path, many: int) -> int:
+    """Its process, once so many of them are at work at the same time."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < many:
+        time.sleep(0.1)
     return os.getpid()
