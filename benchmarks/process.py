@@ -25,9 +25,10 @@ class Finished:
 
     Attributes:
         seconds: from its start to its end.
-        peak_mib: the largest memory of it and all its descendants, looked at now and then: the
-            sum of their proportional set sizes, in which a page that several processes share
-            counts once (their unique set sizes where the system does not tell those).
+        peak_mib: the largest memory of it and all its descendants that a look every few seconds
+            found, so a lower bound: the sum of their proportional set sizes, in which a page that
+            several processes share counts once (their unique set sizes where the system does not
+            tell those).
     """
 
     seconds: float
@@ -64,7 +65,7 @@ def run(
 @contextmanager
 def _watched(pid: int, pause: float) -> Iterator[list[int]]:
     """Bytes that a process and its descendants hold, at each look."""
-    seen, over = [0], threading.Event()
+    seen, over = [sum(map(_memory, _family(pid)))], threading.Event()
 
     def watch() -> None:
         while not over.wait(pause):

@@ -27,7 +27,7 @@ MEMORY = 3 * 2**30  # bytes one decode may take; the largest allowed take some 0
 
 _COMMAND = ("-m", "lesioncam.vision.decoder")
 # glibc keeps what an ordinary image takes for the next one: to be given the same pages anew by the
-# system is a sixth of decoding. Both must be named, as naming either ends its own adapting.
+# system took a tenth of decoding. Both must be named, as naming either ends its own adapting.
 _KEEPS = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 _READY = b"r"  # said once, before anything is asked
 _REQUEST = struct.Struct("<IQ")  # canvas side, bytes that follow
