@@ -30,7 +30,7 @@ _KEEPALIVE = {
 }
 
 # Ray ends a process that was idle for a second where its tasks have more processes than cores. All
-# cores decode: each part would be written by a process that starts for it, for two core-seconds.
+# cores decode: a part would be written by a process that first has to start.
 _KEEP_IDLE = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 
 log = logging.getLogger("lesioncam")
