@@ -120,10 +120,11 @@ def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of
         cluster.stop(log)
         assert job.wait(_PATIENCE) == 0, log.read_text()
     assert "was stopped" in log.read_text()
-    kept = parts(cluster)
 
     log = tmp_path / "log"
     with cluster.submitted(log, *arguments) as job:
+        wait_for(log, " to score", job)
+        kept = parts(cluster)  # only now: a node may finish its part after the job's end
         wait_for_parts(cluster, kept + 1, job)
         assert cluster.cpu_node is not None
         cluster.cpu_node.cut_power()
