@@ -32,6 +32,18 @@ class Outcome:
     probabilities: np.ndarray
     boxes: np.ndarray
 
+    def check_complete(self, images: Path) -> None:
+        """See that each image of a directory was scored once, and nothing else was.
+
+        Raises:
+            ValueError: it was not so.
+        """
+        asked = sorted(path.name for path in images.iterdir())
+        if self.names != asked:
+            raise ValueError(
+                f"expected {len(asked)} images of {images}, got {len(self.names)} rows"
+            )
+
 
 @dataclass(frozen=True)
 class Agreement:

@@ -26,7 +26,7 @@ from lesioncam.vision.network import native_precision, prepare_for_inference
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
 
-BATCHES = (4, 8, 16, 32)
+BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (32, 64, 128, 256)}
 _SECONDS = 6.0  # each setting is measured for at least so long
 _LOADING_SECONDS = 300.0  # a process waits for the others; after that one of them must have failed
 
@@ -59,13 +59,17 @@ def device() -> torch.device:
 
 
 def layouts(precision: str) -> list[Settings]:
-    """The settings that are tried: one process with all cores, and as many as there are cores."""
+    """The settings that are tried.
+
+    One process with all cores, and as many as there are cores; on a GPU one process or two, as
+    scoring has them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    sizes = {1: 1} if device().type == "cuda" else {1: cores or 1, cores or 1: 1}
+    sizes = {1: 1, 2: 1} if device().type == "cuda" else {1: cores or 1, cores or 1: 1}
     return [
         Settings(processes, threads, batch, precision)
         for processes, threads in sizes.items()
-        for batch in BATCHES
+        for batch in BATCHES[device().type]
     ]
 
 

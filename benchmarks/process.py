@@ -6,7 +6,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,9 +35,7 @@ class Finished:
     peak_mib: float
 
 
-def run(
-    *arguments: str, environment: Mapping[str, str] | None = None, pause: float = PAUSE
-) -> Finished:
+def run(*arguments: str, pause: float = PAUSE) -> Finished:
     """Run `python ARGUMENTS` and look at its memory with such pauses, in seconds.
 
     Raises:
@@ -49,7 +47,7 @@ def run(
             [sys.executable, *arguments],
             stdout=printed,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **_QUIET, **(environment or {})},
+            env={**os.environ, **_QUIET},
         )
         with _watched(process.pid, pause) as peak:
             code = process.wait()

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_fewer_images_are_compared_by_name(outcome: Outcome) -> None:
     assert (found.images, found.same_work) == (3, True)
     with pytest.raises(ValueError, match=r"got \['0.jpg'"):
         compare(part, outcome)
+
+
+def test_an_outcome_has_each_image_of_a_directory_once(outcome: Outcome, tmp_path: Path) -> None:
+    for name in outcome.names:
+        (tmp_path / name).touch()
+    outcome.check_complete(tmp_path)
+    for names in (outcome.names[1:], [*outcome.names, outcome.names[-1]]):
+        with pytest.raises(ValueError, match=f"expected 10 images of .*, got {len(names)} rows"):
+            replace(outcome, names=names).check_complete(tmp_path)
 
 
 def test_overlap_of_boxes_by_hand() -> None:
