@@ -5,20 +5,23 @@ r"""What the recipe reaches: cross-validation through the verbs, fold by fold.
 
 Of each of five folds, `train` learns from the other four, and `score` scores it. The fold's
 predictions go to `fold<k>.csv` in the output, so that other folds can follow on another day, and
-the summary is made anew from all the folds that are there.
+the summary is made anew from all the folds that are there. `recipe.json` beside them says what all
+of them were trained with; another recipe or seed, or other images, need another output.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lesioncam.cli import read_config
+from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import join, read_scores
 from lesioncam.evaluation.localisation import localisation
 from lesioncam.schema import probability_columns
@@ -51,22 +54,62 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.asarray(folds[groups])
 
 
-def read_images(flags: argparse.Namespace, labels: Labels) -> pd.DataFrame:
-    """The labelled images: `uri`, `image_id`, `label` (a place in the classes) and `fold`."""
+def read_images(flags: argparse.Namespace, labels: Labels) -> tuple[pd.DataFrame, str]:
+    """The labelled images: `uri`, `image_id`, `label` (a place in the classes) and `fold`.
+
+    And a digest of what they show and are called.
+    """
     source = match_source(flags.images, labels, "--images", "--labels")
     with ThreadPoolExecutor() as threads:
         seen = threads.map(lambda uri: decode(read_uri(uri), 2 * SIDE).canvas, source.uris)
         thumbnails = np.stack([thumbnail(canvas) for canvas in seen])
     folds = assign_folds(source.indices, groups_of_copies(thumbnails))
     names = [image_id(uri) for uri in source.uris]
-    return pd.DataFrame(
-        {"uri": source.uris, "image_id": names, "label": source.indices, "fold": folds}
-    )
+    digest = hashlib.sha256("\n".join(names).encode() + thumbnails.tobytes())
+    digest.update(source.indices.tobytes())
+    columns = {"uri": source.uris, "image_id": names, "label": source.indices, "fold": folds}
+    return pd.DataFrame(columns), digest.hexdigest()[:16]
 
 
-def run_fold(fold: int, images: pd.DataFrame, labels: Labels, flags: argparse.Namespace) -> None:
+def read_settings(flags: argparse.Namespace) -> TrainSettings:
+    """The recipe of `--config`, with what other flags say."""
+    settings = read_config(flags.config) if flags.config else TrainSettings()
+    given = {"weights": flags.weights, "seed": flags.seed}
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def keep_recipe(output: Path, settings: TrainSettings, images: str, *, masks: bool) -> str:
+    """Record what the folds of an output are trained with; returns its digest.
+
+    Args:
+        output: where the folds stand.
+        settings: the recipe.
+        images: the digest of the images.
+        masks: whether outlines guide the maps.
+
+    Raises:
+        InputError: folds of another recipe, or of other images, stand there.
+    """
+    recipe = {**asdict(settings), "weights": Path(settings.weights or "").name}
+    text = json.dumps({**recipe, "images": images, "masks": masks}, indent=2) + "\n"
+    path = output / "recipe.json"
+    known = path.read_text() if path.exists() else None
+    if known != text and any(output.glob("fold*.csv")):
+        raise InputError(f"--output: {output} has folds of another recipe; name another place")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_fold(
+    fold: int,
+    images: pd.DataFrame,
+    labels: Labels,
+    settings: TrainSettings,
+    flags: argparse.Namespace,
+    work: Path,
+) -> None:
     """Train without a fold, score it, and keep its predictions."""
-    work = Path(flags.work, f"fold{fold}")
     work.mkdir(parents=True, exist_ok=True)
     others, own = images[images["fold"] != fold], images[images["fold"] == fold]
     truth = pd.DataFrame({"image_id": images["image_id"]})
@@ -77,8 +120,6 @@ def run_fold(fold: int, images: pd.DataFrame, labels: Labels, flags: argparse.Na
     own[["uri"]].to_csv(work / "images.csv", index=False)
     bundle, scores = f"{work}/model", f"{work}/scores"
     if not bundle_exists(bundle):
-        settings = read_config(flags.config) if flags.config else TrainSettings()
-        settings = replace(settings, weights=flags.weights, seed=flags.seed)
         train(TrainRequest(flags.images, f"{work}/train.csv", bundle, settings, masks=flags.masks))
     score(ScoreRequest(f"{work}/images.csv", bundle, scores))
     rows, classes = read_scores(Results(scores))
@@ -88,17 +129,17 @@ def run_fold(fold: int, images: pd.DataFrame, labels: Labels, flags: argparse.Na
     if flags.masks:
         _, overlap = localisation(joined, flags.masks)
         found = found.join(overlap[OVERLAP], on="image_id")
-    Path(flags.output).mkdir(parents=True, exist_ok=True)
     found.round(5).to_csv(Path(flags.output, f"fold{fold}.csv"), index=False)
 
 
 def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
-    """AUCs and overlap of predictions as they are kept."""
+    """AUCs, within each `fold` and averaged, and overlap of predictions as they are kept."""
     places = rows["label"].map(list(labels.classes).index).to_numpy()
     stages = {
         stage: rows[probability_columns(labels.classes, stage)].to_numpy(float) for stage in STAGES
     }
-    figures = evaluate_stages(stages, places, labels.classes, labels.ranked)
+    folds = rows["fold"].to_numpy()
+    figures = evaluate_stages(stages, places, labels.classes, labels.ranked, folds=folds)
     if "box_iou" in rows:
         with_mask = rows.dropna(subset=["box_iou"])
         found = ({name: float(row[name]) for name in OVERLAP} for _, row in with_mask.iterrows())
@@ -108,23 +149,29 @@ def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
 
 def summarise(labels: Labels, output: Path) -> str:
     """Write `evaluation.json` and `README.md` from the folds that are there; returns the latter."""
-    parts = {path.stem: pd.read_csv(path) for path in sorted(output.glob("fold*.csv"))}
-    whole = figures_of(pd.concat(parts.values()), labels)
-    each = {name: figures_of(rows, labels) for name, rows in parts.items()}
+    parts = [
+        pd.read_csv(path).assign(fold=int(path.stem.removeprefix("fold")))
+        for path in sorted(output.glob("fold*.csv"))
+    ]
+    whole = figures_of(pd.concat(parts), labels)
     lines = [
         "# Cross-validation",
         "",
         f"{len(parts)} of {FOLDS} folds, {whole['final']['mean']['n']:,} images, each scored by a "
-        "model that saw neither it nor a copy of it.",
+        "model that saw neither it nor a copy of it. AUCs are taken within each fold, whose images "
+        "one model scored, and averaged. (Images of other folds that a model held out chose its "
+        "epochs; the recipe was chosen on images of all folds.)",
         "",
         *markdown_table(whole),
         "",
-        "| fold | stage 1 | stage 2 | final |",
-        "|---|---|---|---|",
+        "| fold, mean AUC | stage 1 | stage 2 | final | gain |",
+        "|---|---|---|---|---|",
     ]
-    for name, figures in each.items():
-        cells = " | ".join(f"{figures[stage]['mean']['auc']:.3f}" for stage in STAGES)
-        lines.append(f"| {name.removeprefix('fold')} | {cells} |")
+    for rows in parts:
+        figures = figures_of(rows, labels)
+        aucs = [*(figures[stage]["mean"]["auc"] for stage in STAGES), figures["gain"]["auc"]]
+        cells = " | ".join("undefined" if value is None else f"{value:.3f}" for value in aucs)
+        lines.append(f"| {rows['fold'].iloc[0]} | {cells} |")
     if "localisation" in whole:
         lines += ["", *overlap_table(whole["localisation"])]
     markdown = "\n".join(lines) + "\n"
@@ -141,19 +188,21 @@ def main() -> None:
     parser.add_argument("--masks")
     parser.add_argument("--weights")
     parser.add_argument("--config")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", default="cross-validation", help="bundles and scores")
     parser.add_argument("--folds", default="", help="which to run, as 0,1; none: only summarise")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    labels = read_labels(flags.labels, TrainSettings().rest_class)
+    settings = read_settings(flags)
+    labels = read_labels(flags.labels, settings.rest_class)
     chosen = [int(fold) for fold in flags.folds.split(",") if fold]
     if chosen:
-        images = read_images(flags, labels)
+        images, seen = read_images(flags, labels)
+        digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
         for fold in chosen:
-            run_fold(fold, images, labels, flags)
-    print(summarise(labels, Path(flags.output)))
+            run_fold(fold, images, labels, settings, flags, Path(flags.work, digest, f"fold{fold}"))
+    print(summarise(labels, flags.output))
 
 
 if __name__ == "__main__":

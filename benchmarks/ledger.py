@@ -3,9 +3,10 @@ r"""The control plane of a large collection: listing, what is left, settling, an
     python -m benchmarks.ledger --images 10000000
 
 The same calls as in a run, on a manifest and settled parts that stand on disk; the networks are
-replaced by constant rows. What a store lists and the rows that stand there are made up: one image
-in a hundred is new and one in a thousand failed for a reason that may pass, so that every settled
-part has rows that are replaced. Prints seconds, memory and disk, as rows of a Markdown table.
+replaced by constant rows. Empty files in local folders, a million at most, are listed for their own
+sake. What the run lists and the rows that stand there are made up: one image in a hundred is new
+and one in a thousand failed for a reason that may pass, so that every settled part has rows that
+are replaced.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -21,8 +23,10 @@ from tempfile import TemporaryDirectory, gettempdir
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.report import machine, machine_line, markdown, write
 from lesioncam.schema import ErrorKind, Status, scores_schema
 from lesioncam.storage.ledger import Tally
+from lesioncam.storage.listing import Listing
 from lesioncam.storage.place import Entry
 from lesioncam.storage.results import PART_ROWS, Results
 from lesioncam.storage.runs import RunRecord
@@ -30,6 +34,7 @@ from lesioncam.storage.runs import RunRecord
 _CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 _MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 _RUN_ROWS = 2048  # of a part, as a run with GPUs writes them
+_FILES = 1_000_000  # that are listed at most: they must be made, and removed, one by one
 
 
 def uri_of(number: int) -> str:
@@ -107,40 +112,97 @@ def watched_disk() -> Iterator[Callable[[], float]]:
         watcher.join()
 
 
+def write_files(folder: Path, images: int) -> None:
+    """Empty files by the names of images, a thousand a folder."""
+    for number in range(images):
+        if number % 1000 == 0:
+            below = folder / f"{number // 1000:06d}"
+            below.mkdir(parents=True)
+        (below / f"ISIC_{number:010d}.jpg").touch()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the control plane.
+
+    Attributes:
+        name: what it was, and what it found.
+        images: that it went through.
+        seconds: that it took.
+        mib: the largest memory of the process so far.
+    """
+
+    name: str
+    images: int
+    seconds: float
+    mib: float
+
+
+def measure(images: int, folder: Path) -> Iterator[Step]:
+    """Go through the steps of a run on so many images, one after another."""
+
+    def step(name: str, count: int, started: float) -> Step:
+        return Step(name, count, time.monotonic() - started, peak())
+
+    started = time.monotonic()
+    results = Results(str(folder / "scores"))
+    files = min(images, _FILES)
+    write_files(folder / "images", files)
+    write_settled(results, images)
+    record = RunRecord(results.store, "run-1")
+    yield step("files and earlier rows made up", images, started)
+    started = time.monotonic()
+    found = sum(1 for _ in Listing(str(folder / "images")).unordered())
+    yield step("local folders listed", found, started)
+    started = time.monotonic()
+    rows = record.record_listing(entries(images))
+    yield step("manifest written", images, started)
+    started = time.monotonic()
+    shares = results.shares(results.sizes(), record.manifest(), rows)
+    todo = record.record_todo(shares, retry_failed=False)
+    yield step(f"what is left: {todo.left:,}", images, started)
+    parts = write_new(results, images)
+    started = time.monotonic()
+    results.settle(record.run_id)
+    yield step(f"settled, {parts:,} new parts among them", images, started)
+    started = time.monotonic()
+    shares = results.shares(results.sizes(), record.manifest(), rows)
+    tally = sum((share.tally() for share in shares), start=Tally())
+    yield step(f"count at the end: {tally.without_row:,} without a row", images, started)
+
+
 def main() -> None:
-    """List, find out what is left, settle, count."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=10_000_000)
-    images = parser.parse_args().images
+    """List, find out what is left, settle, count; write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=1_000_000, help="(%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("lesioncam-bench"))
+    flags = parser.parse_args()
     with TemporaryDirectory(prefix="benchmark-") as folder, watched_disk() as disk:
-        results = Results(folder)
-        write_settled(results, images)
-        record = RunRecord(results.store, "run-1")
-        before = peak()
-        print("| step | images | seconds | images/s | memory so far, beyond the start |")
-        print("|---|---|---|---|---|")
+        steps = list(measure(flags.images, Path(folder)))
+    facts = machine()
+    rows = [
+        [
+            s.name,
+            f"{s.images:,}",
+            f"{s.seconds:.1f}",
+            f"{s.images / s.seconds:,.0f}",
+            f"{s.mib:.0f}",
+        ]
+        for s in steps
+    ]
+    text = (
+        f"# The control plane of {flags.images:,} images\n\n{machine_line(facts)};"
+        f" {disk():.0f} MiB of temporary files at most.\n\n{markdown(_HEAD, rows)}"
+    )
+    content = {
+        "machine": facts,
+        "disk_mib": disk(),
+        "steps": list(map(asdict, steps)),
+    }
+    write(flags.output, f"ledger-{flags.images}", content, text)
 
-        def told(step: str, started: float) -> None:
-            seconds = time.monotonic() - started
-            cells = f"{images:,} | {seconds:.0f} | {images / seconds:,.0f}"
-            print(f"| {step} | {cells} | {peak() - before:.0f} MiB |", flush=True)
 
-        started = time.monotonic()
-        rows = record.record_listing(entries(images))
-        told("manifest written", started)
-        started = time.monotonic()
-        shares = results.shares(results.sizes(), record.manifest(), rows)
-        todo = record.record_todo(shares, retry_failed=False)
-        told(f"what is left: {todo.left:,}", started)
-        parts = write_new(results, images)
-        started = time.monotonic()
-        results.settle(record.run_id)
-        told(f"settled, {parts:,} new parts among them", started)
-        started = time.monotonic()
-        shares = results.shares(results.sizes(), record.manifest(), rows)
-        tally = sum((share.tally() for share in shares), start=Tally())
-        told(f"count at the end: {tally.without_row:,} without a row", started)
-        print(f"\n{before:.0f} MiB at the start; {disk():.0f} MiB of temporary files at most")
+_HEAD = ("step", "images", "seconds", "images/s", "memory so far, MiB")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     python -m benchmarks.speed [--bundle model | --backbone vgg16 --weights vgg16.safetensors]
 
-All on CPUs and on the same images. Each program runs once uncounted, as a first run reads all its
-libraries from disk. Then in each round everything runs once, in turn: the limit, then each program
-on a few images and on many, each time as a new process from its start to its end. By how much
-longer the many take than the few (their median over all rounds) tells the steady rate, the longer
-run tells the rate with start-up; a few are enough to fill every stage, so that what it costs to
-fill and empty a pipeline cancels out. Every program's outcome is counted, and compared with
-lesioncam's; one that did other work is an error, not a row of the table.
+All on CPUs and on the same images. Each program runs once uncounted, in one precision, as a first
+run reads all its libraries from disk. Then in each round everything runs once, in turn: the limit,
+then each program on a few images and on many, each time as a new process from its start to its end.
+By how much longer the many take than the few (their median over all rounds) tells the steady rate,
+the longer run tells the rate with start-up; a few are enough to fill every stage, so that what it
+costs to fill and empty a pipeline cancels out. Every program's outcome is counted, and compared
+with lesioncam's; one that did other work is an error, not a row of the table.
 """
 
 import argparse
@@ -226,7 +226,7 @@ class Benchmark:
             f"{steady.median / top:.2f}",
             f"{ours / steady.median:.2f}" if agreement else "",
             whole,
-            f"{found['start'].median:.0f}",
+            found["start"],
             f"{found['peak_mib'].median:,.0f}",
             f"{agreement.mean_difference:.4f}, {agreement.median_overlap:.2f}" if agreement else "",
         ]

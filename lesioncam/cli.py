@@ -121,7 +121,9 @@ def _add_train(verbs: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="a GPU for each worker (where the cluster has them)",
     )
-    parser.add_argument("--storage", metavar="URI", help="checkpoints (beside the bundle)")
+    parser.add_argument(
+        "--storage", metavar="URI", help="under which checkpoints go (beside the bundle)"
+    )
     parser.add_argument(
         "--config", metavar="TOML", help="the recipe: any field of lesioncam.settings.TrainSettings"
     )

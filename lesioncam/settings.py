@@ -66,8 +66,9 @@ class TrainSettings:
         weights: where the backbone's weights come from, or None for random ones.
         stage1_epochs: passes over the training images for stage 1.
         stage2_epochs: passes over their crops for stage 2.
-        stage2_start: the weights stage 2 starts from: `weights`, where stage 1 started from (its
-            best ones where no weights are loaded), or `stage1`, its best ones, as in the paper.
+        stage2_start: the weights stage 2 starts from: `weights`, the loaded ones with a linear
+            layer of its own (stage 1's best ones where none are loaded), or `stage1`, its best
+            ones, as in the paper.
         coarse_share: the share of a stage's epochs, from the first, that learn from coarse images;
             the last never does.
         coarse_scale: their side, as a fraction of the input side. At 4/7 an epoch takes a third of
@@ -96,7 +97,7 @@ class TrainSettings:
         flips: whether the bundle's stages look at four mirrored forms of each image and take the
             mean; scoring then takes four times as long in the networks.
         rest_class: the class of label rows with no 1.
-        seed: of the split, the initial weights, the order and the augmentation.
+        seed: of the split, the initial weights, the order, the augmentation and the dropout.
         crop: the crop rule.
     """
 

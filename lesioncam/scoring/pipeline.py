@@ -210,7 +210,7 @@ def scored_parts(
 ) -> ray.data.Dataset:
     """The pipeline from what is left to do to receipts of written parts; nothing runs yet."""
     settings = bundle.settings
-    compute = Compute(plan.precision, plan.threads, plan.batch_size)
+    compute = Compute(plan.precision, plan.batch_size)
     stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
     files = [{"name": name} for name in record.todo.names()]
     window = open_window(plan.window)

@@ -26,7 +26,6 @@ class Plan:
             actors that start again on the nodes that are left, when others were lost, must leave
             room for reading, decoding and writing, or the run stands still.
         actor_gpus: GPUs each of them reserves; both stages share one.
-        threads: torch threads an actor computes with on a CPU.
         decode_cpus: CPUs a decode task reserves.
         batch_size: images a forward pass takes; the last batch is padded to it.
         block_rows: images that travel together.
@@ -39,7 +38,6 @@ class Plan:
     actors: int
     actor_cpus: float
     actor_gpus: float
-    threads: int
     decode_cpus: float
     batch_size: int
     block_rows: int
@@ -101,9 +99,9 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
 
     With GPUs: on each, one actor of each stage, and decoding on all CPUs, those counted that come
     with GPUs yet to be started. Without: the CPUs are divided between the two stages, which cost
-    the same, one thread an actor. Under way are a part that is written and one that fills up, for
-    each actor a block at work and one that waits, and, where decoding is what the networks wait
-    for, a block in each decode task.
+    the same, one thread an actor; an odd one is left to reading and decoding. Under way are a part
+    that is written and one that fills up, for each actor a block at work and one that waits, and,
+    where decoding is what the networks wait for, a block in each decode task.
 
     Args:
         cluster: what it has.
@@ -119,7 +117,6 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
             actors=gpus,
             actor_cpus=min(0.5, cpus_per_gpu / 4),
             actor_gpus=0.5,
-            threads=1,
             decode_cpus=decode_cpus,
             batch_size=64,
             block_rows=256,
@@ -133,7 +130,6 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         actors=actors,
         actor_cpus=cpus / actors / 16,
         actor_gpus=0,
-        threads=1,
         decode_cpus=0.5,
         batch_size=4,
         block_rows=16,

@@ -37,14 +37,13 @@ class Compute:
     """How an actor runs its network."""
 
     precision: str
-    threads: int
     batch_size: int
 
     def load(self, settings: ModelSettings, state: ray.ObjectRef) -> VGGGAP:
         """The network of one stage, ready for inference in this process."""
         device = device_here()
         if device.type == "cpu":
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(1)  # there is an actor for each core
         network = load_network(settings, ray.get(state))
         return prepare_for_inference(network, device, self.precision)
 

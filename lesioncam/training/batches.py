@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from lesioncam.schema import STAGE_PREFIXES
 from lesioncam.settings import TrainSettings
 from lesioncam.training.canvases import Canvases
 from lesioncam.vision.augment import Draws, augment, draw, turn
@@ -86,6 +87,7 @@ class Batches:
         rank: this worker's number.
         world: how many there are.
         device: where batches go.
+        stage: `stage1` or `stage2`, which draw other orders and turns.
     """
 
     def __init__(
@@ -96,21 +98,22 @@ class Batches:
         rank: int,
         world: int,
         device: torch.device,
+        stage: str,
     ):
         self.examples, self.settings = examples, settings
-        self.backbone = backbone
+        self.backbone, self.stage = backbone, list(STAGE_PREFIXES).index(stage)
         self.rank, self.world, self.device = rank, world, device
         self.training = np.flatnonzero(~examples.held_out)
         self.size = min(settings.batch_size, len(self.training))
         self.steps = len(self.training) // self.size
 
     def epoch(self, epoch: int, side: int) -> Iterator[Batch]:
-        """The epoch's batches, of images of `side` pixels, in an order of seed and epoch alone.
+        """The epoch's batches, of images of `side` pixels, in an order of seed, stage and epoch.
 
         A thread prepares the next one while the network works on the last. The images left over
         after the last whole batch wait for another epoch's order.
         """
-        order = np.random.default_rng(self._seed(epoch, self.steps)).permutation(self.training)
+        order = np.random.default_rng(self.seed(epoch, self.steps)).permutation(self.training)
         groups = [order[step * self.size : (step + 1) * self.size] for step in range(self.steps)]
         with ThreadPoolExecutor(1, "batches") as ahead:
             prepared = ahead.submit(self._prepare, epoch, 0, groups[0], side)
@@ -129,7 +132,7 @@ class Batches:
 
     def _prepare(self, epoch: int, step: int, numbers: np.ndarray, side: int) -> Batch:
         share = numbers[self.rank :: self.world]
-        random = torch.Generator().manual_seed(self._seed(epoch, step))
+        random = torch.Generator().manual_seed(self.seed(epoch, step))
         draws = draw(len(numbers), self.settings, random).share(self.rank, self.world)
         canvases, boxes = self._pixels(share)
         images = augment(canvases, boxes, draws, side)
@@ -154,6 +157,7 @@ class Batches:
         boxes = torch.from_numpy(self.examples.boxes[numbers]).to(self.device)
         return to_channels_first(canvases), boxes
 
-    def _seed(self, epoch: int, step: int) -> int:
-        sequence = np.random.SeedSequence([self.settings.seed, epoch, step])
+    def seed(self, epoch: int, number: int) -> int:
+        """For what is drawn in an epoch: each step's turns, then the order, then the dropout."""
+        sequence = np.random.SeedSequence([self.settings.seed, self.stage, epoch, number])
         return int(sequence.generate_state(1)[0])

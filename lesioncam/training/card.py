@@ -22,7 +22,7 @@ def model_card(bundle: Bundle) -> str:
             "",
             "Two-stage skin-lesion classifier after Jia & Shen, *Skin Lesion Classification using "
             "Class Activation Map* (arXiv 1703.01053): stage 1 classifies the whole image, its "
-            "class activation map shows where it looked, stage 2 classifies that region.",
+            "class activation map leads to the lesion, stage 2 classifies that region.",
             "",
             "**Not a medical device.** For research, not for diagnosis.",
         ],
@@ -41,11 +41,11 @@ def _data(bundle: Bundle) -> list[str]:
     left_over = ", ".join(
         f"{count:,} {name.replace('_', ' ')}" for name, count in facts["left_over"].items()
     )
-    taught = facts["settings"]["guess_weight"] > 0 or facts["masks"]
+    drawn, guessed = facts["outlines_drawn"], facts["outlines_guessed"]
     maps = (
-        f"Both stages' maps were taught to cover the lesion: {facts['masks']:,} outlines were drawn"
+        f"Both stages' maps were taught to cover the lesion, by {drawn:,} drawn outlines and "
+        f"{guessed:,} guessed from colour."
     )
-    maps += ", the others guessed from colour." if facts["settings"]["guess_weight"] else "."
     return [
         "## Data",
         "",
@@ -57,8 +57,13 @@ def _data(bundle: Bundle) -> list[str]:
         ),
         "",
         f"Left over: {left_over}.",
-        *(["", maps] if taught else []),
+        *(["", maps] if _taught(bundle) else []),
     ]
+
+
+def _taught(bundle: Bundle) -> bool:
+    """Whether maps were guided onto the lesion."""
+    return bool(bundle.training["outlines_drawn"] + bundle.training["outlines_guessed"])
 
 
 def _results(bundle: Bundle) -> list[str]:
@@ -87,7 +92,10 @@ def _limits(bundle: Bundle) -> list[str]:
         "a picture without a lesion, gets one of these names.",
         "- It was measured on images of the same collection. Other cameras, skin types, ages and "
         "body sites can be much worse; collections of dermoscopic images have few dark skins.",
-        "- Its maps show where stage 1 looked, not why.",
+        "- Its maps were taught to cover the lesion: they are meant to find it, and are no "
+        "evidence of what the class rests on."
+        if _taught(bundle)
+        else "- Its maps show where stage 1 looked, not why.",
     ]
 
 

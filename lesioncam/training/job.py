@@ -52,6 +52,9 @@ from lesioncam.vision.overlap import compare, mean_overlap
 
 log = logging.getLogger("lesioncam")
 
+_LATER = frozenset(  # settings that stage 1 does not read
+    {"stage2_epochs", "stage2_start", "stage2_learning_rate", "stage2_weight", "flips"}
+)
 _COARSE = 16  # pixels; sides of coarse images are a multiple, as a VGG halves them four times
 
 
@@ -69,7 +72,8 @@ class TrainRequest:
         val_labels: their labels, or None.
         workers: Ray Train workers.
         gpu: whether they use a GPU each; None for where the cluster has enough.
-        storage: where checkpoints go; None for beside the bundle.
+        storage: under which checkpoints go, each bundle's in a place of its own; None for beside
+            the bundle.
     """
 
     images: str
@@ -124,7 +128,7 @@ class _Run:
         self.request, self.labels, self.source = request, labels, source
         self.model, self.initial = model, initial
         self.compute = make_workers(request)
-        self.storage = request.storage or f"{request.bundle.rstrip('/')}-checkpoints"
+        self.storage = checkpoints_of(request)
         for place in (request.bundle, self.storage):
             open_store(place).check_writable()
         self.images = read_source(source, model.canvas_side)
@@ -209,10 +213,11 @@ class _Run:
     def _stage2(self, stage1: StageState, views: np.ndarray) -> StageJob:
         first, settings = self._stage1(), self.request.settings
         afresh = settings.stage2_start == "weights" and settings.weights is not None
+        initial = {**self.initial, **_another_head(self.initial, settings.seed)}
         return replace(
             first,
             stage="stage2",
-            initial=first.initial if afresh else ray.put(dict(stage1.best)),
+            initial=ray.put(initial if afresh else dict(stage1.best)),
             sides=first.sides_after,
             sides_after=(),
             learning_rate=settings.stage2_learning_rate,
@@ -232,8 +237,15 @@ class _Run:
         return fit(job, fingerprint, self.storage, self.compute, self.record)
 
     def _fingerprint(self, job: StageJob, before: Mapping[str, Tensor]) -> str:
-        """What makes a run the same run: recipe, images, labels, lesions, weights before it."""
-        asked = [asdict(self.request.settings), self.images.uris, job.stage]
+        """What makes a stage the same: recipe, images, labels, lesions, weights before it.
+
+        Of the recipe stage 1 has only its own part, so that another one for stage 2 keeps it.
+        """
+        settings = asdict(self.request.settings)
+        if job.stage == "stage1":
+            settings = {name: value for name, value in settings.items() if name not in _LATER}
+            settings["crop"] = self.request.settings.crop.map
+        asked = [settings, self.images.uris, job.stage]
         digest = hashlib.sha256(json.dumps(asked).encode())
         for part in (self.images.labels, self.lesions.grid, self.lesions.weights):
             digest.update(part.tobytes())
@@ -270,6 +282,7 @@ class _Run:
             found = Counter(self.labels.classes[index] for index in self.images.labels[part])
             return {name: found[name] for name in self.labels.classes}
 
+        taught = ~self.held_out & (self.lesions.weights > 0)
         settings = asdict(self.request.settings)
         if settings["weights"] is not None:
             settings["weights"] = Path(settings["weights"]).name  # its folder is nobody's business
@@ -282,7 +295,8 @@ class _Run:
                 **self.source.left_over,
                 "unreadable_images_and_copies": len(self.source.uris) - len(self.images),
             },
-            "masks": int(self.lesions.drawn.sum()),
+            "outlines_drawn": int((taught & self.lesions.drawn).sum()),
+            "outlines_guessed": int((taught & ~self.lesions.drawn).sum()),
             "workers": self.request.workers,
             "stage1": {"best_epoch": stage1.best_epoch, "history": stage1.history},
             "stage2": {"best_epoch": stage2.best_epoch, "history": stage2.history},
@@ -315,6 +329,28 @@ def initial_network(
         load_backbone(network, settings.backbone, settings.weights)
     mean, std = (tuple(buffer.flatten().tolist()) for buffer in (network.mean, network.std))
     return replace(model, mean=mean, std=std), network.state_dict()
+
+
+def _another_head(initial: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
+    """A linear layer for stage 2, drawn apart from stage 1's: a mean gains by what differs."""
+    classes, features = initial["linear.weight"].shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence([seed, 2]).generate_state(1)[0]))
+        head = torch.nn.Linear(features, classes).state_dict()
+    return {f"linear.{name}": value for name, value in head.items()}
+
+
+def checkpoints_of(request: TrainRequest) -> str:
+    """Where a bundle's checkpoints go, and no other's: they are removed when it is done.
+
+    Under `--storage` that is a place named after the bundle's. Of local bundles that have the same
+    path on two machines, only one can be trained in a storage that both share.
+    """
+    if request.storage is None:
+        return f"{request.bundle.rstrip('/')}-checkpoints"
+    uri = open_store(request.bundle).uri
+    name = f"{uri.rpartition('/')[2]}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
+    return f"{request.storage.rstrip('/')}/{name}"
 
 
 def make_workers(request: TrainRequest) -> Workers:

@@ -125,7 +125,6 @@ class _Worker:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(job.threads)
-        torch.manual_seed(job.settings.seed + self.rank)  # dropout differs between workers
         self.mixed = native_precision(self.device) == "bfloat16"
 
         self.network = load_network(job.model, ray.get(job.initial))
@@ -137,7 +136,7 @@ class _Worker:
 
         backbone = BACKBONES[job.model.backbone]
         self.batches = Batches(
-            job.examples, job.settings, backbone, self.rank, self.world, self.device
+            job.examples, job.settings, backbone, self.rank, self.world, self.device, job.stage
         )
         self.optimizer = torch.optim.SGD(
             [p for p in self.network.parameters() if p.requires_grad],
@@ -198,6 +197,8 @@ class _Worker:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training images: the mean loss over all workers, and what it took."""
         self.model.train()
+        dropout = self.batches.steps + 1 + self.rank  # differs between workers
+        torch.manual_seed(self.batches.seed(epoch, dropout))
         total = torch.zeros((), device=self.device)
         started, waited = time.monotonic(), 0.0
         batches = self.batches.epoch(epoch, self.job.sides[epoch])

@@ -3,6 +3,8 @@
 Boxes here are on the canvas: pixels, (x0, y0, x1, y1), x before y, half-open.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -124,8 +126,9 @@ def sample_boxes(
     """Cut boxes out of canvases and scale them to `side`, bilinearly.
 
     With the box of the whole canvas this is the shrunken image that stage 1 classifies; with
-    crop boxes it is stage 2's input; with `affine` it is either's augmented form. Canvases are at
-    most twice as fine as the input, so bilinear sampling does not alias.
+    crop boxes it is stage 2's input; with `affine` it is either's augmented form. Bilinear sampling
+    does not alias up to a canvas twice as fine as what is made of it; of a finer one each pixel is
+    the mean of several points each way.
 
     Args:
         canvases: (B, 3, S, S) uint8, or of another number of channels.
@@ -144,10 +147,14 @@ def sample_boxes(
     if affine is None:
         affine = torch.eye(2, device=canvases.device).expand(len(canvases), 2, 2)
     theta = torch.cat([half[:, :, None] * affine, centre[:, :, None]], dim=2)
-    grid = F.affine_grid(theta, [*canvases.shape[:2], side, side], align_corners=False)
+    points = math.ceil(canvas_side / (2 * side))
+    size = [*canvases.shape[:2], side * points, side * points]
+    grid = F.affine_grid(theta, size, align_corners=False)
     pixels = F.grid_sample(
         canvases.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
+    if points > 1:
+        pixels = F.avg_pool2d(pixels, points)
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -27,8 +27,6 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
         scores: (n,) float.
         positive: (n,) bool.
     """
-    if not np.isfinite(scores).all():
-        return None
     value = float(_weighted_auc(scores, positive, np.ones((1, len(scores))))[0])
     return None if np.isnan(value) else value
 
@@ -52,6 +50,7 @@ def evaluate_stages(
     classes: Sequence[str],
     ranked: Sequence[str],
     seed: int = 0,
+    folds: np.ndarray | None = None,
 ) -> Figures:
     """All figures of `evaluation.json`.
 
@@ -65,33 +64,40 @@ def evaluate_stages(
         classes: names, K of them.
         ranked: the names that `mean` is taken over.
         seed: of the resampling.
+        folds: (n,) int, the number of the model that scored each image, or None for a single one.
+            Probabilities of different models are not ranked against each other: AUCs are taken
+            within each fold, resampled there, and then averaged over the folds.
     """
-    resampled = _resampled_aucs(stages, labels, len(classes), seed)
+    random = np.random.default_rng(seed)
+    folds = np.zeros(len(labels), int) if folds is None else folds
+    names = np.unique(folds) if len(folds) else [0]
+    of_folds = [
+        _aucs(
+            {stage: stages[stage][folds == fold] for stage in STAGES}, labels[folds == fold], random
+        )
+        for fold in names
+    ]
+    aucs = {stage: np.mean([one[stage] for one in of_folds], axis=0) for stage in STAGES}
     places = [list(classes).index(name) for name in ranked]
     result: Figures = {}
     for stage in STAGES:
-        probabilities = stages[stage]
         figures: Figures = {}
         for k, name in enumerate(classes):
             positive = labels == k
             figures[name] = {
-                "auc": auc(probabilities[:, k], positive),
-                **_interval(resampled[stage][:, k]),
+                **_with_interval(aucs[stage][:, k]),
                 "n": len(labels),
                 "positives": int(positive.sum()),
-                **_at_decision(probabilities[:, k], positive),
+                **_at_decision(stages[stage][:, k], positive),
             }
         figures["mean"] = {
-            "auc": mean_auc(probabilities, labels, places),
-            **_interval(resampled[stage][:, places].mean(axis=1)),
+            **_with_interval(aucs[stage][:, places].mean(axis=1)),
             "n": len(labels),
             "positives": int(np.isin(labels, places).sum()),
         }
         result[stage] = figures
-    first, last = result["stage1"]["mean"]["auc"], result["final"]["mean"]["auc"]
-    gain = None if first is None or last is None else last - first
-    gains = (resampled["final"] - resampled["stage1"])[:, places].mean(axis=1)
-    result["gain"] = {"auc": gain, **_interval(gains)}
+    gains = aucs["final"] - aucs["stage1"]
+    result["gain"] = _with_interval(gains[:, places].mean(axis=1))
     return result
 
 
@@ -116,6 +122,8 @@ def markdown_table(figures: Figures) -> list[str]:
 
 def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(R,) AUCs of the images counted by each row of `weights` (R, n); NaN where undefined."""
+    if not np.isfinite(scores).all():
+        return np.full(len(weights), np.nan)
     _, group = np.unique(scores, return_inverse=True)  # equal scores share a group, lowest first
     groups = int(group.max()) + 1 if len(group) else 0
     order = np.argsort(group, kind="stable")
@@ -132,14 +140,14 @@ def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray)
     return result
 
 
-def _resampled_aucs(
-    stages: Mapping[str, np.ndarray], labels: np.ndarray, classes: int, seed: int
+def _aucs(
+    stages: Mapping[str, np.ndarray], labels: np.ndarray, random: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Of each stage (R, K): each class's AUC on each resample; NaN where undefined."""
-    random = np.random.default_rng(seed)
+    """Of each stage (1 + R, K): each class's AUC, as it is and on each resample; NaN: undefined."""
+    classes = stages["final"].shape[1]
     found: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
-    for _ in range(RESAMPLES // _BLOCK):
-        weights = _resamples(labels, classes, random)
+    for block in range(1 + RESAMPLES // _BLOCK):
+        weights = _resamples(labels, classes, random) if block else np.ones((1, len(labels)))
         for stage, blocks in found.items():
             columns = [
                 _weighted_auc(stages[stage][:, k], labels == k, weights) for k in range(classes)
@@ -159,11 +167,14 @@ def _resamples(labels: np.ndarray, classes: int, random: np.random.Generator) ->
     return weights
 
 
-def _interval(resampled: np.ndarray) -> Figures:
-    if np.isnan(resampled).any():
-        return {"low": None, "high": None}
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return {"low": float(low), "high": float(high)}
+def _with_interval(values: np.ndarray) -> Figures:
+    """The first value, and the interval of the resampled ones after it."""
+    if np.isnan(values[0]):
+        return {"auc": None, "low": None, "high": None}
+    if np.isnan(values).any():
+        return {"auc": float(values[0]), "low": None, "high": None}
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return {"auc": float(values[0]), "low": float(low), "high": float(high)}
 
 
 def _at_decision(scores: np.ndarray, positive: np.ndarray) -> Figures:

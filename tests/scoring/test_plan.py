@@ -28,7 +28,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Capacity]:
 def test_actors_leave_half_of_the_cpus_even_on_a_quarter_of_the_nodes(cpus: int) -> None:
     plan = plan_for(cluster(cpus), 0, "float32", "cpu")
     assert 2 * plan.actors * plan.actor_cpus <= cpus / 4 / 2
-    assert 2 * plan.actors * plan.threads <= cpus
+    assert 2 * plan.actors <= cpus
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(2, 1), (16, 1), (32, 4)])

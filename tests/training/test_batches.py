@@ -60,8 +60,9 @@ def worker(
     world: int = 1,
     settings: TrainSettings = SETTINGS,
     backbone: Backbone = SMALL,
+    stage: str = "stage1",
 ) -> Batches:
-    return Batches(shown, settings, backbone, rank, world, torch.device("cpu"))
+    return Batches(shown, settings, backbone, rank, world, torch.device("cpu"), stage)
 
 
 def batches(made: Batches, epoch: int = 0) -> Iterator[Batch]:
@@ -96,6 +97,12 @@ def test_the_order_is_of_epoch_and_seed_alone() -> None:
     assert order(worker(shown), epoch=1) != first
     assert order(worker(shown, settings=replace(SETTINGS, seed=2))) != first
     assert first != sorted(first)
+
+
+def test_the_second_stage_has_an_order_and_turns_of_its_own() -> None:
+    first, second = (worker(examples(20), stage=stage) for stage in ("stage1", "stage2"))
+    assert order(first) != order(second)
+    assert len({made.seed(1, number) for made in (first, second) for number in range(8)}) == 16
 
 
 def test_an_epoch_again_is_the_same_to_the_pixel() -> None:

@@ -19,9 +19,10 @@ from PIL import Image
 
 from lesioncam.demo import draw_images
 from lesioncam.errors import InputError
-from lesioncam.settings import TrainSettings
+from lesioncam.settings import CropRule, TrainSettings
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.training.job import TrainRequest, train
+from lesioncam.storage.labels import read_labels
+from lesioncam.training.job import TrainRequest, checkpoints_of, initial_network, train
 from lesioncam.vision.network import VGGGAP
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -83,7 +84,9 @@ def test_one_command_ends_in_a_bundle_that_says_what_it_is(
     assert bundle.settings.classes == ("melanoma", "seborrheic_keratosis", "nevus")
     assert bundle.training["training_images"] == dict.fromkeys(bundle.settings.classes, 7)
     assert bundle.training["held_out_images"] == dict.fromkeys(bundle.settings.classes, 2)
-    assert bundle.training["masks"] == 20
+    drawn, guessed = (bundle.training[f"outlines_{how}"] for how in ("drawn", "guessed"))
+    assert 0 < drawn < 20  # some of the 20 are of held-out images
+    assert drawn + guessed == 21
     assert [entry["epoch"] for entry in history(folder)] == [1, 2]
     assert set(bundle.metrics) == {"held_out", "validation"}
     assert bundle.metrics["held_out"]["localisation"]["masks"] > 0
@@ -112,15 +115,20 @@ def test_two_workers_see_the_same_batches_as_one(
     drawn: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     train(request(drawn, tmp_path / "two", workers=2))
-    two = [entry["loss"] for entry in history(tmp_path / "two")]
-    one = [entry["loss"] for entry in history(trained[0])]
-    np.testing.assert_allclose(two, one, rtol=0.01)
+    pair_of_images = 0.13  # two of the AUC's pairs, which rounding may swap
+    for stage in ("stage1", "stage2"):
+        for figure, allowed in (("loss", 0.0), ("mean_auc", pair_of_images)):
+            one, two = (
+                [entry[figure] for entry in history(bundle, stage)]
+                for bundle in (trained[0], tmp_path / "two")
+            )
+            np.testing.assert_allclose(two, one, rtol=0.01, atol=allowed)
 
 
 def test_workers_killed_in_both_stages_and_between_change_nothing(
     drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = {"stage1_epochs": 40, "stage2_epochs": 40, "batch_size": 4}
+    long = {"stage1_epochs": 40, "stage2_epochs": 40, "batch_size": 4, "dropout": 0.5}
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     train(request(drawn, undisturbed, settings=long))
     with caplog.at_level(logging.INFO, "lesioncam"), Killer(f"{disturbed}-checkpoints") as killer:
@@ -339,6 +347,54 @@ def test_stage_2_starts_from_the_loaded_weights(drawn: Path, tmp_path: Path) -> 
     bundle, name = load_bundle(f"{tmp_path}/model"), "features.0.weight"
     assert not torch.allclose(bundle.stage1[name], loaded[name], atol=1e-5)
     torch.testing.assert_close(bundle.stage2[name], loaded[name], atol=1e-6, rtol=0)
+    labels = read_labels(f"{drawn}/train.csv", "nevus")
+    _, first = initial_network(replace(SMALL, **still), labels)  # type: ignore[arg-type]
+    head = "linear.weight"  # each stage draws its own
+    assert (bundle.stage2[head] - first[head]).abs().max() > 0.05
+
+
+def test_another_recipe_for_stage_2_keeps_stage_1_and_one_for_stage_1_does_not(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lesioncam.training.job.save_bundle", full_disk)
+
+    def said(**settings: Any) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "lesioncam"), pytest.raises(OSError, match="no space"):
+            train(request(drawn, tmp_path / "model", settings=settings))
+        return caplog.text
+
+    kept = "stage 1: going on from the checkpoint after epoch 2"
+    assert "going on" not in said()
+    later = said(stage2_learning_rate=0.001, flips=True, crop=CropRule(threshold=0.4))
+    assert kept in later
+    assert "stage 2: going on" not in later
+    assert "going on" not in said(learning_rate=0.01)
+    assert "going on" not in said(crop=CropRule(map="predicted"))
+
+
+def test_bundles_that_share_a_storage_share_no_checkpoints(drawn: Path, tmp_path: Path) -> None:
+    storage = f"{tmp_path}/storage"
+    one, two = (
+        checkpoints_of(request(drawn, tmp_path / place / "model", storage=storage))
+        for place in ("one", "two")
+    )
+    assert one != two
+    beside = f"{tmp_path}/one/../one/model/"
+    assert checkpoints_of(request(drawn, beside, storage=storage)) == one
+    bucket = [
+        checkpoints_of(request(drawn, bundle, storage="s3://bucket/storage/"))
+        for bundle in ("s3://bucket/model", "s3://bucket/model/", "s3://bucket/other/model")
+    ]
+    assert bucket[0] == bucket[1] != bucket[2]
+    assert all(place.startswith("s3://bucket/storage/model-") for place in bucket)
+    Path(two, "stage1-of-another").mkdir(parents=True)
+    train(request(drawn, tmp_path / "one" / "model", storage=storage))
+    assert not list(Path(one).iterdir())
+    assert Path(two, "stage1-of-another").is_dir()
 
 
 def test_a_loss_that_is_no_number_is_told(drawn: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lesioncam.settings import CropRule
@@ -312,6 +313,14 @@ def test_shrunk_by_two_is_mean_of_two_by_two(side: int) -> None:
     crops = sample_boxes(canvases, whole(2, 2 * side), side).double()
     assert (crops - blocks).abs().max() <= 0.501  # rounding; either way where it is a half
     assert (crops - blocks).mean().abs() < 0.02
+
+
+@pytest.mark.parametrize(("canvas", "side"), [(448, 128), (192, 48), (448, 112)])
+def test_much_finer_canvases_do_not_alias(canvas: int, side: int) -> None:
+    canvases = random_canvases(2, canvas)
+    means = F.interpolate(canvases.float(), size=(side, side), mode="area")
+    crops = sample_boxes(canvases, whole(2, canvas), side).float()
+    assert crops.std() < 1.6 * means.std()  # noise that aliases keeps more of its contrast
 
 
 @pytest.mark.parametrize("x", [0, 8])

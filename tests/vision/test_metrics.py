@@ -70,6 +70,26 @@ def test_figures_are_consistent() -> None:
     assert 0 < figures["gain"]["low"] < gain < figures["gain"]["high"]
 
 
+def test_models_of_different_folds_are_not_ranked_against_each_other() -> None:
+    labels = np.tile([0, 1, 2], 20)
+    folds = np.repeat([0, 1], 30)
+    truth = np.eye(3)[labels] * 0.2
+    shifted = {"stage1": truth, "stage2": truth, "final": truth + folds[:, None] * 0.5}
+    pooled = evaluate_stages(shifted, labels, CLASSES, ("a", "b"))
+    apart = evaluate_stages(shifted, labels, CLASSES, ("a", "b"), folds=folds)
+    assert pooled["final"]["mean"]["auc"] == pytest.approx(0.75)
+    assert (apart["final"]["mean"]["auc"], apart["final"]["mean"]["n"]) == (1.0, 60)
+    assert apart["gain"]["auc"] == 0.0
+
+
+def test_a_class_missing_from_a_fold_has_no_auc() -> None:
+    stages, labels = random_stages()
+    folds = np.where(labels == 0, 0, np.arange(len(labels)) % 2)
+    figures = evaluate_stages(stages, labels, CLASSES, ("a", "b"), folds=folds)
+    assert figures["final"]["a"]["auc"] is None
+    assert figures["final"]["b"]["auc"] is not None
+
+
 def test_the_gain_is_paired() -> None:
     stages, labels = random_stages()
     same = dict.fromkeys(stages, stages["stage1"])

@@ -384,6 +384,14 @@ def test_only_convolutions_change_precision(precision: str) -> None:
     assert features.dtype == wanted
 
 
+def test_the_reference_is_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    prepare_for_inference(tiny(), CPU, "bfloat16")
+    assert torch.backends.cudnn.allow_tf32
+    prepare_for_inference(tiny(), CPU, "float32")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_bfloat16_logits_are_near_those_of_float32() -> None:
     batch = images(4)
     exact = prepare_for_inference(tiny(), CPU, "float32")(batch)[0]

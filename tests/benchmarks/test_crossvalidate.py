@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.crossvalidate import FOLDS, assign_folds, keep_recipe, summarise
+from lesioncam.errors import InputError
+from lesioncam.settings import TrainSettings
+from lesioncam.storage.labels import Labels, read_labels
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Labels:
+    (tmp_path / "labels.csv").write_text(
+        "image_id,melanoma,seborrheic_keratosis\nA,1,0\nB,0,1\nC,0,0\n"
+    )
+    return read_labels(f"{tmp_path}/labels.csv", "nevus")
+
+
+def test_folds_have_their_share_of_each_class_and_copies_together() -> None:
+    classes = np.repeat([0, 1, 2], [50, 25, 100])
+    groups = np.arange(175)
+    groups[[60, 120]] = 3
+    folds = assign_folds(classes, groups)
+    assert folds[3] == folds[60] == folds[120]
+    for place, members in ((0, 10), (1, 5), (2, 20)):
+        counts = np.bincount(folds[classes == place], minlength=FOLDS)
+        assert np.abs(counts - members).max() <= 1
+
+
+def test_folds_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    one, same = (TrainSettings(weights=f"/{place}/w.safetensors") for place in ("here", "there"))
+    assert keep_recipe(tmp_path, TrainSettings(seed=1), "images", masks=True)
+    digest = keep_recipe(tmp_path, one, "images", masks=True)  # no fold stands there yet
+    (tmp_path / "fold0.csv").touch()
+    assert keep_recipe(tmp_path, same, "images", masks=True) == digest
+    other = TrainSettings(weights="w.safetensors", seed=1)
+    for settings, images, masks in (
+        (other, "images", True),
+        (one, "others", True),
+        (one, "images", False),
+    ):
+        with pytest.raises(InputError, match=r"--output: .* has folds of another recipe"):
+            keep_recipe(tmp_path, settings, images, masks=masks)
+    (tmp_path / "recipe.json").unlink()
+    with pytest.raises(InputError, match="has folds of another recipe"):
+        keep_recipe(tmp_path, one, "images", masks=True)
+
+
+def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Path) -> None:
+    truth = np.tile(np.eye(3), (10, 1))
+    for fold, offset in ((0, 0.0), (3, 0.5)):
+        rows = pd.DataFrame({"label": np.tile(labels.classes, 10)})
+        for prefix, shift in (("stage1_p_", 0.0), ("stage2_p_", 0.0), ("p_", offset)):
+            rows[[prefix + name for name in labels.classes]] = truth + shift
+        rows.to_csv(tmp_path / f"fold{fold}.csv", index=False)
+    text = summarise(labels, tmp_path)
+    assert text == (tmp_path / "README.md").read_text()
+    assert "2 of 5 folds, 60 images" in text
+    for fold in (0, 3):
+        assert f"| {fold} | 1.000 | 1.000 | 1.000 | 0.000 |" in text
