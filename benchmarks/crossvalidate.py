@@ -5,8 +5,9 @@ r"""What the recipe reaches: cross-validation through the verbs, fold by fold.
 
 Of each of five folds, `train` learns from the other four, and `score` scores it. The fold's
 predictions go to `fold<k>.csv` in the output, so that other folds can follow on another day, and
-the summary is made anew from all the folds that are there. `recipe.json` beside them says what all
-of them were trained with; another recipe or seed, or other images, need another output.
+the summary is made anew from all the folds that are there. `recipe.json` beside them says with what
+settings and images all of them were trained; others need another output. What weights and masks
+hold, and the version of the code, are not in it: when these change, name another `--work`, too.
 """
 
 import argparse

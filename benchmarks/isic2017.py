@@ -9,8 +9,8 @@ of the lesion. Here each class has the same share of its training images in each
 one picture have the same form, as they are not recognised by their pixels otherwise.
 
 Writes `train/` and `masks/` (each image's in its own form), `train.csv`, `forms.csv` (of each
-training image its form); `val/` and `val.csv`, all validation images in the first form; and
-`val-512/` with `masks-512/`, those that have the second.
+training image its form); `val/` and `val.csv`, all validation images in the first form, of which no
+masks are at hand; and `val-512/` with `masks-512/`, those that have the second.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def draw_forms(classes: np.ndarray, both: np.ndarray, groups: np.ndarray) -> np.
         members = classes == place
         free = np.flatnonzero(members & ~first & (groups == np.arange(len(groups))))
         count = round(share * members.sum()) - first[groups][members].sum()
-        first[random.permutation(free)[:count]] = True
+        first[random.permutation(free)[: max(0, count)]] = True  # copies may be of two classes
     return np.where(first[groups], *FORMS)
 
 

@@ -49,6 +49,15 @@ def test_copies_have_one_form() -> None:
     assert len(set(forms[89:])) == 1
 
 
+def test_copies_under_two_labels_move_no_other_image() -> None:
+    classes, both, groups = np.repeat([0, 1], 50), np.ones(100, bool), np.arange(100)
+    both[50:70] = False
+    groups[70:90] = np.arange(20)  # of the second class, which has its share already
+    forms = draw_forms(classes, both, groups)
+    assert (forms[:50] == "256").sum() == 20
+    assert (forms[90:] == "512").all()
+
+
 def test_every_image_is_there_once_with_the_mask_of_its_form(tmp_path: Path) -> None:
     source, output = tmp_path / "source", tmp_path / "output"
     source.mkdir()
