@@ -212,12 +212,13 @@ class _Run:
 
     def _stage2(self, stage1: StageState, views: np.ndarray) -> StageJob:
         first, settings = self._stage1(), self.request.settings
-        afresh = settings.stage2_start == "weights" and settings.weights is not None
-        initial = {**self.initial, **_another_head(self.initial, settings.seed)}
+        initial = dict(stage1.best)
+        if settings.stage2_start == "weights" and settings.weights is not None:
+            initial = {**self.initial, **_another_head(self.initial, settings.seed)}
         return replace(
             first,
             stage="stage2",
-            initial=ray.put(initial if afresh else dict(stage1.best)),
+            initial=ray.put(initial),
             sides=first.sides_after,
             sides_after=(),
             learning_rate=settings.stage2_learning_rate,
