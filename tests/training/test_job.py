@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import ray
 import torch
 from PIL import Image
 
@@ -21,8 +22,9 @@ from lesioncam.demo import draw_images
 from lesioncam.errors import InputError
 from lesioncam.settings import CropRule, TrainSettings
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.storage.labels import read_labels
-from lesioncam.training.job import TrainRequest, checkpoints_of, initial_network, train
+from lesioncam.training.fit import remove_checkpoints
+from lesioncam.training.job import TrainRequest, checkpoints_of, train
+from lesioncam.training.stage import StageJob, StageState
 from lesioncam.vision.network import VGGGAP
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -73,6 +75,27 @@ def request(drawn: Path, bundle: Path | str, **changes: Any) -> TrainRequest:
 def history(bundle: Path | str, stage: str = "stage1") -> list[dict[str, float]]:
     entries: list[dict[str, float]] = load_bundle(str(bundle)).training[stage]["history"]
     return entries
+
+
+class NotTrainedError(Exception):
+    """In place of a stage: its job and its run's id."""
+
+
+def asked(request: TrainRequest, stage: str = "stage1") -> tuple[StageJob, str]:
+    """What Ray Train would be asked for that stage; one before it ends with half its weights."""
+
+    def fit(job: StageJob, run_id: str, *_: object) -> StageState:
+        if job.stage == stage:
+            raise NotTrainedError(job, run_id)
+        halves = {name: tensor / 2 for name, tensor in ray.get(job.initial).items()}
+        return StageState(best=halves)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lesioncam.training.job.fit", fit)
+        with pytest.raises(NotTrainedError) as instead:
+            train(request)
+    job, run_id = instead.value.args
+    return job, run_id
 
 
 def test_one_command_ends_in_a_bundle_that_says_what_it_is(
@@ -128,7 +151,7 @@ def test_two_workers_see_the_same_batches_as_one(
 def test_workers_killed_in_both_stages_and_between_change_nothing(
     drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = {"stage1_epochs": 40, "stage2_epochs": 40, "batch_size": 4, "dropout": 0.5}
+    long = {"stage1_epochs": 20, "stage2_epochs": 20, "batch_size": 4, "dropout": 0.5}
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     train(request(drawn, undisturbed, settings=long))
     with caplog.at_level(logging.INFO, "lesioncam"), Killer(f"{disturbed}-checkpoints") as killer:
@@ -137,7 +160,7 @@ def test_workers_killed_in_both_stages_and_between_change_nothing(
     for stage in ("stage1", "stage2"):
         assert f"{stage[:5]} {stage[5]}: going on from the checkpoint after epoch" in caplog.text
         first, second = history(undisturbed, stage), history(disturbed, stage)
-        assert [entry["epoch"] for entry in second] == list(range(1, 41))
+        assert [entry["epoch"] for entry in second] == list(range(1, 21))
         np.testing.assert_allclose(
             [entry["loss"] for entry in second], [entry["loss"] for entry in first], rtol=0.01
         )
@@ -301,11 +324,9 @@ def test_copies_of_validation_images_are_left_out(
     copies.to_csv(tmp_path / "val.csv", index=False)
     validation = {"val_images": f"{tmp_path}/val", "val_labels": f"{tmp_path}/val.csv"}
     with caplog.at_level(logging.WARNING, "lesioncam"):
-        train(request(drawn, tmp_path / "model", **validation))
+        job, _ = asked(request(drawn, tmp_path / "model", **validation))
     assert "--images: 6 left out, copies of --val-images under another name" in caplog.text
-    facts = load_bundle(f"{tmp_path}/model").training
-    counts = (facts["training_images"], facts["held_out_images"])
-    assert sum(sum(part.values()) for part in counts) == 21
+    assert len(job.examples.canvases) == len(job.examples.labels) == 21
 
 
 @pytest.mark.parametrize(
@@ -339,41 +360,37 @@ def test_more_workers_than_images_in_a_batch_are_refused(drawn: Path, tmp_path: 
         train(request(drawn, tmp_path / "model", workers=9))
 
 
-def test_stage_2_starts_from_the_loaded_weights(drawn: Path, tmp_path: Path) -> None:
-    loaded = VGGGAP("tiny", 3).state_dict()
-    torch.save(loaded, tmp_path / "w.pth")
-    still = {"stage2_learning_rate": 1e-9, "frozen_blocks": 0, "weights": str(tmp_path / "w.pth")}
-    train(request(drawn, tmp_path / "model", settings=still))
-    bundle, name = load_bundle(f"{tmp_path}/model"), "features.0.weight"
-    assert not torch.allclose(bundle.stage1[name], loaded[name], atol=1e-5)
-    torch.testing.assert_close(bundle.stage2[name], loaded[name], atol=1e-6, rtol=0)
-    labels = read_labels(f"{drawn}/train.csv", "nevus")
-    _, first = initial_network(replace(SMALL, **still), labels)  # type: ignore[arg-type]
-    head = "linear.weight"  # each stage draws its own
-    assert (bundle.stage2[head] - first[head]).abs().max() > 0.05
+def test_stage_2_starts_from_the_loaded_weights_with_a_linear_layer_of_its_own(
+    drawn: Path, tmp_path: Path
+) -> None:
+    torch.save(VGGGAP("tiny", 3).state_dict(), tmp_path / "w.pth")
+
+    def initial(stage: str, **settings: Any) -> dict[str, torch.Tensor]:
+        weights = {"weights": str(tmp_path / "w.pth"), **settings}
+        job, _ = asked(request(drawn, tmp_path / "model", settings=weights), stage)
+        return dict(ray.get(job.initial))
+
+    first, second = initial("stage1"), initial("stage2")
+    assert first.keys() == second.keys()
+    for name, tensor in second.items():
+        if name.startswith("linear."):
+            assert (tensor - first[name]).abs().max() > 0.05
+        else:
+            torch.testing.assert_close(tensor, first[name], rtol=0, atol=0)
+    for name, tensor in initial("stage2", stage2_start="stage1").items():
+        torch.testing.assert_close(tensor, first[name] / 2, rtol=0, atol=0)
 
 
 def test_another_recipe_for_stage_2_keeps_stage_1_and_one_for_stage_1_does_not(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    drawn: Path, tmp_path: Path
 ) -> None:
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left")
+    def run_id(**settings: Any) -> str:
+        return asked(request(drawn, tmp_path / "model", settings=settings))[1]
 
-    monkeypatch.setattr("lesioncam.training.job.save_bundle", full_disk)
-
-    def said(**settings: Any) -> str:
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "lesioncam"), pytest.raises(OSError, match="no space"):
-            train(request(drawn, tmp_path / "model", settings=settings))
-        return caplog.text
-
-    kept = "stage 1: going on from the checkpoint after epoch 2"
-    assert "going on" not in said()
-    later = said(stage2_learning_rate=0.001, flips=True, crop=CropRule(threshold=0.4))
-    assert kept in later
-    assert "stage 2: going on" not in later
-    assert "going on" not in said(learning_rate=0.01)
-    assert "going on" not in said(crop=CropRule(map="predicted"))
+    first = run_id()
+    assert run_id() == first
+    assert run_id(stage2_learning_rate=0.001, flips=True, crop=CropRule(threshold=0.4)) == first
+    assert len({first, run_id(learning_rate=0.01), run_id(crop=CropRule(map="predicted"))}) == 3
 
 
 def test_bundles_that_share_a_storage_share_no_checkpoints(drawn: Path, tmp_path: Path) -> None:
@@ -391,10 +408,11 @@ def test_bundles_that_share_a_storage_share_no_checkpoints(drawn: Path, tmp_path
     ]
     assert bucket[0] == bucket[1] != bucket[2]
     assert all(place.startswith("s3://bucket/storage/model-") for place in bucket)
-    Path(two, "stage1-of-another").mkdir(parents=True)
-    train(request(drawn, tmp_path / "one" / "model", storage=storage))
+    for place in (one, two):
+        Path(place, "stage1-of-it").mkdir(parents=True)
+    remove_checkpoints(one)
     assert not list(Path(one).iterdir())
-    assert Path(two, "stage1-of-another").is_dir()
+    assert Path(two, "stage1-of-it").is_dir()
 
 
 def test_a_loss_that_is_no_number_is_told(drawn: Path, tmp_path: Path) -> None:
