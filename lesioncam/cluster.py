@@ -5,7 +5,9 @@ And what that has to offer.
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,9 +165,23 @@ def connected() -> Iterator[None]:
         if handler.name == "console":  # its log files get all
             handler.setLevel(logging.CRITICAL)
     try:
-        yield
+        with _one_way_to_stop():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _one_way_to_stop() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: at Ray's own handler the program prints a stack and aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_answers(address: str) -> None:

@@ -1,3 +1,6 @@
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +143,21 @@ def test_exit_codes_of_scoring(
     assert "good.jpg" not in said.out + said.err
     assert main(["score", *flags, "--max-failed-fraction", "0.2"]) == 3
     assert "--max-failed-fraction" in capsys.readouterr().err
+
+
+def test_a_signal_to_stop_is_answered_in_one_line(here: Path, bundle_uri: str) -> None:
+    (here / "images").mkdir()
+    lesion(32, 32).save(here / "images" / "0.jpg")
+    command = [sys.executable, "-m", "lesioncam", "score", "--images", "images"]
+    command += ["--bundle", bundle_uri, "--output", "out"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        lines = iter(run.stderr)
+        assert any("1 images listed, 1 to score" in line for line in lines)
+        run.send_signal(signal.SIGTERM)
+        said = [line for line in lines if line.strip() and "images/s" not in line]
+    assert said == ["lesioncam: interrupted; the same command goes on from here\n"]
+    assert run.returncode == 1
+    summary = next(Path("out/_lesioncam/runs").glob("*/summary.json"))
+    assert json.loads(summary.read_text())["outcome"] == "broke"

@@ -286,8 +286,6 @@ def _told(error: BaseException) -> RunBroke | None:
         what = f"broke off in Ray, which tells more in its logs ({type(error).__name__})"
     elif isinstance(error, InputError | StoreError | OSError):  # it was good when the run began
         what = f"broke off: {error}; mend that"
-    elif isinstance(error, SystemExit):  # Ray's answer to SIGTERM
-        what = "was stopped by a signal"
     elif isinstance(error, ExecutionTimeoutError):
         what = f"did nothing for {_NO_PROGRESS_SECONDS / 60:g} minutes"
     else:
