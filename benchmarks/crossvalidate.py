@@ -1,7 +1,8 @@
 r"""What the recipe reaches: cross-validation through the verbs, fold by fold.
 
     python -m benchmarks.crossvalidate --images isic/train --labels isic/train.csv \
-        --masks isic/masks --weights vgg16.safetensors --output docs/cross-validation --folds 0,1
+        --masks isic/masks --forms isic/forms.csv --weights vgg16.safetensors \
+        --output docs/cross-validation --folds 0,1
 
 Of each of five folds, `train` learns from the other four, and `score` scores it. The fold's
 predictions go to `fold<k>.csv` in the output, so that other folds can follow on another day, and
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +39,7 @@ from lesioncam.training.job import TrainRequest, train
 from lesioncam.training.source import match_source
 from lesioncam.vision.copies import SIDE, groups_of_copies, thumbnail
 from lesioncam.vision.decode import decode
-from lesioncam.vision.metrics import STAGES, Figures, evaluate_stages, markdown_table
+from lesioncam.vision.metrics import STAGES, Figures, evaluate_stages, markdown_table, with_interval
 from lesioncam.vision.overlap import mean_overlap, overlap_table
 
 FOLDS = 5
@@ -148,13 +150,34 @@ def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
     return figures
 
 
-def summarise(labels: Labels, output: Path) -> str:
-    """Write `evaluation.json` and `README.md` from the folds that are there; returns the latter."""
+def means_table(what: str, parts: Mapping[str, pd.DataFrame], labels: Labels) -> list[str]:
+    """Lines of Markdown: the mean AUCs of each part of the images."""
+    lines = [
+        f"| {what} | images | stage 1 | stage 2 | final | gain over stage 1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rows in parts.items():
+        figures = figures_of(rows, labels)
+        means = [*(figures[stage]["mean"] for stage in STAGES), figures["gain"]]
+        cells = [name, f"{len(rows):,}", *map(with_interval, means)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def summarise(labels: Labels, output: Path, forms: str | None) -> str:
+    """Write `evaluation.json` and `README.md` from the folds that are there; returns the latter.
+
+    Args:
+        labels: their classes.
+        output: where the folds stand.
+        forms: a CSV that says of each `image_id` which `form` its file has, to tell these apart.
+    """
     parts = [
         pd.read_csv(path).assign(fold=int(path.stem.removeprefix("fold")))
         for path in sorted(output.glob("fold*.csv"))
     ]
-    whole = figures_of(pd.concat(parts), labels)
+    rows = pd.concat(parts)
+    whole = figures_of(rows, labels)
     lines = [
         "# Cross-validation",
         "",
@@ -165,14 +188,12 @@ def summarise(labels: Labels, output: Path) -> str:
         "",
         *markdown_table(whole),
         "",
-        "| fold, mean AUC | stage 1 | stage 2 | final | gain |",
-        "|---|---|---|---|---|",
+        *means_table("fold", {str(part["fold"].iloc[0]): part for part in parts}, labels),
     ]
-    for rows in parts:
-        figures = figures_of(rows, labels)
-        aucs = [*(figures[stage]["mean"]["auc"] for stage in STAGES), figures["gain"]["auc"]]
-        cells = " | ".join("undefined" if value is None else f"{value:.3f}" for value in aucs)
-        lines.append(f"| {rows['fold'].iloc[0]} | {cells} |")
+    if forms is not None:
+        known = pd.read_csv(forms, dtype=str).set_index("image_id")["form"]
+        by_form = dict(list(rows.groupby(rows["image_id"].map(known))))
+        lines += ["", *means_table("form", by_form, labels)]
     if "localisation" in whole:
         lines += ["", *overlap_table(whole["localisation"])]
     markdown = "\n".join(lines) + "\n"
@@ -187,6 +208,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--labels", required=True)
     parser.add_argument("--masks")
+    parser.add_argument("--forms", help="image_id and form of each, to tell these apart")
     parser.add_argument("--weights")
     parser.add_argument("--config")
     parser.add_argument("--seed", type=int)
@@ -203,7 +225,7 @@ def main() -> None:
         digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
         for fold in chosen:
             run_fold(fold, images, labels, settings, flags, Path(flags.work, digest, f"fold{fold}"))
-    print(summarise(labels, flags.output))
+    print(summarise(labels, flags.output, flags.forms))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ The copies at hand come in two forms: whole images squashed to 256 x 256, of all
 of 512 x 512, of most. Nearly half of the seborrheic keratoses have the former only, and few of the
 others, so a network that is given the finer form wherever there is one can learn the form instead
 of the lesion. Here each class has the same share of its training images in each form, and copies of
-one picture have the same form, as they are not recognised by their pixels otherwise.
+one picture have the same form, as they are not recognised by their pixels otherwise. A training
+image that shows the same picture as a validation image is left out.
 
 Writes `train/` and `masks/` (each image's in its own form), `train.csv`, `forms.csv` (of each
 training image its form); `val/` and `val.csv`, all validation images in the first form, of which no
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from lesioncam.storage.labels import read_labels
-from lesioncam.vision.copies import SIDE, groups_of_copies, thumbnail
+from lesioncam.vision.copies import SIDE, groups_of_copies, pairs_of_copies, thumbnail
 from lesioncam.vision.decode import decode
 
 FORMS = ("256", "512")
@@ -56,27 +57,31 @@ def lay_out(source: Path, output: Path) -> pd.Series:
     for split, official in (("train", "Training"), ("val", "Validation")):
         csv = source / f"ISIC-2017_{official}_Part3_GroundTruth.csv"
         shutil.copy(csv, output / f"{split}.csv")
+    first, second = (source / f"images_{form}" / "val" for form in FORMS)
+    validation = sorted(path.stem for path in first.iterdir())
+    _copy(first, output / "val", validation, ".jpg")
+    names = [path.stem for path in second.iterdir()]
+    _copy(second, output / "val-512", names, ".jpg")
+    _copy(source / "masks_512", output / "masks-512", names, ".png")
+
     labels = read_labels(f"{output}/train.csv", "nevus")
     both = np.array([_has(source, name) for name in labels.ids])
-    forms = pd.Series(draw_forms(labels.indices, both, _groups(source, labels.ids)), labels.ids)
+    seen = _thumbnails(source, "train", labels.ids)
+    forms = pd.Series(draw_forms(labels.indices, both, groups_of_copies(seen)), labels.ids)
+    copies = {i for i, _ in pairs_of_copies(seen, _thumbnails(source, "val", validation))}
+    forms = forms.drop([labels.ids[number] for number in copies])
     for form in FORMS:
         names = list(forms.index[forms == form])
         _copy(source / f"images_{form}" / "train", output / "train", names, ".jpg")
         _copy(source / f"masks_{form}", output / "masks", names, ".png")
     forms.rename("form").rename_axis("image_id").to_csv(output / "forms.csv")
-    first, second = (source / f"images_{form}" / "val" for form in FORMS)
-    _copy(first, output / "val", [path.stem for path in first.iterdir()], ".jpg")
-    names = [path.stem for path in second.iterdir()]
-    _copy(second, output / "val-512", names, ".jpg")
-    _copy(source / "masks_512", output / "masks-512", names, ".png")
     return forms
 
 
-def _groups(source: Path, names: Sequence[str]) -> np.ndarray:
-    """Which training images show the same picture, by the form that all have."""
-    paths = (source / f"images_{FORMS[0]}" / "train" / f"{name}.jpg" for name in names)
-    seen = (decode(path.read_bytes(), 2 * SIDE).canvas for path in paths)
-    return groups_of_copies(np.stack([thumbnail(canvas) for canvas in seen]))
+def _thumbnails(source: Path, split: str, names: Sequence[str]) -> np.ndarray:
+    """To find copies by, in the form that all images have."""
+    paths = (source / f"images_{FORMS[0]}" / split / f"{name}.jpg" for name in names)
+    return np.stack([thumbnail(decode(path.read_bytes(), 2 * SIDE).canvas) for path in paths])
 
 
 def _has(source: Path, name: str) -> bool:

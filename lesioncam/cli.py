@@ -67,8 +67,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="lesioncam",
-        description="Scores skin-lesion images in bulk: where stage 1 looks (its class activation "
-        "map), the image is cropped; stage 2 classifies the crop.",
+        description="Scores skin-lesion images in bulk: where stage 1's class activation map "
+        "leads, the image is cropped; stage 2 classifies the crop.",
         epilog="A URI is a local path or s3://bucket/prefix. Exit codes: 0 done, 1 the run broke "
         "(the same command goes on), 2 bad input or refused, 3 done but too many images failed.",
     )

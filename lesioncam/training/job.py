@@ -238,7 +238,7 @@ class _Run:
         return fit(job, fingerprint, self.storage, self.compute, self.record)
 
     def _fingerprint(self, job: StageJob, before: Mapping[str, Tensor]) -> str:
-        """What makes a stage the same: recipe, images, labels, lesions, weights before it.
+        """What makes a stage the same: recipe, images, labels, split, lesions, weights before it.
 
         Of the recipe stage 1 has only its own part, so that another one for stage 2 keeps it.
         """
@@ -246,10 +246,12 @@ class _Run:
         if job.stage == "stage1":
             settings = {name: value for name, value in settings.items() if name not in _LATER}
             settings["crop"] = self.request.settings.crop.map
-        asked = [settings, self.images.uris, job.stage]
+        asked = [settings, self.images.uris, job.stage, job.ranked]
         digest = hashlib.sha256(json.dumps(asked).encode())
-        for part in (self.images.labels, self.lesions.grid, self.lesions.weights):
-            digest.update(part.tobytes())
+        for known in (self.images.labels, self.images.thumbnails, self.held_out):
+            digest.update(known.tobytes())
+        for taught in (self.lesions.grid, self.lesions.weights):
+            digest.update(taught.tobytes())
         for weights in (ray.get(job.initial), before):
             for name in sorted(weights):
                 digest.update(weights[name].contiguous().numpy().tobytes())
@@ -283,7 +285,8 @@ class _Run:
             found = Counter(self.labels.classes[index] for index in self.images.labels[part])
             return {name: found[name] for name in self.labels.classes}
 
-        taught = ~self.held_out & (self.lesions.weights > 0)
+        shown = self.lesions.grid.any(axis=(1, 2))  # of an empty outline nothing is learned
+        taught = ~self.held_out & (self.lesions.weights > 0) & shown
         settings = asdict(self.request.settings)
         if settings["weights"] is not None:
             settings["weights"] = Path(settings["weights"]).name  # its folder is nobody's business

@@ -126,9 +126,10 @@ def sample_boxes(
     """Cut boxes out of canvases and scale them to `side`, bilinearly.
 
     With the box of the whole canvas this is the shrunken image that stage 1 classifies; with
-    crop boxes it is stage 2's input; with `affine` it is either's augmented form. Bilinear sampling
-    does not alias up to a canvas twice as fine as what is made of it; of a finer one each pixel is
-    the mean of several points each way.
+    crop boxes it is stage 2's input; with `affine` it is either's augmented form. A canvas up to
+    twice as fine as what is made of it is sampled at one point a pixel, which for an untouched box
+    is the mean of its four nearest; of a finer one each pixel is the mean of several points each
+    way.
 
     Args:
         canvases: (B, 3, S, S) uint8, or of another number of channels.

@@ -85,19 +85,19 @@ def evaluate_stages(
         for k, name in enumerate(classes):
             positive = labels == k
             figures[name] = {
-                **_with_interval(aucs[stage][:, k]),
+                **_percentiles(aucs[stage][:, k]),
                 "n": len(labels),
                 "positives": int(positive.sum()),
                 **_at_decision(stages[stage][:, k], positive),
             }
         figures["mean"] = {
-            **_with_interval(aucs[stage][:, places].mean(axis=1)),
+            **_percentiles(aucs[stage][:, places].mean(axis=1)),
             "n": len(labels),
             "positives": int(np.isin(labels, places).sum()),
         }
         result[stage] = figures
     gains = aucs["final"] - aucs["stage1"]
-    result["gain"] = _with_interval(gains[:, places].mean(axis=1))
+    result["gain"] = _percentiles(gains[:, places].mean(axis=1))
     return result
 
 
@@ -105,10 +105,10 @@ def markdown_table(figures: Figures) -> list[str]:
     """The AUCs of `evaluate_stages` as lines of Markdown."""
     classes = list(figures["final"])
     rows = [
-        f"| {name} | " + " | ".join(_cell(figures[stage][name]) for stage in STAGES) + " |"
+        f"| {name} | " + " | ".join(with_interval(figures[stage][name]) for stage in STAGES) + " |"
         for name in classes
     ]
-    gain = _cell(figures["gain"])
+    gain = with_interval(figures["gain"])
     return [
         "AUC, one class against the rest, with 95 % bootstrap interval:",
         "",
@@ -118,6 +118,15 @@ def markdown_table(figures: Figures) -> list[str]:
         "",
         f"Gain of final over stage 1 in mean AUC: {gain}",
     ]
+
+
+def with_interval(figure: Figures) -> str:
+    """A figure and its interval, as far as they are defined: `0.919 (0.878 to 0.954)`."""
+    if figure["auc"] is None:
+        return "undefined"
+    if figure["low"] is None:
+        return f"{figure['auc']:.3f}"
+    return f"{figure['auc']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -167,7 +176,7 @@ def _resamples(labels: np.ndarray, classes: int, random: np.random.Generator) ->
     return weights
 
 
-def _with_interval(values: np.ndarray) -> Figures:
+def _percentiles(values: np.ndarray) -> Figures:
     """The first value, and the interval of the resampled ones after it."""
     if np.isnan(values[0]):
         return {"auc": None, "low": None, "high": None}
@@ -183,11 +192,3 @@ def _at_decision(scores: np.ndarray, positive: np.ndarray) -> Figures:
         "sensitivity": float(called[positive].mean()) if positive.any() else None,
         "specificity": float((~called[~positive]).mean()) if (~positive).any() else None,
     }
-
-
-def _cell(figure: Figures) -> str:
-    if figure["auc"] is None:
-        return "undefined"
-    if figure["low"] is None:
-        return f"{figure['auc']:.3f}"
-    return f"{figure['auc']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

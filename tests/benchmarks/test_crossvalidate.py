@@ -52,11 +52,20 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
     truth = np.tile(np.eye(3), (10, 1))
     for fold, offset in ((0, 0.0), (3, 0.5)):
         rows = pd.DataFrame({"label": np.tile(labels.classes, 10)})
+        rows["image_id"] = [f"{fold}-{number}" for number in range(30)]
         for prefix, shift in (("stage1_p_", 0.0), ("stage2_p_", 0.0), ("p_", offset)):
             rows[[prefix + name for name in labels.classes]] = truth + shift
         rows.to_csv(tmp_path / f"fold{fold}.csv", index=False)
-    text = summarise(labels, tmp_path)
+    with (tmp_path / "forms.csv").open("w") as forms:
+        forms.write("image_id,form\n")
+        forms.writelines(
+            f"{fold}-{n},{256 if n < 9 else 512}\n" for fold in (0, 3) for n in range(30)
+        )
+    text = summarise(labels, tmp_path, f"{tmp_path}/forms.csv")
     assert text == (tmp_path / "README.md").read_text()
     assert "2 of 5 folds, 60 images" in text
     for fold in (0, 3):
-        assert f"| {fold} | 1.000 | 1.000 | 1.000 | 0.000 |" in text
+        assert f"| {fold} | 30 | 1.000 (1.000 to 1.000) |" in text
+    for form, count in (("256", 18), ("512", 42)):
+        assert f"| {form} | {count} | 1.000 (1.000 to 1.000) |" in text
+    assert "| form |" not in summarise(labels, tmp_path, None)

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,16 @@ def test_copies_under_two_labels_move_no_other_image() -> None:
     forms = draw_forms(classes, both, groups)
     assert (forms[:50] == "256").sum() == 20
     assert (forms[90:] == "512").all()
+
+
+def test_a_training_image_that_is_a_copy_of_a_validation_image_is_left_out(tmp_path: Path) -> None:
+    write_source(tmp_path)
+    pictures = tmp_path / "images_256"
+    shutil.copy(pictures / "val" / "val00.jpg", pictures / "train" / "train12.jpg")
+    forms = lay_out(tmp_path, tmp_path / "output")
+    assert len(forms) == 29
+    assert "train12" not in forms
+    assert not list((tmp_path / "output").glob("*/train12.*"))
 
 
 def test_every_image_is_there_once_with_the_mask_of_its_form(tmp_path: Path) -> None:
