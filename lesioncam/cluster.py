@@ -139,6 +139,20 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        try:
+            _start()
+        except SystemExit as error:  # Ray's answer to SIGTERM
+            raise KeyboardInterrupt from error
+        _at_sigterm(signal.default_int_handler)  # at Ray's handler it prints a stack and aborts
+        yield
+    finally:
+        ray.shutdown()
+        _at_sigterm(before)
+
+
+def _start() -> None:
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
@@ -164,24 +178,11 @@ def connected() -> Iterator[None]:
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # its log files get all
             handler.setLevel(logging.CRITICAL)
-    try:
-        with _one_way_to_stop():
-            yield
-    finally:
-        ray.shutdown()
 
 
-@contextmanager
-def _one_way_to_stop() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: at Ray's own handler the program prints a stack and aborts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _at_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # as Python asks
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_answers(address: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from lesioncam.errors import RunBroke
-from lesioncam.schema import TRANSIENT_KINDS
+from lesioncam.schema import TRANSIENT_KINDS, ErrorKind
+from lesioncam.scoring.fetch import MAX_BYTES
 from lesioncam.storage.place import StoreError
 from lesioncam.storage.runs import RunRecord
 from lesioncam.storage.store import read_uri
@@ -58,9 +59,12 @@ class Outage:
 
 
 def _answers(uri: str) -> bool:
-    """Whether a listed image can be read; one that is not there may have gone with its disk."""
+    """Whether a listed image can be read, or is known to be too large to be.
+
+    One that is not there may have gone with its disk.
+    """
     try:
-        read_uri(uri)
-    except StoreError:
-        return False
+        read_uri(uri, MAX_BYTES)
+    except StoreError as error:
+        return error.kind is ErrorKind.TOO_LARGE
     return True

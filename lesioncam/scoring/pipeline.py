@@ -220,7 +220,6 @@ def scored_parts(
     actors: dict[str, Any] = {
         "compute": ray.data.ActorPoolStrategy(size=plan.actors),
         "num_cpus": plan.actor_cpus,
-        "num_gpus": plan.actor_gpus,
         "batch_size": plan.batch_size,
         "batch_format": "pyarrow",
     }
@@ -244,6 +243,7 @@ def scored_parts(
         .map_batches(
             Localise,
             fn_constructor_kwargs={"settings": settings, "state": stage1, "compute": compute},
+            num_gpus=plan.actor_gpus[0],
             **actors,
         )
         .map_batches(
@@ -256,6 +256,7 @@ def scored_parts(
                 "run_id": record.run_id,
                 "not_before": max(todo.after, datetime.now(UTC)),
             },
+            num_gpus=plan.actor_gpus[1],
             **actors,
         )
         .map_batches(

@@ -10,6 +10,7 @@ from lesioncam.cluster import Capacity, await_resources, can_grow, capacity, dev
 from lesioncam.errors import InputError
 from lesioncam.vision.network import native_precision
 
+_GPU_SHARES = (0.6, 0.4)  # so that two of stage 1 never share a GPU, and leave one for stage 2
 _WORTH_A_NODE = 50_000  # images left for which another node with a GPU is started
 _PATIENCE = 300  # seconds for a process to start and load torch
 
@@ -25,7 +26,7 @@ class Plan:
         actor_cpus: CPUs each of them reserves. On CPUs it computes with more than it reserves:
             actors that start again on the nodes that are left, when others were lost, must leave
             room for reading, decoding and writing, or the run stands still.
-        actor_gpus: GPUs each of them reserves; both stages share one.
+        actor_gpus: GPUs an actor of stage 1 reserves, and one of stage 2; both share one.
         decode_cpus: CPUs a decode task reserves.
         batch_size: images a forward pass takes; the last batch is padded to it.
         block_rows: images that travel together.
@@ -37,7 +38,7 @@ class Plan:
 
     actors: int
     actor_cpus: float
-    actor_gpus: float
+    actor_gpus: tuple[float, float]
     decode_cpus: float
     batch_size: int
     block_rows: int
@@ -83,7 +84,9 @@ def make_plan(gpus: int | None, precision: str, left: int) -> Plan:
     """
     here = capacity().gpus
     used = here if gpus is None else min(gpus, max(here, math.ceil(left / _WORTH_A_NODE)))
-    if can_grow():
+    if not can_grow():
+        used = min(used, here)
+    else:
         kind = "GPU" if used else "CPU"
         await_resources([{kind: 0.01}], f"a {kind}")
     cluster = capacity()
@@ -116,7 +119,7 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         return Plan(
             actors=gpus,
             actor_cpus=min(0.5, cpus_per_gpu / 4),
-            actor_gpus=0.5,
+            actor_gpus=_GPU_SHARES,
             decode_cpus=decode_cpus,
             batch_size=64,
             block_rows=256,
@@ -129,7 +132,7 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
     return Plan(
         actors=actors,
         actor_cpus=cpus / actors / 16,
-        actor_gpus=0,
+        actor_gpus=(0, 0),
         decode_cpus=0.5,
         batch_size=4,
         block_rows=16,

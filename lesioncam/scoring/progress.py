@@ -7,10 +7,12 @@ import logging
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
 
+from lesioncam.errors import LesioncamError
 from lesioncam.schema import Status
 from lesioncam.storage.runs import RunRecord
 from lesioncam.telemetry import Beat, count_images, show_left
@@ -57,7 +59,8 @@ class Progress:
         self._bar.update(count)
         now = time.monotonic()
         if now - self._written >= _FILE_SECONDS:
-            self._record.write("progress", self.state())
+            with suppress(LesioncamError):  # no scores are lost with it
+                self._record.write("progress", self.state())
             self._written = now
         if self._bar.disable and now - self._logged >= LOG_SECONDS:
             self._log()

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import Store, StoreError, refusal
+from lesioncam.storage.place import Store
 
 LEASE_FILE = "_lesioncam/lease.json"
 LEASE_SECONDS = 60.0
@@ -50,7 +49,9 @@ class Holder:
     def is_alive(self) -> bool:
         """Whether the run may still be at work."""
         if self.machine and self.machine == _machine() and self.host == socket.gethostname():
-            return _process_started(self.pid) == self.process_started
+            started = _process_started(self.pid)
+            if started is not None or not _hidden(self.pid):
+                return started == self.process_started
         return time.time() < self.until
 
 
@@ -89,7 +90,7 @@ class Lease:
         self._over.set()
         self._renewer.join()
         with suppress(LesioncamError):  # the store may be away: then the lease runs out
-            if not self._lost.is_set() and _read(self._output) == self._held:
+            if not self._lost.is_set() and self._output.read_soon(LEASE_FILE) == self._held:
                 self._output.delete(LEASE_FILE)
 
     def check(self) -> None:
@@ -123,12 +124,12 @@ class Lease:
                 if not (self._write(self._held) or self._renew_unanswered()):
                     self._lost.set()
                     return
-            except (LesioncamError, StoreError):
+            except LesioncamError:
                 continue  # the store is away for a moment; `check` knows when it was too long
 
     def _renew_unanswered(self) -> bool:
         """Renew once more where our own last renewal stands, though its answer was lost."""
-        standing = _read(self._output)
+        standing = self._output.read_soon(LEASE_FILE)
         holder = _parse(standing)
         return holder is not None and holder.run_id == self._run_id and self._write(standing)
 
@@ -142,7 +143,7 @@ def refuse_other_run(output: Store) -> bytes | None:
     Raises:
         InputError: with that run's id, process and machine.
     """
-    standing = _read(output)
+    standing = output.read_soon(LEASE_FILE)
     holder = _parse(standing)
     if holder is not None and holder.is_alive():
         raise InputError(
@@ -159,18 +160,9 @@ def check_holder(output: Store, run_id: str) -> None:
     Raises:
         RunBroke: nobody has it, or another run.
     """
-    holder = _parse(_read(output))
+    holder = _parse(output.read_soon(LEASE_FILE))
     if holder is None or holder.run_id != run_id:
         raise RunBroke(f"{output.uri} is not run {run_id}'s any more; run the same command again")
-
-
-def _read(output: Store) -> bytes | None:
-    try:
-        return output.read(LEASE_FILE) if output.exists(LEASE_FILE) else None
-    except StoreError as error:
-        if error.kind is ErrorKind.NOT_FOUND:  # given back meanwhile
-            return None
-        raise refusal(f"--output: {output.uri}", error) from error
 
 
 def _parse(content: bytes | None) -> Holder | None:
@@ -201,3 +193,12 @@ def _process_started(pid: int) -> int | None:
         return None
     state, *fields = stat.rpartition(")")[2].split()
     return None if state == "Z" else int(fields[18])
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is such a process of another user, which /proc may be mounted not to show."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice, repeat
 from pathlib import Path, PurePosixPath
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -86,9 +86,19 @@ class Listing:
     def _images(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         for entry in entries:
             if is_image_name(entry.uri):
+                self._check_name(entry.uri)
                 yield entry
             else:
                 self._ignore()
+
+    def _check_name(self, uri: str) -> None:
+        try:
+            uri.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self._flag}: an image's name in {self.source} is not UTF-8; rename the file, "
+                f"which `find {self.source} | grep -axv '.*'` shows"
+            ) from error
 
     def _listed(self) -> Iterator[Entry]:
         _check_uris(self.source, self._flag)  # a fault anywhere is told before an image is listed
@@ -265,9 +275,7 @@ def _read_frames(source: str, flag: str) -> Iterator[pd.DataFrame]:
     try:
         with open_uri(source) as file:
             if source.lower().endswith(".csv"):
-                yield from pd.read_csv(
-                    file, dtype=str, keep_default_na=False, chunksize=MANIFEST_ROWS
-                )
+                yield from _read_csv(file)
             else:
                 table = pq.ParquetFile(file)
                 yield table.schema_arrow.empty_table().to_pandas()  # its columns are looked at
@@ -278,6 +286,16 @@ def _read_frames(source: str, flag: str) -> Iterator[pd.DataFrame]:
     except Exception as error:  # parsers raise many types
         reason = " ".join(str(error).split())
         raise InputError(f"{flag}: {source} cannot be read as a table: {reason}") from error
+
+
+def _read_csv(file: BinaryIO) -> Iterator[pd.DataFrame]:
+    for frame in pd.read_csv(file, dtype=str, keep_default_na=False, chunksize=MANIFEST_ROWS):
+        if frame.index.dtype.kind not in "iu":  # pandas took the first field for the row's name
+            raise ValueError(
+                "its rows have more fields than its first line; a uri that holds a comma must "
+                "stand in quotes"
+            )
+        yield frame
 
 
 def _is_readable(uri: str) -> bool:

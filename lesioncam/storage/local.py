@@ -16,7 +16,14 @@ import pyarrow.fs
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import Entry, Store, StoreError, check_size, stat_or_unknown
+from lesioncam.storage.place import (
+    Entry,
+    Store,
+    StoreError,
+    check_size,
+    refusal,
+    stat_or_unknown,
+)
 
 _TEMPORARY = ".tmp-"
 _BRANCHES = 32  # pieces at most that a directory is listed in, side by side
@@ -118,13 +125,21 @@ class LocalStore(Store):
         target = self._root / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target.parent):
+            with _locked(target.with_name(f"{_TEMPORARY}lock-{target.name}")):
                 if (target.read_bytes() if target.exists() else None) != expected:
                     return False
                 self._write(target, data)
                 return True
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def read_soon(self, name: str) -> bytes | None:
+        try:
+            return self.read(name)
+        except StoreError as error:
+            if error.kind is ErrorKind.NOT_FOUND:
+                return None
+            raise refusal(f"cannot read from {self.uri}", error) from error
 
     def _unwritable(self, error: OSError) -> LesioncamError:
         """A full disk breaks the run; a place that is no place to write is the user's to mend."""
@@ -187,7 +202,7 @@ def stat_local(path: str) -> Entry:
 
 
 def _entry_of(item: "os.DirEntry[str]") -> Entry:
-    return stat_or_unknown(stat_local, _utf8(item.path))
+    return stat_or_unknown(stat_local, item.path)
 
 
 def _regular(stat: os.stat_result) -> os.stat_result:
@@ -202,19 +217,10 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _utf8(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        folder = os.fsencode(Path(path).parent).decode(errors="replace")
-        raise InputError(f"a file name in {folder} is not UTF-8; rename the file") from error
-    return path
-
-
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock; others wait."""
-    handle = os.open(folder, os.O_RDONLY)
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock; others wait, on other machines too, as NFS locks files that may be written."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -4,14 +4,15 @@ Credentials and the endpoint come from the ordinary AWS chain (`AWS_ENDPOINT_URL
 servers). Knows nothing about images or scores.
 """
 
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC
 from functools import lru_cache
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 import pyarrow.fs
@@ -106,7 +107,7 @@ class S3Store(Store):
 
     def write(self, name: str, data: bytes) -> None:
         with _told(f"cannot write to {self.uri}"):
-            s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
+            _insist(s3_client().put_object, Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
         key, quick = self._prefix + name, s3_client(quick=True)
@@ -123,16 +124,28 @@ class S3Store(Store):
                 if _code_of(error) not in _CHANGED:
                     raise
                 # boto3 repeats a write whose answer was lost: then what stands there is ours.
-                return self.exists(name) and self.read(name) == data
+                return self.read_soon(name) == data
         return True
+
+    def read_soon(self, name: str) -> bytes | None:
+        with _told(f"cannot read from {self.uri}"):
+            try:
+                found = _insist(
+                    s3_client(quick=True).get_object, Bucket=self._bucket, Key=self._prefix + name
+                )
+                return bytes(found["Body"].read())
+            except ClientError as error:
+                if _code_of(error) not in _NOT_FOUND:
+                    raise
+                return None
 
     def delete(self, name: str) -> None:
         with _told(f"cannot delete from {self.uri}"):
-            s3_client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
+            _insist(s3_client().delete_object, Bucket=self._bucket, Key=self._prefix + name)
 
     def exists(self, name: str) -> bool:
         try:
-            s3_client().head_object(Bucket=self._bucket, Key=self._prefix + name)
+            _insist(s3_client().head_object, Bucket=self._bucket, Key=self._prefix + name)
         except (ClientError, BotoCoreError) as error:
             if _s3_error(error).kind is ErrorKind.NOT_FOUND:
                 return False
@@ -140,7 +153,9 @@ class S3Store(Store):
         return True
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        return arrow_s3(), f"{self._bucket}/{self._prefix}".rstrip("/")
+        if "//" in self._prefix:
+            raise InputError(f"{self.uri}: a name is missing between two slashes; take one out")
+        return arrow_s3(self._bucket), f"{self._bucket}/{self._prefix}".rstrip("/")
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -156,7 +171,7 @@ def s3_client(*, quick: bool = False) -> "S3Client":
     """One client a process; boto3's clients may be shared by threads.
 
     Args:
-        quick: gives up within some 20 s, for what must not be late.
+        quick: gives up within some 30 s, for what must not be late.
     """
     retries = Config(
         retries={
@@ -167,7 +182,12 @@ def s3_client(*, quick: bool = False) -> "S3Client":
         read_timeout=5 if quick else _READ_TIMEOUT,
         max_pool_connections=64,
     )
-    return boto3.client("s3", config=retries)
+    return boto3.client("s3", region_name=_region(), config=retries)
+
+
+def _region() -> str | None:
+    """The region that is set; boto3 does not look where the other AWS SDKs do."""
+    return boto3.Session().region_name or os.environ.get("AWS_REGION")
 
 
 class _ArrowS3(pyarrow.fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
@@ -176,35 +196,54 @@ class _ArrowS3(pyarrow.fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no
     Pyarrow's own pickling sends the secret key along and drops the attempts.
     """
 
-    def __reduce__(self) -> tuple[Callable[[], pyarrow.fs.FileSystem], tuple[()]]:
-        return arrow_s3, ()
+    bucket: str
+
+    def __reduce__(self) -> tuple[Callable[[str], pyarrow.fs.FileSystem], tuple[str]]:
+        return arrow_s3, (self.bucket,)
 
 
-def arrow_s3() -> pyarrow.fs.FileSystem:
-    """Pyarrow's S3, with the endpoint, region, credentials and patience of `s3_client`.
+def arrow_s3(bucket: str) -> pyarrow.fs.FileSystem:
+    """Pyarrow's S3 for a bucket, with the endpoint, credentials and patience of `s3_client`.
 
-    Sent to another process it has those that `s3_client` has there.
+    And with the bucket's own region: boto3 follows where S3 sends it, pyarrow does not. Sent to
+    another process it has what `s3_client` has there.
     """
-    return _arrow_like(s3_client())
+    return _arrow_like(s3_client(), bucket)
 
 
-@lru_cache(maxsize=1)
-def _arrow_like(client: "S3Client") -> pyarrow.fs.FileSystem:
+def _region_of(bucket: str) -> str:
+    """A bucket's region, which S3 tells even where it refuses; else the client's."""
+    client = s3_client(quick=True)
+    headers: Mapping[str, str] = {}
+    try:
+        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
+    except ClientError as error:
+        headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+    except BotoCoreError:  # whoever reads or writes there says why
+        pass
+    return headers.get("x-amz-bucket-region", client.meta.region_name)
+
+
+@lru_cache(maxsize=8)
+def _arrow_like(_: "S3Client", bucket: str) -> pyarrow.fs.FileSystem:
     session = boto3.Session()
     credentials = session.get_credentials()
     if credentials is None:
         raise InputError(f"s3://: {_NO_CREDENTIALS}")
     frozen = credentials.get_frozen_credentials()
     expiring = bool(frozen.token)  # then pyarrow's own chain finds them, and new ones in time
-    return _ArrowS3(
+    region = _region_of(bucket)
+    filesystem = _ArrowS3(
         access_key=None if expiring else frozen.access_key,
         secret_key=None if expiring else frozen.secret_key,
-        region=client.meta.region_name,
-        endpoint_override=client.meta.endpoint_url,
+        region=region,
+        endpoint_override=boto3.client("s3", region_name=region).meta.endpoint_url,
         connect_timeout=_CONNECT_TIMEOUT,
         request_timeout=_READ_TIMEOUT,
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
     )
+    filesystem.bucket = bucket
+    return filesystem
 
 
 def read_s3(uri: str, most: int | None = None) -> bytes:
@@ -259,6 +298,19 @@ def stat_s3(uri: str) -> Entry:
         raise _s3_error(error) from error
     modified = head["LastModified"].astimezone(UTC)
     return Entry(uri, head["ContentLength"], head["ETag"].strip('"'), modified)
+
+
+def _insist(request: Callable[..., Any], **arguments: Any) -> Any:
+    """Make a request, and again where it is refused, as stores under load do."""
+    *pauses, _ = _PAUSES
+    for pause in pauses:
+        try:
+            return request(**arguments)
+        except ClientError as error:
+            if _code_of(error) not in _REFUSED_UNDER_LOAD:
+                raise
+        time.sleep(pause)
+    return request(**arguments)
 
 
 def _code_of(error: Exception) -> str | None:

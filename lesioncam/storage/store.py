@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from lesioncam.errors import InputError
 from lesioncam.storage.local import LocalStore, local_path, open_local, read_local, stat_local
@@ -12,7 +11,7 @@ from lesioncam.storage.s3 import S3Store, open_s3, read_s3, stat_s3
 
 def open_store(uri: str) -> Store:
     """The place a flag names: a local path, `file://` or `s3://bucket/prefix`."""
-    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    scheme = uri.partition("://")[0] if "://" in uri else ""
     if scheme == "s3":
         return S3Store(uri)
     if scheme == "file":

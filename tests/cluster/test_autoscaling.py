@@ -81,7 +81,7 @@ def test_nodes_come_only_for_work_and_a_night_of_few_images_starts_one_gpu(
         if item["Key"].endswith("run.json")
     )
     plan = json.loads(s3.get_object(Bucket="growing", Key=run)["Body"].read())["plan"]
-    assert (plan["actors"], plan["actor_gpus"]) == (1, 0.5)
+    assert (plan["actors"], sum(plan["actor_gpus"])) == (1, 1.0)
     ask = "import ray; ray.init(); print('GPUs', ray.cluster_resources().get('GPU'))"
     assert "GPUs 1.0" in cluster.run("-c", ask).stdout
     cluster.head.cut_power()

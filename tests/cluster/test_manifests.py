@@ -222,7 +222,7 @@ def test_a_gpu_pod_holds_both_stages_and_decoding(
 ) -> None:
     spec, _, plan = grown
     pod = offers(pods(spec)["gpu"])
-    assert 2 * plan.actor_gpus == pod["nvidia.com/gpu"]
+    assert sum(plan.actor_gpus) == pod["nvidia.com/gpu"]
     assert 2 * plan.actor_cpus + plan.decode_cpus <= pod["cpu"]
 
 

@@ -34,7 +34,10 @@ def test_actors_leave_half_of_the_cpus_even_on_a_quarter_of_the_nodes(cpus: int)
 @pytest.mark.parametrize(("cpus", "gpus"), [(2, 1), (16, 1), (32, 4)])
 def test_both_stages_share_each_gpu(cpus: int, gpus: int) -> None:
     plan = plan_for(cluster(cpus, gpus), gpus, "bfloat16", "cuda")
-    assert (plan.actors, plan.actor_gpus) == (gpus, 0.5)
+    assert plan.actors == gpus
+    first, second = plan.actor_gpus
+    assert first + second == 1.0
+    assert 2 * first > 1.0  # no two of stage 1 on a GPU, where one of stage 2 would find no room
     assert 2 * plan.actors * plan.actor_cpus + plan.decode_cpus <= cpus
 
 
@@ -52,7 +55,7 @@ def test_gpus_yet_to_be_started_bring_their_cpus() -> None:
 
 def test_the_hardware_decides_where_nothing_is_asked_for(here: list[Capacity]) -> None:
     plan = make_plan(None, "auto", 100)
-    assert (plan.actor_gpus, plan.device, plan.precision) == (0, "cpu", "float32")
+    assert (plan.actor_gpus, plan.device, plan.precision) == ((0, 0), "cpu", "float32")
     here[:] = [cluster(16, 2)]
     plan = make_plan(None, "auto", 100)
     assert (plan.actors, plan.device, plan.precision) == (2, "cuda", "bfloat16")
@@ -63,20 +66,24 @@ def test_what_is_asked_for_is_done(here: list[Capacity]) -> None:
     here[:] = [cluster(16, 2)]
     assert make_plan(1, "float32", 10**9).actors == 1
     assert make_plan(1, "float32", 10**9).precision == "float32"
-    assert make_plan(0, "auto", 10**9).actor_gpus == 0
+    assert make_plan(0, "auto", 10**9).actor_gpus == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("gpus", "left", "actors"), [(0, 1, 1), (0, 50_001, 2), (3, 1, 3), (0, 10**9, 8)]
 )
 def test_more_work_starts_more_gpus_as_far_as_is_allowed(
-    here: list[Capacity], gpus: int, left: int, actors: int
+    here: list[Capacity], monkeypatch: pytest.MonkeyPatch, gpus: int, left: int, actors: int
 ) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     here[:] = [cluster(64, gpus)]
     assert make_plan(8, "auto", left).actors == actors
 
 
-def test_a_node_that_came_while_it_was_waited_for_counts(here: list[Capacity]) -> None:
+def test_a_node_that_came_while_it_was_waited_for_counts(
+    here: list[Capacity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     here[:] = [cluster(0), cluster(8, 1)]
     assert make_plan(4, "auto", 1).window == plan_for(cluster(8, 1), 1, "auto", "cuda").window
 
@@ -100,6 +107,14 @@ def test_both_stages_fit_the_node_that_has_the_fewest_cpus_for_its_gpus(small: N
     assert 2 * small.gpus * plan.actor_cpus <= small.cpus / 2
 
 
+def test_more_gpus_than_this_machine_has_are_not_waited_for(
+    here: list[Capacity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here[:] = [cluster(16, 2)]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert make_plan(8, "auto", 10**9).actors == 2
+
+
 def test_gpus_that_torch_cannot_use_are_told(
     here: list[Capacity], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,7 +122,7 @@ def test_gpus_that_torch_cannot_use_are_told(
     monkeypatch.setattr(planning, "_hardware", lambda _: ("cpu", "float32"))
     with caplog.at_level(logging.WARNING, "lesioncam"):
         plan = make_plan(None, "auto", 100)
-    assert (plan.actor_gpus, plan.device, plan.precision) == (0.5, "cpu", "float32")
+    assert (sum(plan.actor_gpus), plan.device, plan.precision) == (1.0, "cpu", "float32")
     assert "torch can use no GPU of this cluster" in caplog.text
 
 

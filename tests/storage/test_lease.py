@@ -93,6 +93,22 @@ def test_elsewhere_a_lease_holds_until_it_runs_out(
         assert holder_of(store).until == 1000.0 + lease.LEASE_SECONDS
 
 
+def test_a_process_that_proc_does_not_show_is_alive_until_its_lease_runs_out(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(pid: int, number: int) -> None:
+        raise PermissionError(f"{number} to {pid}: of another user")
+
+    store = open_store(place)
+    with Lease(store, "run-1"):
+        mine = holder_of(store)
+    monkeypatch.setattr(lease, "_process_started", lambda _: None)
+    assert not mine.is_alive()
+    monkeypatch.setattr("os.kill", kill)
+    assert mine.is_alive()
+    assert not replace(mine, until=time.time() - 1).is_alive()
+
+
 def test_a_lease_that_makes_no_sense_blocks_nobody(place: str) -> None:
     store = open_store(place)
     store.write(LEASE_FILE, b"{half")

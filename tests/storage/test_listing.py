@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -533,6 +534,27 @@ def test_a_list_that_is_no_table_is_refused(place: str, ending: str, data: bytes
     open_store(place).write(f"list.{ending}", data)
     with refused("--images", f"{place}/list.{ending}", kind=InputError):
         list(Listing(f"{place}/list.{ending}"))
+
+
+@pytest.mark.parametrize(
+    "data", [b"uri\ns3://b/x,1.jpg\n", b"uri,label\n/d/a.jpg,mel,\n", b"uri,label\n/a, b.jpg,mel\n"]
+)
+def test_a_list_with_a_comma_too_many_in_every_row_is_refused(place: str, data: bytes) -> None:
+    open_store(place).write("list.csv", data)
+    with refused("--images", f"{place}/list.csv", "more fields", "quotes", kind=InputError):
+        list(Listing(f"{place}/list.csv"))
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_one_line_if_it_is_an_image_s(tmp_path: Path) -> None:
+    (tmp_path / "Jane Doe").mkdir()
+    fill(str(tmp_path), "Jane Doe/a.jpg")
+    (tmp_path / "Jane Doe" / os.fsdecode(b"\xdcbersicht.txt")).write_bytes(b"1")
+    listing = Listing(str(tmp_path))
+    assert len(uris(listing)) == 1
+    assert listing.ignored == 1
+    (tmp_path / "Jane Doe" / os.fsdecode(b"b\xe4.jpg")).write_bytes(b"1")
+    with refused("--images", str(tmp_path), "not UTF-8", kind=InputError, without=("Doe",)):
+        list(Listing(str(tmp_path)))
 
 
 @ENDINGS

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import pickle
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -210,12 +211,6 @@ def test_a_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="a device or a pipe") as error:
             read_uri(str(tmp_path / name))
         assert error.value.kind is ErrorKind.NOT_FOUND
-
-
-def test_a_name_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"b\xe4.jpg")).write_bytes(b"1")
-    with refused("is not UTF-8; rename", kind=InputError):
-        list(open_store(str(tmp_path)).entries())
 
 
 def test_dots_lead_to_one_uri(tmp_path: Path) -> None:
@@ -505,7 +500,7 @@ def test_no_credentials_are_bad_input(no_credentials: None, call: str) -> None:
 
 def test_arrow_without_credentials_is_bad_input(no_credentials: None) -> None:
     with refused("credentials", kind=InputError):
-        arrow_s3()
+        arrow_s3("bucket")
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -551,7 +546,7 @@ def test_s3_places_end_without_a_slash(uri: str) -> None:
     assert store.uri == "s3://bucket/a"
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/a", "http://host/a", "az://a", "S4://a"])
+@pytest.mark.parametrize("uri", ["gs://bucket/a", "http://host/a", "az://a", "S3://bucket/a"])
 def test_other_schemes_are_refused(uri: str) -> None:
     with refused(uri, "not supported", "s3://", kind=InputError):
         open_store(uri)
@@ -573,6 +568,30 @@ def test_arrow_reads_what_write_wrote(place: str) -> None:
         write_table(store, name, table)
         filesystem, root = store.arrow()
         assert pq.read_table(f"{root}/{name}", filesystem=filesystem).equals(table)
+
+
+def test_arrow_asks_in_the_buckets_region(bucket: str) -> None:
+    other = f"{bucket}-eu"
+    where: Any = {"LocationConstraint": "eu-central-1"}
+    s3_client().create_bucket(Bucket=other, CreateBucketConfiguration=where)
+    assert s3_client().meta.region_name == arrow_s3(bucket).region == "us-east-1"
+    assert arrow_s3(other).region == "eu-central-1"
+    assert pickle.loads(pickle.dumps(arrow_s3(other))).region == "eu-central-1"
+
+
+def test_the_region_of_other_aws_programs_counts(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    s3_client.cache_clear()
+    assert s3_client().meta.region_name == "eu-central-1"
+    s3_client.cache_clear()
+
+
+def test_a_place_that_arrow_cannot_name_is_refused(bucket: str) -> None:
+    with refused(f"s3://{bucket}/a//b", "between two slashes", kind=InputError):
+        open_store(f"s3://{bucket}/a//b").arrow()
 
 
 def test_arrow_reads_at_the_top_of_a_bucket(bucket: str) -> None:

@@ -9,7 +9,7 @@ from pyarrow.fs import FileSystem
 from lesioncam.schema import ErrorKind
 from lesioncam.storage.place import StoreError
 from lesioncam.storage.s3 import _arrow_like, arrow_s3, s3_client
-from lesioncam.storage.store import read_uri
+from lesioncam.storage.store import open_store, read_uri
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Exchange, Misdeed, Proxy, times
@@ -22,6 +22,19 @@ def test_a_fault_that_passes_is_not_seen(proxy: Proxy, bucket: str, fault: Misde
     proxy.misdeed, asked = times(fault, 2)
     assert read_uri(f"s3://{bucket}/a.png") == BODY
     assert len(asked) == 3
+
+
+def test_a_refusal_that_passes_is_not_seen_by_a_run_s_records(proxy: Proxy, bucket: str) -> None:
+    store = open_store(f"s3://{bucket}")
+    for call in (
+        lambda: store.write("b", b"1"),
+        lambda: store.exists("b"),
+        lambda: store.read_soon("b"),
+        lambda: store.delete("b"),
+    ):
+        proxy.misdeed, asked = times(proxies.denied, 2)
+        assert call() in (None, True, b"1")
+        assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,7 @@ def test_boto3_asks_six_times(proxy: Proxy, bucket: str) -> None:
 
 
 def test_arrow_asks_as_often_in_another_process(proxy: Proxy, bucket: str) -> None:
-    filesystem = sent(arrow_s3())  # by itself pyarrow asks three times
+    filesystem = sent(arrow_s3(bucket))  # by itself pyarrow asks three times
     proxy.misdeed, asked = times(proxies.slow_down, 10**6)
     with pytest.raises(OSError, match="503"):
         filesystem.get_file_info(f"{bucket}/a.png")
@@ -91,5 +104,6 @@ def test_arrow_waits_for_a_slow_answer_in_another_process(proxy: Proxy, bucket: 
         time.sleep(8)  # the SDK's own patience is 3 s
         exchange.pass_on()
 
+    filesystem = sent(arrow_s3(bucket))
     proxy.misdeed = late
-    assert sent(arrow_s3()).get_file_info(f"{bucket}/a.png").size == len(BODY)
+    assert filesystem.get_file_info(f"{bucket}/a.png").size == len(BODY)
