@@ -260,6 +260,8 @@ def _score(flags: argparse.Namespace) -> int:
         f"{f' ({kinds})' if kinds else ''}; {summary['scored_now']:,} scored now in "
         f"{summary['seconds']:.0f} s"
     )
+    if summary["ignored"]:
+        print(f"{summary['ignored']:,} others ignored: no image's ending, or listed twice")
     print(f"Parquet {summary['output']}")
     if summary["outcome"] == "too_many_failed":
         print("lesioncam: more images failed than --max-failed-fraction allows", file=sys.stderr)

@@ -136,10 +136,12 @@ def test_exit_codes_of_scoring(
     (here / "images").mkdir()
     lesion(32, 32).save(here / "images" / "good.jpg")
     (here / "images" / "bad.jpg").write_bytes(b"")
+    (here / "images" / "photo.heic").write_bytes(b"1")
     flags = ["--images", "images", "--bundle", bundle_uri, "--output", "out"]
     assert main(["score", *flags]) == 0
     said = capsys.readouterr()
     assert "2 images listed: 1 ok, 1 failed (1 empty); 2 scored now" in said.out
+    assert "1 others ignored: no image's ending" in said.out
     assert "good.jpg" not in said.out + said.err
     assert main(["score", *flags, "--max-failed-fraction", "0.2"]) == 3
     assert "--max-failed-fraction" in capsys.readouterr().err
