@@ -164,13 +164,13 @@ def means_table(what: str, parts: Mapping[str, pd.DataFrame], labels: Labels) ->
     return lines
 
 
-def summarise(labels: Labels, output: Path, forms: str | None) -> str:
+def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
     """Write `evaluation.json` and `README.md` from the folds that are there; returns the latter.
 
     Args:
         labels: their classes.
         output: where the folds stand.
-        forms: a CSV that says of each `image_id` which `form` its file has, to tell these apart.
+        forms: of each image id the form of its file, to tell these apart.
     """
     parts = [
         pd.read_csv(path).assign(fold=int(path.stem.removeprefix("fold")))
@@ -191,8 +191,7 @@ def summarise(labels: Labels, output: Path, forms: str | None) -> str:
         *means_table("fold", {str(part["fold"].iloc[0]): part for part in parts}, labels),
     ]
     if forms is not None:
-        known = pd.read_csv(forms, dtype=str).set_index("image_id")["form"]
-        by_form = dict(list(rows.groupby(rows["image_id"].map(known))))
+        by_form = dict(list(rows.groupby(rows["image_id"].map(forms).fillna("unknown"))))
         lines += ["", *means_table("form", by_form, labels)]
     if "localisation" in whole:
         lines += ["", *overlap_table(whole["localisation"])]
@@ -219,13 +218,16 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = read_settings(flags)
     labels = read_labels(flags.labels, settings.rest_class)
+    forms = None
+    if flags.forms is not None:
+        forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]
     chosen = [int(fold) for fold in flags.folds.split(",") if fold]
     if chosen:
         images, seen = read_images(flags, labels)
         digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
         for fold in chosen:
             run_fold(fold, images, labels, settings, flags, Path(flags.work, digest, f"fold{fold}"))
-    print(summarise(labels, flags.output, flags.forms))
+    print(summarise(labels, flags.output, forms))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def draw_forms(classes: np.ndarray, both: np.ndarray, groups: np.ndarray) -> np.
 
 def lay_out(source: Path, output: Path) -> pd.Series:
     """Copy images, masks and labels to where training finds them; returns the training forms."""
-    output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True)
     for split, official in (("train", "Training"), ("val", "Validation")):
         csv = source / f"ISIC-2017_{official}_Part3_GroundTruth.csv"
         shutil.copy(csv, output / f"{split}.csv")
@@ -70,6 +70,8 @@ def lay_out(source: Path, output: Path) -> pd.Series:
     forms = pd.Series(draw_forms(labels.indices, both, groups_of_copies(seen)), labels.ids)
     copies = {i for i, _ in pairs_of_copies(seen, _thumbnails(source, "val", validation))}
     forms = forms.drop([labels.ids[number] for number in copies])
+    truth = pd.read_csv(output / "train.csv", dtype=str).set_index("image_id")
+    truth.loc[forms.index].to_csv(output / "train.csv")
     for form in FORMS:
         names = list(forms.index[forms == form])
         _copy(source / f"images_{form}" / "train", output / "train", names, ".jpg")
@@ -101,6 +103,8 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     flags = parser.parse_args()
+    if flags.output.exists():
+        raise SystemExit(f"--output: {flags.output} is there already; name another place")
     forms = lay_out(flags.source, flags.output)
     labels = read_labels(f"{flags.output}/train.csv", "nevus")
     classes = pd.Series([labels.classes[place] for place in labels.indices], labels.ids)

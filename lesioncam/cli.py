@@ -261,7 +261,7 @@ def _score(flags: argparse.Namespace) -> int:
         f"{summary['seconds']:.0f} s"
     )
     if summary["ignored"]:
-        print(f"{summary['ignored']:,} others ignored: no image's ending, or listed twice")
+        print(f"ignored: {summary['ignored']:,} (no image's name, superpixels, or listed twice)")
     print(f"Parquet {summary['output']}")
     if summary["outcome"] == "too_many_failed":
         print("lesioncam: more images failed than --max-failed-fraction allows", file=sys.stderr)

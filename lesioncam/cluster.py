@@ -145,7 +145,7 @@ def connected() -> Iterator[None]:
             _start()
         except SystemExit as error:  # Ray's answer to SIGTERM
             raise KeyboardInterrupt from error
-        _at_sigterm(signal.default_int_handler)  # at Ray's handler it prints a stack and aborts
+        _at_sigterm(signal.default_int_handler)  # Ray's own handler prints a stack and aborts
         yield
     finally:
         ray.shutdown()

@@ -141,7 +141,7 @@ def test_exit_codes_of_scoring(
     assert main(["score", *flags]) == 0
     said = capsys.readouterr()
     assert "2 images listed: 1 ok, 1 failed (1 empty); 2 scored now" in said.out
-    assert "1 others ignored: no image's ending" in said.out
+    assert "ignored: 1 (no image's name" in said.out
     assert "good.jpg" not in said.out + said.err
     assert main(["score", *flags, "--max-failed-fraction", "0.2"]) == 3
     assert "--max-failed-fraction" in capsys.readouterr().err

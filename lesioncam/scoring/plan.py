@@ -10,7 +10,9 @@ from lesioncam.cluster import Capacity, await_resources, can_grow, capacity, dev
 from lesioncam.errors import InputError
 from lesioncam.vision.network import native_precision
 
-_GPU_SHARES = (0.6, 0.4)  # so that two of stage 1 never share a GPU, and leave one for stage 2
+# Stage 1's actors are placed first: no two of them fill a GPU, so that stage 2 finds room even
+# where fewer GPUs come than were asked for.
+_GPU_SHARES = (0.6, 0.4)
 _WORTH_A_NODE = 50_000  # images left for which another node with a GPU is started
 _PATIENCE = 300  # seconds for a process to start and load torch
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.storage.place import Store
+from lesioncam.schema import ErrorKind
+from lesioncam.storage.place import Store, StoreError, refusal
 
 LEASE_FILE = "_lesioncam/lease.json"
 LEASE_SECONDS = 60.0
@@ -90,7 +91,7 @@ class Lease:
         self._over.set()
         self._renewer.join()
         with suppress(LesioncamError):  # the store may be away: then the lease runs out
-            if not self._lost.is_set() and self._output.read_soon(LEASE_FILE) == self._held:
+            if not self._lost.is_set() and self._output.read_quickly(LEASE_FILE) == self._held:
                 self._output.delete(LEASE_FILE)
 
     def check(self) -> None:
@@ -129,7 +130,7 @@ class Lease:
 
     def _renew_unanswered(self) -> bool:
         """Renew once more where our own last renewal stands, though its answer was lost."""
-        standing = self._output.read_soon(LEASE_FILE)
+        standing = self._output.read_quickly(LEASE_FILE)
         holder = _parse(standing)
         return holder is not None and holder.run_id == self._run_id and self._write(standing)
 
@@ -143,7 +144,7 @@ def refuse_other_run(output: Store) -> bytes | None:
     Raises:
         InputError: with that run's id, process and machine.
     """
-    standing = output.read_soon(LEASE_FILE)
+    standing = _read(output)
     holder = _parse(standing)
     if holder is not None and holder.is_alive():
         raise InputError(
@@ -160,9 +161,19 @@ def check_holder(output: Store, run_id: str) -> None:
     Raises:
         RunBroke: nobody has it, or another run.
     """
-    holder = _parse(output.read_soon(LEASE_FILE))
+    holder = _parse(_read(output))
     if holder is None or holder.run_id != run_id:
         raise RunBroke(f"{output.uri} is not run {run_id}'s any more; run the same command again")
+
+
+def _read(output: Store) -> bytes | None:
+    """What stands there, with all of a store's patience."""
+    try:
+        return output.read(LEASE_FILE)
+    except StoreError as error:
+        if error.kind is ErrorKind.NOT_FOUND:
+            return None
+        raise refusal(f"--output: {output.uri}", error) from error
 
 
 def _parse(content: bytes | None) -> Holder | None:

@@ -96,8 +96,7 @@ class Listing:
             uri.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{self._flag}: an image's name in {self.source} is not UTF-8; rename the file, "
-                f"which `find {self.source} | grep -axv '.*'` shows"
+                f"{self._flag}: an image's name below {self.source} is not UTF-8; rename the file"
             ) from error
 
     def _listed(self) -> Iterator[Entry]:
@@ -290,7 +289,8 @@ def _read_frames(source: str, flag: str) -> Iterator[pd.DataFrame]:
 
 def _read_csv(file: BinaryIO) -> Iterator[pd.DataFrame]:
     for frame in pd.read_csv(file, dtype=str, keep_default_na=False, chunksize=MANIFEST_ROWS):
-        if frame.index.dtype.kind not in "iu":  # pandas took the first field for the row's name
+        numbered = isinstance(frame.index, pd.RangeIndex)
+        if not numbered:  # pandas took the first field for the row's name
             raise ValueError(
                 "its rows have more fields than its first line; a uri that holds a comma must "
                 "stand in quotes"

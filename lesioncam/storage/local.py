@@ -25,7 +25,7 @@ from lesioncam.storage.place import (
     stat_or_unknown,
 )
 
-_TEMPORARY = ".tmp-"
+_TEMPORARY, _LOCK = ".tmp-", ".lock-"
 _BRANCHES = 32  # pieces at most that a directory is listed in, side by side
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
@@ -76,7 +76,7 @@ class LocalStore(Store):
 
     def _files(self, folder: str) -> "Iterator[os.DirEntry[str]]":
         for item in self._scan(folder):
-            if not self._is_folder(item) and not item.name.startswith(_TEMPORARY):
+            if not self._is_folder(item) and not item.name.startswith((_TEMPORARY, _LOCK)):
                 yield item
 
     def _scan(self, folder: str) -> "Iterator[os.DirEntry[str]]":
@@ -125,7 +125,7 @@ class LocalStore(Store):
         target = self._root / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target.with_name(f"{_TEMPORARY}lock-{target.name}")):
+            with _locked(target.with_name(f"{_LOCK}{target.name}")):
                 if (target.read_bytes() if target.exists() else None) != expected:
                     return False
                 self._write(target, data)
@@ -133,7 +133,7 @@ class LocalStore(Store):
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def read_soon(self, name: str) -> bytes | None:
+    def read_quickly(self, name: str) -> bytes | None:
         try:
             return self.read(name)
         except StoreError as error:

@@ -73,8 +73,8 @@ class Store(Protocol):
         Of several that try at once, one succeeds.
         """
 
-    def read_soon(self, name: str) -> bytes | None:
-        """Read a file whole, None if there is none; gives up sooner than `read`."""
+    def read_quickly(self, name: str) -> bytes | None:
+        """Read a file whole, None if there is none; for what must not wait as long as `read`."""
 
     def delete(self, name: str) -> None:
         """Remove a file; no error if there is none."""

@@ -7,12 +7,12 @@ servers). Knows nothing about images or scores.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC
 from functools import lru_cache
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import boto3
 import pyarrow.fs
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Of a request to S3: how often it is made at most; timeouts in seconds.
 _ATTEMPTS, _CONNECT_TIMEOUT, _READ_TIMEOUT = 6, 10, 60
-_PAUSES = (0.5, 1, 2, 0)  # seconds after each attempt to read a body
+_PAUSES = (0.5, 1, 2)  # seconds until a refused request is made again, and a body read again
 _REFUSED_UNDER_LOAD = {"AccessDenied", "403"}
 _BRANCHES = 32  # from so many pieces on a prefix is not divided further, nor after so many requests
 _NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
@@ -107,7 +107,7 @@ class S3Store(Store):
 
     def write(self, name: str, data: bytes) -> None:
         with _told(f"cannot write to {self.uri}"):
-            _insist(s3_client().put_object, Bucket=self._bucket, Key=self._prefix + name, Body=data)
+            s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
         key, quick = self._prefix + name, s3_client(quick=True)
@@ -124,16 +124,16 @@ class S3Store(Store):
                 if _code_of(error) not in _CHANGED:
                     raise
                 # boto3 repeats a write whose answer was lost: then what stands there is ours.
-                return self.read_soon(name) == data
+                return self.read_quickly(name) == data
         return True
 
-    def read_soon(self, name: str) -> bytes | None:
+    def read_quickly(self, name: str) -> bytes | None:
         with _told(f"cannot read from {self.uri}"):
             try:
-                found = _insist(
-                    s3_client(quick=True).get_object, Bucket=self._bucket, Key=self._prefix + name
+                found = s3_client(quick=True).get_object(
+                    Bucket=self._bucket, Key=self._prefix + name
                 )
-                return bytes(found["Body"].read())
+                return found["Body"].read()
             except ClientError as error:
                 if _code_of(error) not in _NOT_FOUND:
                     raise
@@ -141,11 +141,11 @@ class S3Store(Store):
 
     def delete(self, name: str) -> None:
         with _told(f"cannot delete from {self.uri}"):
-            _insist(s3_client().delete_object, Bucket=self._bucket, Key=self._prefix + name)
+            s3_client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
     def exists(self, name: str) -> bool:
         try:
-            _insist(s3_client().head_object, Bucket=self._bucket, Key=self._prefix + name)
+            s3_client().head_object(Bucket=self._bucket, Key=self._prefix + name)
         except (ClientError, BotoCoreError) as error:
             if _s3_error(error).kind is ErrorKind.NOT_FOUND:
                 return False
@@ -182,7 +182,21 @@ def s3_client(*, quick: bool = False) -> "S3Client":
         read_timeout=5 if quick else _READ_TIMEOUT,
         max_pool_connections=64,
     )
-    return boto3.client("s3", region_name=_region(), config=retries)
+    client = boto3.client("s3", region_name=_region(), config=retries)
+    client.meta.events.register("needs-retry.s3", cast("Any", _until_asked_again))
+    return client
+
+
+def _until_asked_again(attempts: int, response: Any, **_: object) -> float | None:
+    """boto3's question after each attempt: stores under load refuse what they should delay.
+
+    Returns:
+        Seconds to the next attempt; None for what boto3 itself thinks of it.
+    """
+    code = response[1].get("Error", {}).get("Code") if response else None
+    if code not in _REFUSED_UNDER_LOAD or attempts > len(_PAUSES):
+        return None
+    return _PAUSES[attempts - 1]
 
 
 def _region() -> str | None:
@@ -211,28 +225,28 @@ def arrow_s3(bucket: str) -> pyarrow.fs.FileSystem:
     return _arrow_like(s3_client(), bucket)
 
 
-def _region_of(bucket: str) -> str:
-    """A bucket's region, which S3 tells even where it refuses; else the client's."""
-    client = s3_client(quick=True)
-    headers: Mapping[str, str] = {}
-    try:
-        headers = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"]
-    except ClientError as error:
-        headers = error.response["ResponseMetadata"]["HTTPHeaders"]
-    except BotoCoreError:  # whoever reads or writes there says why
-        pass
-    return headers.get("x-amz-bucket-region", client.meta.region_name)
+def _region_of(client: "S3Client", bucket: str) -> str:
+    """A bucket's region, which S3 tells even where it refuses; of other servers the client's."""
+    with _told(f"cannot reach s3://{bucket}"):
+        try:
+            answer: Any = client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            answer = error.response
+            if answer["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+                raise
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return told or client.meta.region_name
 
 
 @lru_cache(maxsize=8)
-def _arrow_like(_: "S3Client", bucket: str) -> pyarrow.fs.FileSystem:
+def _arrow_like(client: "S3Client", bucket: str) -> pyarrow.fs.FileSystem:
     session = boto3.Session()
     credentials = session.get_credentials()
     if credentials is None:
         raise InputError(f"s3://: {_NO_CREDENTIALS}")
     frozen = credentials.get_frozen_credentials()
     expiring = bool(frozen.token)  # then pyarrow's own chain finds them, and new ones in time
-    region = _region_of(bucket)
+    region = _region_of(client, bucket)
     filesystem = _ArrowS3(
         access_key=None if expiring else frozen.access_key,
         secret_key=None if expiring else frozen.secret_key,
@@ -249,27 +263,24 @@ def _arrow_like(_: "S3Client", bucket: str) -> pyarrow.fs.FileSystem:
 def read_s3(uri: str, most: int | None = None) -> bytes:
     """Read an object of at most `most` bytes; `StoreError` as in `read_uri`.
 
-    boto3 repeats a failed request by itself, but not a body that breaks off, nor a refusal; stores
-    under load refuse what they should delay.
+    A request that fails is repeated by the client, a body that breaks off here.
     """
     bucket, key = split_s3(uri)
-    for pause in _PAUSES:
+    for pause in (*_PAUSES, None):
         try:
             answer = s3_client().get_object(Bucket=bucket, Key=key)
         except (ClientError, BotoCoreError, OSError) as error:
+            raise _s3_error(error) from error
+        check_size(answer["ContentLength"], most)
+        try:
+            data = answer["Body"].read()
+            if len(data) == answer["ContentLength"]:
+                return data
+            failure = StoreError(ErrorKind.UNREACHABLE, "the store sends less than it says")
+        except (BotoCoreError, OSError) as error:  # among them a checksum that is not right
             failure = _s3_error(error)
-            if _code_of(error) not in _REFUSED_UNDER_LOAD:
-                raise failure from error
-        else:
-            check_size(answer["ContentLength"], most)
-            try:
-                data = answer["Body"].read()
-                if len(data) == answer["ContentLength"]:
-                    return data
-                failure = StoreError(ErrorKind.UNREACHABLE, "the store sends less than it says")
-            except (BotoCoreError, OSError) as error:  # among them a checksum that is not right
-                failure = _s3_error(error)
-        time.sleep(pause)
+        if pause is not None:
+            time.sleep(pause)
     raise failure
 
 
@@ -298,19 +309,6 @@ def stat_s3(uri: str) -> Entry:
         raise _s3_error(error) from error
     modified = head["LastModified"].astimezone(UTC)
     return Entry(uri, head["ContentLength"], head["ETag"].strip('"'), modified)
-
-
-def _insist(request: Callable[..., Any], **arguments: Any) -> Any:
-    """Make a request, and again where it is refused, as stores under load do."""
-    *pauses, _ = _PAUSES
-    for pause in pauses:
-        try:
-            return request(**arguments)
-        except ClientError as error:
-            if _code_of(error) not in _REFUSED_UNDER_LOAD:
-                raise
-        time.sleep(pause)
-    return request(**arguments)
 
 
 def _code_of(error: Exception) -> str | None:

@@ -56,12 +56,10 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
         for prefix, shift in (("stage1_p_", 0.0), ("stage2_p_", 0.0), ("p_", offset)):
             rows[[prefix + name for name in labels.classes]] = truth + shift
         rows.to_csv(tmp_path / f"fold{fold}.csv", index=False)
-    with (tmp_path / "forms.csv").open("w") as forms:
-        forms.write("image_id,form\n")
-        forms.writelines(
-            f"{fold}-{n},{256 if n < 9 else 512}\n" for fold in (0, 3) for n in range(30)
-        )
-    text = summarise(labels, tmp_path, f"{tmp_path}/forms.csv")
+    forms = pd.Series(
+        {f"{fold}-{n}": "256" if n < 9 else "512" for fold in (0, 3) for n in range(30)}
+    )
+    text = summarise(labels, tmp_path, forms)
     assert text == (tmp_path / "README.md").read_text()
     assert "2 of 5 folds, 60 images" in text
     for fold in (0, 3):

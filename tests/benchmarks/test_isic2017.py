@@ -67,6 +67,7 @@ def test_a_training_image_that_is_a_copy_of_a_validation_image_is_left_out(tmp_p
     assert len(forms) == 29
     assert "train12" not in forms
     assert not list((tmp_path / "output").glob("*/train12.*"))
+    assert "train12" not in (tmp_path / "output" / "train.csv").read_text()
 
 
 def test_every_image_is_there_once_with_the_mask_of_its_form(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from lesioncam.errors import RunBroke
 from lesioncam.schema import ErrorKind, Status
+from lesioncam.scoring.fetch import MAX_BYTES
 from lesioncam.scoring.outage import FAILURES, Outage
 from lesioncam.storage.place import Entry
 from lesioncam.storage.runs import RunRecord
@@ -42,6 +43,12 @@ def test_they_do_not_where_others_can_be_read(
     assert f"{FAILURES} images in a row could not be read (permission), others can" in caplog.text
     assert "a.jpg" not in caplog.text
     outage.check({ErrorKind.PERMISSION: 2 * FAILURES - 1})
+
+
+def test_they_do_not_where_others_are_only_too_large(tmp_path: Path) -> None:
+    with (tmp_path / "large.tif").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    outage_of(tmp_path, [str(tmp_path / "large.tif")]).check({ErrorKind.PERMISSION: FAILURES})
 
 
 @pytest.mark.parametrize("between", [Status.OK, ErrorKind.TRUNCATED, ErrorKind.NOT_FOUND])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lesioncam.errors import RunBroke
 from lesioncam.schema import ErrorKind, Status
 from lesioncam.scoring.progress import Progress
 from lesioncam.storage.runs import RunRecord
@@ -53,6 +54,21 @@ def test_done_failed_rate_and_time_left(
     assert caplog.messages == [
         "scored 96 of 1,000 images, 6 of them failed; 1.9 images/s, 8 min left"
     ]
+    shown.close()
+
+
+def test_a_run_goes_on_where_only_its_progress_cannot_be_written(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunBroke("no space left")
+
+    shown = Progress(RunRecord(open_store(str(tmp_path)), "run-1"))
+    shown.begin(3)
+    clock[0] += 50
+    monkeypatch.setattr(RunRecord, "write", full)
+    shown.add(Status.OK, 3)
+    assert shown.state()["done"] == 3
     shown.close()
 
 

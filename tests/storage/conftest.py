@@ -11,7 +11,7 @@ import pytest
 from botocore.stub import Stubber
 
 from lesioncam.errors import LesioncamError
-from lesioncam.storage.s3 import _PAUSES, s3_client
+from lesioncam.storage.s3 import s3_client
 from lesioncam.storage.store import open_store
 
 
@@ -55,9 +55,7 @@ def refused(
 
 @contextmanager
 def answering(operation: str, code: str, message: str = "", status: int = 403) -> Iterator[None]:
-    """The S3 server answers the next calls of `operation` with this error; nobody waits between."""
-    with Stubber(s3_client()) as stub, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lesioncam.storage.s3._PAUSES", (0,) * len(_PAUSES))
-        for _ in _PAUSES:
-            stub.add_client_error(operation, code, message, http_status_code=status)
+    """The S3 server answers the next call of `operation` with this error."""
+    with Stubber(s3_client()) as stub:
+        stub.add_client_error(operation, code, message, http_status_code=status)
         yield

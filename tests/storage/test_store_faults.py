@@ -2,12 +2,14 @@
 
 import pickle
 import time
+from collections.abc import Callable
 
 import pytest
 from pyarrow.fs import FileSystem
 
 from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import StoreError
+from lesioncam.storage.lease import Lease, check_holder
+from lesioncam.storage.place import Store, StoreError
 from lesioncam.storage.s3 import _arrow_like, arrow_s3, s3_client
 from lesioncam.storage.store import open_store, read_uri
 from tests.conftest import BODY
@@ -24,17 +26,34 @@ def test_a_fault_that_passes_is_not_seen(proxy: Proxy, bucket: str, fault: Misde
     assert len(asked) == 3
 
 
-def test_a_refusal_that_passes_is_not_seen_by_a_run_s_records(proxy: Proxy, bucket: str) -> None:
-    store = open_store(f"s3://{bucket}")
-    for call in (
-        lambda: store.write("b", b"1"),
-        lambda: store.exists("b"),
-        lambda: store.read_soon("b"),
-        lambda: store.delete("b"),
-    ):
-        proxy.misdeed, asked = times(proxies.denied, 2)
-        assert call() in (None, True, b"1")
-        assert len(asked) == 3
+CALLS: dict[str, tuple[Callable[[Store], object], object]] = {
+    "write": (lambda store: store.write("b", b"1"), None),
+    "exists": (lambda store: store.exists("a.png"), True),
+    "read quickly": (lambda store: store.read_quickly("a.png"), BODY),
+    "swap": (lambda store: store.swap("b", None, b"1"), True),
+    "delete": (lambda store: store.delete("a.png"), None),
+    "names": (lambda store: store.names(), ["a.png"]),
+    "list": (lambda store: len(list(store.entries())), 1),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_refusal_that_passes_is_not_seen(proxy: Proxy, bucket: str, call: str) -> None:
+    proxy.misdeed, asked = times(proxies.denied, 2)
+    ask, answer = CALLS[call]
+    assert ask(open_store(f"s3://{bucket}")) == answer
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("fault", [proxies.denied, proxies.away, proxies.reset])
+def test_a_worker_is_patient_when_it_asks_whose_the_output_is(
+    proxy: Proxy, bucket: str, fault: Misdeed
+) -> None:
+    output = open_store(f"s3://{bucket}")
+    with Lease(output, "run-1"):
+        proxy.misdeed, asked = times(fault, 3)
+        check_holder(output, "run-1")
+        assert len(asked) == 4
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_the_gain_is_paired() -> None:
 
 
 @pytest.mark.parametrize("models", [1, 3])
-def test_the_interval_is_as_wide_as_the_auc_of_other_images_differs(models: int) -> None:
+def test_intervals_are_as_wide_as_aucs_of_new_images_spread(models: int) -> None:
     random = np.random.default_rng(2)
     labels, folds = np.tile([0, 1], 90), np.repeat(np.arange(models), 180 // models)
     found, low, high = np.transpose(
