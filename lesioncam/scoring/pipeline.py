@@ -79,6 +79,7 @@ def score(request: ScoreRequest) -> dict[str, Any]:
     """
     results = Results(request.output)
     refuse_other_run(results.store)
+    results.store.arrow()  # a place that pyarrow cannot name is refused before any work
     bundle = load_bundle(request.bundle)
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it lies inside --images; name a place outside them")

@@ -83,7 +83,8 @@ class Store(Protocol):
         """Whether there is such a file."""
 
     def check_writable(self) -> None:
-        """Write and remove a file; an error of one line if that fails."""
+        """Write and remove a file, by a name that pyarrow has too; else an error of one line."""
+        self.arrow()
         name = f"_writable-{os.getpid()}"
         self.write(name, b"")
         self.delete(name)

@@ -346,3 +346,11 @@ def test_bad_input_writes_nothing(tmp_path: Path, bundle_uri: str) -> None:
     with pytest.raises(InputError, match="--images: no images in"):
         score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(output)))
     assert not output.exists()
+
+
+def test_an_output_that_pyarrow_cannot_name_is_refused_before_any_work(
+    messy: tuple[Path, dict[str, Expected]], bundle_uri: str, bucket: str
+) -> None:
+    with pytest.raises(InputError, match=r"a//scores: a name is missing between two slashes"):
+        score(ScoreRequest(str(messy[0]), bundle_uri, f"s3://{bucket}/a//scores"))
+    assert boto3.client("s3").list_objects_v2(Bucket=bucket)["KeyCount"] == 0
