@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import Store, StoreError, refusal
+from lesioncam.storage.place import Store, read_if_there
 
 LEASE_FILE = "_lesioncam/lease.json"
 LEASE_SECONDS = 60.0
@@ -144,7 +143,7 @@ def refuse_other_run(output: Store) -> bytes | None:
     Raises:
         InputError: with that run's id, process and machine.
     """
-    standing = _read(output)
+    standing = read_if_there(output, LEASE_FILE)
     holder = _parse(standing)
     if holder is not None and holder.is_alive():
         raise InputError(
@@ -161,19 +160,9 @@ def check_holder(output: Store, run_id: str) -> None:
     Raises:
         RunBroke: nobody has it, or another run.
     """
-    holder = _parse(_read(output))
+    holder = _parse(read_if_there(output, LEASE_FILE))
     if holder is None or holder.run_id != run_id:
         raise RunBroke(f"{output.uri} is not run {run_id}'s any more; run the same command again")
-
-
-def _read(output: Store) -> bytes | None:
-    """What stands there, with all of a store's patience."""
-    try:
-        return output.read(LEASE_FILE)
-    except StoreError as error:
-        if error.kind is ErrorKind.NOT_FOUND:
-            return None
-        raise refusal(f"--output: {output.uri}", error) from error
 
 
 def _parse(content: bytes | None) -> Holder | None:

@@ -21,7 +21,7 @@ from lesioncam.storage.place import (
     Store,
     StoreError,
     check_size,
-    refusal,
+    read_if_there,
     stat_or_unknown,
 )
 
@@ -134,12 +134,7 @@ class LocalStore(Store):
             raise self._unwritable(error) from error
 
     def read_quickly(self, name: str) -> bytes | None:
-        try:
-            return self.read(name)
-        except StoreError as error:
-            if error.kind is ErrorKind.NOT_FOUND:
-                return None
-            raise refusal(f"cannot read from {self.uri}", error) from error
+        return read_if_there(self, name)
 
     def _unwritable(self, error: OSError) -> LesioncamError:
         """A full disk breaks the run; a place that is no place to write is the user's to mend."""

@@ -116,3 +116,13 @@ def refusal(what: str, failure: StoreError) -> LesioncamError:
     """A store's failure outside any one image: the user's to mend, or the store's."""
     kind = RunBroke if failure.kind is ErrorKind.UNREACHABLE else InputError
     return kind(f"{what}: {failure.message}")
+
+
+def read_if_there(store: Store, name: str) -> bytes | None:
+    """Read a file whole with all of a store's patience; None if there is none."""
+    try:
+        return store.read(name)
+    except StoreError as error:
+        if error.kind is ErrorKind.NOT_FOUND:
+            return None
+        raise refusal(f"cannot read from {store.uri}", error) from error
