@@ -91,7 +91,8 @@ class TrainSettings:
         shift: augmentation moves the box by up to this fraction of its side.
         brightness: augmentation scales brightness and contrast by up to this fraction.
         colour: augmentation scales each channel by up to this fraction, and saturation by twice it.
-        val_fraction: the share of images held out of training, by class, to choose the epoch.
+        val_fraction: the share of images held out of training, by class, to choose the epoch, of
+            those at the full side.
         canvas_scale: the canvas's side in input sides, between 1 and 2.
         stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
         flips: whether the bundle's stages look at four mirrored forms of each image and take the

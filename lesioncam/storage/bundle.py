@@ -17,7 +17,7 @@ from lesioncam.storage.place import Store, StoreError, refusal
 from lesioncam.storage.store import open_store
 from lesioncam.vision.network import BACKBONES, VGGGAP
 
-FORMAT = 3
+FORMAT = 4
 BUNDLE_FILE = "bundle.json"
 CARD_FILE = "README.md"
 STAGES = ("stage1", "stage2")

@@ -123,12 +123,15 @@ class Batches:
                 yield batch
             yield prepared.result()
 
-    def held_out(self, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """This worker's share of the held-out images, unturned: numbers (b,), (b, 3, s, s)."""
+    def held_out(self, batch_size: int, side: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """This worker's share of the held-out images, unturned: numbers (b,), (b, 3, s, s).
+
+        At `side` pixels, as in `epoch`.
+        """
         share = np.flatnonzero(self.examples.held_out)[self.rank :: self.world]
         for start in range(0, len(share), batch_size):
             numbers = share[start : start + batch_size]
-            yield numbers, sample_boxes(*self._pixels(numbers), self.backbone.input_side)
+            yield numbers, sample_boxes(*self._pixels(numbers), side)
 
     def _prepare(self, epoch: int, step: int, numbers: np.ndarray, side: int) -> Batch:
         share = numbers[self.rank :: self.world]

@@ -70,8 +70,9 @@ def _results(bundle: Bundle) -> list[str]:
     lines = [
         "## Results",
         "",
-        "Each stage's epoch was chosen by mean AUC on the held-out images, so their figures are "
-        "somewhat too good. Validation images, where given, chose nothing. `mean` is over "
+        "Each stage's epoch, of those at the full side, was chosen by mean AUC on the held-out "
+        "images, so their figures are somewhat too good. Validation images, where given, chose "
+        "nothing. `mean` is over "
         f"{', '.join(bundle.training['ranked'])}.",
     ]
     for name, figures in bundle.metrics.items():

@@ -22,7 +22,7 @@ from lesioncam import __version__
 from lesioncam.cluster import await_resources, can_grow, capacity, connected
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
-from lesioncam.storage.bundle import Bundle, ModelSettings, bundle_exists, save_bundle
+from lesioncam.storage.bundle import FORMAT, Bundle, ModelSettings, bundle_exists, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.storage.store import open_store
 from lesioncam.storage.weights import load_backbone
@@ -240,13 +240,14 @@ class _Run:
     def _fingerprint(self, job: StageJob, before: Mapping[str, Tensor]) -> str:
         """What makes a stage the same: recipe, images, labels, split, lesions, weights before it.
 
-        Of the recipe stage 1 has only its own part, so that another one for stage 2 keeps it.
+        And the bundle's format, which changes with what the same weights make of an image. Of the
+        recipe stage 1 has only its own part, so that another one for stage 2 keeps it.
         """
         settings = asdict(self.request.settings)
         if job.stage == "stage1":
             settings = {name: value for name, value in settings.items() if name not in _LATER}
             settings["crop"] = self.request.settings.crop.map
-        asked = [settings, self.images.uris, job.stage, job.ranked]
+        asked = [FORMAT, settings, self.images.uris, job.stage, job.ranked]
         digest = hashlib.sha256(json.dumps(asked).encode())
         for known in (self.images.labels, self.images.thumbnails, self.held_out):
             digest.update(known.tobytes())

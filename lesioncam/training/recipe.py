@@ -1,6 +1,7 @@
-"""The recipe's parts that are formulas: rate, frozen layers, class weights."""
+"""The recipe's parts that are formulas: rate, frozen layers, class weights, the best epoch."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -35,3 +36,23 @@ def balanced_weights(labels: np.ndarray, classes: int, power: float) -> Tensor:
     counts = np.bincount(labels, minlength=classes)
     weights = (len(labels) / np.maximum(counts, 1)) ** power
     return torch.tensor(weights / (weights * counts).sum() * len(labels), dtype=torch.float32)
+
+
+def best_epoch(aucs: Sequence[float | None], sides: Sequence[int]) -> int:
+    """The epoch, from 1, with the highest held-out mean AUC; of equals the last, at a lower rate.
+
+    Only epochs at the last one's side compete, as scoring shows the network images of that side.
+
+    Args:
+        aucs: of each epoch that is done; None, where it is undefined, is the lowest.
+        sides: of each epoch of the stage, the side of its images.
+
+    Returns:
+        The epoch, or 0 while none at that side is done.
+    """
+    done = [
+        (auc or 0.0, epoch)
+        for epoch, (auc, side) in enumerate(zip(aucs, sides, strict=False), start=1)
+        if side == sides[-1]
+    ]
+    return max(done, default=(0.0, 0))[1]

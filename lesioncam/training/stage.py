@@ -24,7 +24,7 @@ from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import ModelSettings, load_network
 from lesioncam.training.batches import Batch, Batches, Examples
 from lesioncam.training.progress import Board, Post
-from lesioncam.training.recipe import balanced_weights, freeze_blocks, one_cycle
+from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.metrics import mean_auc
 from lesioncam.vision.network import BACKBONES, native_precision
@@ -80,8 +80,8 @@ class StageState:
         network: the weights after them.
         optimizer: likewise.
         schedule: likewise.
-        best: the weights of the epoch with the highest held-out mean AUC, the last of equals.
-        best_epoch: that epoch, counted from 1.
+        best: the weights of the best epoch so far.
+        best_epoch: which one that is, as `lesioncam.training.recipe.best_epoch` has it.
         history: of each epoch its metrics.
     """
 
@@ -160,7 +160,9 @@ class _Worker:
         for epoch in range(state.epoch, self.job.epochs):
             if state.diverged:
                 return  # the driver says so
-            metrics = {"epoch": epoch + 1, **self._train_epoch(epoch), **self._held_out()}
+            side = self.job.sides[epoch]
+            learned, found = self._train_epoch(epoch, side), self._held_out(side)
+            metrics = {"epoch": epoch + 1, "side": side, **learned, **found}
             self._update(state, epoch + 1, metrics)
             self._report(state, metrics)
             if self.rank == 0:
@@ -190,18 +192,19 @@ class _Worker:
         if not state.history:
             return math.nan
         last = state.history[-1]
-        pixel = float(last["seconds"]) / self.job.sides[state.epoch - 1] ** 2
+        seconds = float(last["seconds"]) + float(last["held_out_seconds"])
+        pixel = seconds / self.job.sides[state.epoch - 1] ** 2
         sides = self.job.sides[state.epoch :] + self.job.sides_after
-        return sum(pixel * side**2 + float(last["held_out_seconds"]) for side in sides)
+        return sum(pixel * side**2 for side in sides)
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, side: int) -> dict[str, float]:
         """One pass over the training images: the mean loss over all workers, and what it took."""
         self.model.train()
         dropout = self.batches.steps + 1 + self.rank  # differs between workers
         torch.manual_seed(self.batches.seed(epoch, dropout))
         total = torch.zeros((), device=self.device)
         started, waited = time.monotonic(), 0.0
-        batches = self.batches.epoch(epoch, self.job.sides[epoch])
+        batches = self.batches.epoch(epoch, side)
         asked = started
         for batch in batches:
             waited += time.monotonic() - asked
@@ -242,13 +245,13 @@ class _Worker:
         return loss + (lesion_loss(chosen, batch.lesions) * batch.lesion_weights).sum()
 
     @torch.no_grad()
-    def _held_out(self) -> dict[str, float | None]:
-        """Mean AUC on the held-out images, each worker classifying its share."""
+    def _held_out(self, side: int) -> dict[str, float | None]:
+        """Mean AUC on the held-out images at `side` pixels, each worker classifying its share."""
         self.network.eval()
         started = time.monotonic()
         labels, held_out = self.job.examples.labels, self.job.examples.held_out
         found = torch.zeros(len(labels), len(self.job.model.classes), device=self.device)
-        for numbers, images in self.batches.held_out(_EVALUATION_BATCH):
+        for numbers, images in self.batches.held_out(_EVALUATION_BATCH, side):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
                 logits, _ = self.network(images)
             found[torch.from_numpy(numbers)] = logits.float().softmax(dim=1)
@@ -269,9 +272,11 @@ class _Worker:
         }
         state.network = weights
         state.optimizer, state.schedule = self.optimizer.state_dict(), self.schedule.state_dict()
-        best = max((entry["mean_auc"] or 0.0 for entry in state.history[:-1]), default=-1.0)
-        if (metrics["mean_auc"] or 0.0) >= best:  # of equals the later, at a lower rate
-            state.best, state.best_epoch = weights, epoch
+        state.best_epoch = best_epoch(
+            [entry["mean_auc"] for entry in state.history], self.job.sides
+        )
+        if state.best_epoch == epoch:
+            state.best = weights
 
     def _report(self, state: StageState, metrics: dict[str, Any]) -> None:
         if self.rank != 0:

@@ -12,38 +12,45 @@ from torch import Tensor
 from lesioncam.settings import CropRule
 
 
-def peak_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
-    """The connected component (4-neighbours) that holds each map's peak, above the threshold.
+def heaviest_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
+    """The connected component (4-neighbours) with most above the threshold, of each map.
 
-    Zhou et al. take the largest component above 20 % of the peak; the component with the peak is
-    the same one unless the map has a larger, weaker area elsewhere.
+    Zhou et al. take the largest component above 20 % of the peak. What a component has above the
+    threshold, summed over its positions, counts its height as well as its size: neither a spike
+    in a corner wins, nor a wide and faint halo.
 
     Args:
         maps: (B, h, w) in [0, 1], as `normalise_map` gives them.
-        threshold: positions with a value of at least this fraction of the peak belong; one for all
-            or (B, 1, 1).
+        threshold: positions with a value of at least this belong; one for all or (B, 1, 1).
 
     Returns:
-        (B, h, w) bool. Of several equal peaks, the first in row-major order counts.
+        (B, h, w) bool, nothing where no position belongs. Of several equal components, the one
+        that begins first in row-major order counts.
     """
-    batch = len(maps)
     above = maps >= threshold
-    region = torch.zeros_like(above)
-    region.view(batch, -1)[torch.arange(batch), maps.reshape(batch, -1).argmax(dim=1)] = True
+    batch, positions = len(maps), above[0].numel()
+    numbers = torch.arange(positions, 0, -1, device=maps.device).view(1, *maps.shape[1:])
+    names = numbers * above  # the highest number, its first position's, becomes a component's name
     while True:
-        grown = region.clone()
-        grown[:, 1:] |= region[:, :-1]
-        grown[:, :-1] |= region[:, 1:]
-        grown[:, :, 1:] |= region[:, :, :-1]
-        grown[:, :, :-1] |= region[:, :, 1:]
-        grown &= above
-        if torch.equal(grown, region):
-            return region
-        region = grown
+        grown = names.clone()
+        grown[:, 1:] = grown[:, 1:].maximum(names[:, :-1])
+        grown[:, :-1] = grown[:, :-1].maximum(names[:, 1:])
+        grown[:, :, 1:] = grown[:, :, 1:].maximum(names[:, :, :-1])
+        grown[:, :, :-1] = grown[:, :, :-1].maximum(names[:, :, 1:])
+        grown *= above
+        if torch.equal(grown, names):
+            break
+        names = grown
+    names = positions - names  # in row-major order; `positions` for what is below
+    excess = (maps - threshold).where(above, 0).flatten(1)
+    weights = maps.new_full((batch, positions + 1), -1.0)
+    weights.scatter_(1, names.flatten(1), 0.0).scatter_add_(1, names.flatten(1), excess)
+    heaviest = weights[:, :-1].argmax(dim=1)
+    return above & (names == heaviest[:, None, None])
 
 
 def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Where each map's `peak_region` begins and ends, finer than the map's positions.
+    """Where each map's `heaviest_region` begins and ends, finer than the map's positions.
 
     That is where the map crosses the threshold between a position of the region and its
     neighbour outside, linearly between their centres; beyond the map's border stands 0. So a
@@ -56,7 +63,7 @@ def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     Returns:
         The lowest x and y and the highest, (B, 2) each, in positions of the map from its border.
     """
-    region, beyond = peak_region(maps, threshold), F.pad(maps, (1, 1, 1, 1))
+    region, beyond = heaviest_region(maps, threshold), F.pad(maps, (1, 1, 1, 1))
     rows, columns = (torch.arange(n, device=maps.device) + 0.5 for n in maps.shape[1:])
 
     def farthest(neighbours: Tensor, centres: Tensor, sign: int) -> Tensor:
@@ -74,7 +81,7 @@ def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def crop_boxes(maps: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
-    """The box around the region of each map's peak, on a canvas of `side` pixels.
+    """The box around the heaviest region of each map, on a canvas of `side` pixels.
 
     The region's bounds are scaled to the canvas, padded on each side by `rule.padding` of
     the longer side, widened about their centre to sides of at least `rule.smallest` of the canvas,

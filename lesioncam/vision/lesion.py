@@ -2,15 +2,15 @@
 
 In blue light melanin and blood absorb most and skin least, so a lesion is what is dark in blue
 against the skin around it; of several dark places, the one near the centre counts, where a
-dermatoscope is held. On 600 ISIC-2017 training images the box of this guess had an IoU of 0.72 with
-that of the drawn outline; good enough to teach a network, which sees past its mistakes.
+dermatoscope is held. On 1,000 ISIC-2017 training images the box of this guess had an IoU of 0.73
+with that of the drawn outline; good enough to teach a network, which sees past its mistakes.
 """
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lesioncam.vision.crop import peak_region
+from lesioncam.vision.crop import heaviest_region
 
 SIDE = 32  # of the guess, in cells
 _WINDOW = 0.5  # standard deviation of the weight around the centre, in half sides
@@ -38,7 +38,7 @@ def guess_lesions(images: Tensor) -> Tensor:
     peak = contrast.amax(dim=(1, 2), keepdim=True)
     scaled = contrast / peak.clamp(min=_FAINTEST)
     threshold = _SHARE * otsu_threshold(scaled)
-    return peak_region(scaled, threshold) & (peak >= _FAINTEST)
+    return heaviest_region(scaled, threshold) & (peak >= _FAINTEST)
 
 
 def otsu_threshold(values: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def test_all_workers_together_see_each_held_out_image_once(world: int, batch_siz
     shown = examples(10, held_out)
     found = []
     for rank in range(world):
-        for numbers, images in worker(shown, rank, world).held_out(batch_size):
+        for numbers, images in worker(shown, rank, world).held_out(batch_size, SIDE):
             assert images.shape == (len(numbers), 3, SIDE, SIDE)
             assert 1 <= len(numbers) <= batch_size
             found += numbers.tolist()
@@ -153,7 +153,7 @@ def test_all_workers_together_see_each_held_out_image_once(world: int, batch_siz
 
 
 def test_a_worker_may_have_no_held_out_image() -> None:
-    assert list(worker(examples(4, (1,)), rank=1, world=2).held_out(16)) == []
+    assert list(worker(examples(4, (1,)), rank=1, world=2).held_out(16, SIDE)) == []
 
 
 # Images
@@ -175,9 +175,14 @@ def test_a_coarser_side_has_coarser_images_and_lesions() -> None:
     assert first.lesions.shape == (4, 4, 4)
 
 
+def test_held_out_images_are_as_coarse_as_asked() -> None:
+    ((_, images),) = worker(examples(6, (1, 4))).held_out(16, 8)
+    assert images.shape == (2, 3, 8, 8)
+
+
 def test_held_out_images_are_not_turned() -> None:
     shown = examples(3, (1,))
-    ((numbers, images),) = worker(shown).held_out(16)
+    ((numbers, images),) = worker(shown).held_out(16, SIDE)
     canvas = shown.canvases.gather(numbers).astype(float)
     means = canvas.reshape(1, SIDE, 2, SIDE, 2, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2)
     assert np.abs(images.numpy() - means).max() <= 0.51
@@ -192,7 +197,7 @@ def test_an_image_is_cut_to_its_box() -> None:
         boxes=np.array([[0, 4, 16, 20], [16, 4, 32, 20]]),
     )
     made = worker(shown, settings=STILL)
-    (left,), ((_, right),) = batches(made), made.held_out(4)
+    (left,), ((_, right),) = batches(made), made.held_out(4, SIDE)
     assert set(left.images[:, 0, :, 1:-1].flatten().tolist()) == {200}
     assert not right[:, 0, :, 1:-1].any()
 

@@ -118,7 +118,8 @@ def test_one_command_ends_in_a_bundle_that_says_what_it_is(
     drawn, guessed = (bundle.training[f"outlines_{how}"] for how in ("drawn", "guessed"))
     assert 0 < drawn < 20  # some of the 20 are of held-out images
     assert 18 <= drawn + guessed < 21  # nothing is learned of an empty outline
-    assert [entry["epoch"] for entry in history(folder)] == [1, 2]
+    assert [(entry["epoch"], entry["side"]) for entry in history(folder)] == [(1, 48), (2, 96)]
+    assert bundle.training["stage1"]["best_epoch"] == 2  # the one at the full side
     assert set(bundle.metrics) == {"held_out", "validation"}
     assert bundle.metrics["held_out"]["localisation"]["masks"] > 0
     assert bundle.metrics["validation"]["final"]["mean"]["n"] == 9

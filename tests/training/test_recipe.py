@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesioncam.training.recipe import balanced_weights, freeze_blocks, one_cycle
+from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
 from lesioncam.vision.network import VGGGAP
 
 
@@ -39,3 +39,18 @@ def test_class_weights_by_hand(power: float, expected: list[float]) -> None:
     weights = balanced_weights(labels, 2, power)
     torch.testing.assert_close(weights, torch.tensor(expected), atol=1e-3, rtol=0)
     assert float(weights[torch.from_numpy(labels)].mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("aucs", "expected"),
+    [
+        ([], 0),
+        ([0.9, 0.8], 0),  # coarse ones only
+        ([0.9, 0.8, 0.6], 3),
+        ([0.9, 0.8, None], 3),
+        ([0.9, 0.8, 0.6, 0.7, 0.65], 4),
+        ([0.9, 0.8, 0.6, 0.7, 0.7], 5),  # of equals the last
+    ],
+)
+def test_the_best_epoch_is_one_of_the_full_side(aucs: list[float | None], expected: int) -> None:
+    assert best_epoch(aucs, (128, 128, 224, 224, 224)) == expected

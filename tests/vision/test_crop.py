@@ -11,13 +11,13 @@ from lesioncam.settings import CropRule
 from lesioncam.vision.crop import (
     boxes_in_image,
     crop_boxes,
-    peak_region,
+    heaviest_region,
     region_bounds,
     sample_boxes,
     with_context,
 )
 
-WEIGHT = {"#": 0.5, "@": 1.0, ".": 0.1}  # in the region, the peak, below the threshold
+WEIGHT = {"#": 0.5, "@": 1.0, ".": 0.1}  # above the threshold, the peak, below
 
 
 def drawn(picture: str) -> Tensor:
@@ -30,7 +30,7 @@ def as_picture(region: Tensor) -> list[str]:
 
 
 def region_of(picture: str) -> list[str]:
-    return as_picture(peak_region(drawn(picture)[None], 0.2)[0])
+    return as_picture(heaviest_region(drawn(picture)[None], 0.2)[0])
 
 
 def rectangle(x0: int, y0: int, x1: int, y1: int, cells: int = 10) -> Tensor:
@@ -61,7 +61,14 @@ def whole(count: int, side: int) -> Tensor:
     ("picture", "expected"),
     [
         pytest.param(
-            "@#...  #..##  ..###  ..###", "##... #.... ..... .....", id="smaller, with the peak"
+            "@#...  #..##  ..###  ..###",
+            "..... ...## ..### ..###",
+            id="a wide one outweighs the peak",
+        ),
+        pytest.param(
+            "@@...  .....  ...##  ...##",
+            "##... ..... ..... .....",
+            id="a high one outweighs a wide one",
         ),
         pytest.param("@.. .#. ..#", "#.. ... ...", id="diagonal neighbours do not join"),
         pytest.param(".#. #@# .#.", ".#. ### .#.", id="four neighbours join"),
@@ -69,13 +76,17 @@ def whole(count: int, side: int) -> Tensor:
             "#...@ #...# #...# #####", "#...# #...# #...# #####", id="down, along and up a U"
         ),
         pytest.param(
-            "##### #...# #.@.# #...# #####", "..... ..... ..#.. ..... .....", id="inside a ring"
+            "##### #...# #.@.# #...# #####",
+            "##### #...# #...# #...# #####",
+            id="a ring but not its hole",
         ),
         pytest.param("##### ....# @###. #...# #####", "..... ..... ####. #...# #####", id="spiral"),
         pytest.param("### #@# ###", "### ### ###", id="everything"),
         pytest.param("... .@. ...", "... .#. ...", id="one position"),
-        pytest.param("@.@ ... @..", "#.. ... ...", id="first of equal peaks"),
-        pytest.param("..@ ##. @..", "..# ... ...", id="first in row-major order"),
+        pytest.param("@.@ ... @..", "#.. ... ...", id="first of equals"),
+        pytest.param("..@ ... @..", "..# ... ...", id="first in row-major order"),
+        pytest.param("..@ ##. @..", "... ##. #..", id="together heavier"),
+        pytest.param("... ...", "... ...", id="nothing"),
         pytest.param("#..@", "...#", id="one row"),
     ],
 )
@@ -85,7 +96,7 @@ def test_region_by_hand(picture: str, expected: str) -> None:
 
 def test_position_at_the_threshold_belongs() -> None:
     maps = torch.tensor([[[1.0, 0.25, 0.2499]]])
-    assert as_picture(peak_region(maps, 0.25)[0]) == ["##."]
+    assert as_picture(heaviest_region(maps, 0.25)[0]) == ["##."]
 
 
 def test_region_follows_a_path_as_long_as_the_map() -> None:
@@ -98,18 +109,56 @@ def test_region_follows_a_path_as_long_as_the_map() -> None:
     assert region_of(picture) == snake
 
 
+def components(map_: Tensor, threshold: float) -> list[set[tuple[int, int]]]:
+    """The connected components above the threshold, found one position after the other."""
+    left = {(y, x) for y, x in (map_ >= threshold).nonzero().tolist()}
+    found = []
+    while left:
+        component, edge = set[tuple[int, int]](), {min(left)}
+        while edge:
+            component |= edge
+            left -= edge
+            steps = {(y + i, x + j) for y, x in edge for i, j in ((0, 1), (1, 0), (0, -1), (-1, 0))}
+            edge = steps & left
+        found.append(component)
+    return found
+
+
+@pytest.mark.parametrize("cells", [5, 14])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_region_of_any_map_is_its_heaviest_component(cells: int, threshold: float) -> None:
+    maps = torch.rand(30, cells, cells, generator=torch.Generator().manual_seed(2))
+    for map_, region in zip(maps, heaviest_region(maps, threshold), strict=True):
+        heaviest = max(
+            components(map_, threshold),
+            key=lambda component: sum(float(map_[place]) - threshold for place in component),
+        )
+        assert {(y, x) for y, x in region.nonzero().tolist()} == heaviest
+
+
 def test_regions_of_a_batch_equal_singles() -> None:
     maps = torch.rand(20, 14, 14, generator=torch.Generator().manual_seed(1))
-    together = peak_region(maps, 0.6)
-    singles = torch.cat([peak_region(one[None], 0.6) for one in maps])
+    together = heaviest_region(maps, 0.6)
+    singles = torch.cat([heaviest_region(one[None], 0.6) for one in maps])
     assert torch.equal(together, singles)
     assert together.any(dim=(1, 2)).all()
+
+
+def test_each_map_may_have_a_threshold_of_its_own() -> None:
+    maps = torch.rand(20, 14, 14, generator=torch.Generator().manual_seed(3))
+    thresholds = torch.linspace(0.2, 0.9, 20)
+    together = heaviest_region(maps, thresholds.view(20, 1, 1))
+    singles = [
+        heaviest_region(one[None], threshold.item())
+        for one, threshold in zip(maps, thresholds, strict=True)
+    ]
+    assert torch.equal(together, torch.cat(singles))
 
 
 def test_map_is_left_as_it_was() -> None:
     maps = drawn(".#. #@# ...")[None]
     before = maps.clone()
-    peak_region(maps, 0.2)
+    heaviest_region(maps, 0.2)
     assert torch.equal(maps, before)
 
 
@@ -185,10 +234,11 @@ def test_holes_and_shape_do_not_matter_only_extent() -> None:
     assert box_of(maps, BARE) == box_of(rectangle(3, 2, 8, 7), BARE)
 
 
-def test_only_what_is_joined_to_the_peak_counts() -> None:
-    maps = rectangle(3, 2, 8, 7)
-    maps[0, 9, 9] = 0.9
-    assert box_of(maps, BARE) == box_of(rectangle(3, 2, 8, 7), BARE)
+def test_a_spike_in_a_corner_draws_no_box_to_it() -> None:
+    maps = 0.9 * rectangle(3, 2, 8, 7)
+    alone = box_of(maps, BARE)
+    maps[0, 9, 9] = 1.0
+    assert box_of(maps, BARE) == alone
 
 
 def test_flat_map_gives_the_whole_canvas() -> None:
