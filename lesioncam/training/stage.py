@@ -7,7 +7,7 @@ and the crop for stage 2. Every worker sees its share of the same batches, whate
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,32 @@ class StageState:
         """Whether the last epoch's loss was not a finite number."""
         return bool(self.history) and not math.isfinite(self.history[-1]["loss"])
 
+    def add(self, metrics: dict[str, Any], sides: Sequence[int]) -> None:
+        """Take an epoch's metrics in.
+
+        Args:
+            metrics: among them `epoch` and `mean_auc`.
+            sides: of each epoch of the stage, the side of its images.
+        """
+        self.epoch = metrics["epoch"]
+        self.history.append(metrics)
+        self.best_epoch = best_epoch([entry["mean_auc"] for entry in self.history], sides)
+
+    def keep(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
+        """Copy what the epoch that was added last came to."""
+        self.network = {
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in network.state_dict().items()
+        }
+        self.optimizer, self.schedule = optimizer.state_dict(), schedule.state_dict()
+        if self.best_epoch == self.epoch:
+            self.best = self.network
+
 
 def read_state(checkpoint: ray.train.Checkpoint) -> StageState:
     """Read a checkpoint; tensors and plain values only."""
@@ -163,7 +189,7 @@ class _Worker:
             side = self.job.sides[epoch]
             learned, found = self._train_epoch(epoch, side), self._held_out(side)
             metrics = {"epoch": epoch + 1, "side": side, **learned, **found}
-            self._update(state, epoch + 1, metrics)
+            state.add(metrics, self.job.sides)
             self._report(state, metrics)
             if self.rank == 0:
                 self._post(state)
@@ -261,27 +287,11 @@ class _Worker:
         figure = mean_auc(probabilities, labels[held_out], self.job.ranked)
         return {"mean_auc": figure, "held_out_seconds": time.monotonic() - started}
 
-    def _update(self, state: StageState, epoch: int, metrics: dict[str, Any]) -> None:
-        state.epoch = epoch
-        state.history.append(metrics)
-        if self.rank != 0:
-            return  # rank 0 keeps the weights
-        weights = {
-            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in self.network.state_dict().items()
-        }
-        state.network = weights
-        state.optimizer, state.schedule = self.optimizer.state_dict(), self.schedule.state_dict()
-        state.best_epoch = best_epoch(
-            [entry["mean_auc"] for entry in state.history], self.job.sides
-        )
-        if state.best_epoch == epoch:
-            state.best = weights
-
     def _report(self, state: StageState, metrics: dict[str, Any]) -> None:
         if self.rank != 0:
             ray.train.report(metrics)
-            return
+            return  # rank 0 keeps the weights
+        state.keep(self.network, self.optimizer, self.schedule)
         with tempfile.TemporaryDirectory() as folder:
             torch.save(vars(state), Path(folder, _STATE_FILE))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
