@@ -15,36 +15,31 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.predictions import (
+    by_form,
+    figures_of,
+    means_table,
+    read_images,
+    read_predictions,
+)
 from lesioncam.cli import read_config
 from lesioncam.errors import InputError
-from lesioncam.evaluation.evaluate import join, read_scores
-from lesioncam.evaluation.localisation import localisation
-from lesioncam.schema import probability_columns
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.storage.listing import image_id
-from lesioncam.storage.results import Results
-from lesioncam.storage.store import read_uri
 from lesioncam.training.job import TrainRequest, train
-from lesioncam.training.source import match_source
-from lesioncam.vision.copies import SIDE, groups_of_copies, thumbnail
-from lesioncam.vision.decode import decode
-from lesioncam.vision.metrics import STAGES, Figures, evaluate_stages, markdown_table, with_interval
-from lesioncam.vision.overlap import mean_overlap, overlap_table
+from lesioncam.vision.metrics import markdown_table
+from lesioncam.vision.overlap import overlap_table
 
 FOLDS = 5
 SEED = 20170
-OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "centre_inside", "central_box_iou"]
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -55,23 +50,6 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
         members = random.permutation(np.flatnonzero(labels == place))
         folds[members] = np.arange(len(members)) % FOLDS
     return np.asarray(folds[groups])
-
-
-def read_images(flags: argparse.Namespace, labels: Labels) -> tuple[pd.DataFrame, str]:
-    """The labelled images: `uri`, `image_id`, `label` (a place in the classes) and `fold`.
-
-    And a digest of what they show and are called.
-    """
-    source = match_source(flags.images, labels, "--images", "--labels")
-    with ThreadPoolExecutor() as threads:
-        seen = threads.map(lambda uri: decode(read_uri(uri), 2 * SIDE).canvas, source.uris)
-        thumbnails = np.stack([thumbnail(canvas) for canvas in seen])
-    folds = assign_folds(source.indices, groups_of_copies(thumbnails))
-    names = [image_id(uri) for uri in source.uris]
-    digest = hashlib.sha256("\n".join(names).encode() + thumbnails.tobytes())
-    digest.update(source.indices.tobytes())
-    columns = {"uri": source.uris, "image_id": names, "label": source.indices, "fold": folds}
-    return pd.DataFrame(columns), digest.hexdigest()[:16]
 
 
 def read_settings(flags: argparse.Namespace) -> TrainSettings:
@@ -125,43 +103,9 @@ def run_fold(
     if not bundle_exists(bundle):
         train(TrainRequest(flags.images, f"{work}/train.csv", bundle, settings, masks=flags.masks))
     score(ScoreRequest(f"{work}/images.csv", bundle, scores))
-    rows, classes = read_scores(Results(scores))
-    joined, _ = join(rows, read_labels(f"{work}/labels.csv", labels.classes[-1]), classes)
-    columns = [name for stage in STAGES for name in probability_columns(classes, stage)]
-    found = joined[["image_id", *columns]].assign(label=[classes[k] for k in joined["label"]])
-    if flags.masks:
-        _, overlap = localisation(joined, flags.masks)
-        found = found.join(overlap[OVERLAP], on="image_id")
-    found.round(5).to_csv(Path(flags.output, f"fold{fold}.csv"), index=False)
-
-
-def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
-    """AUCs, within each `fold` and averaged, and overlap of predictions as they are kept."""
-    places = rows["label"].map(list(labels.classes).index).to_numpy()
-    stages = {
-        stage: rows[probability_columns(labels.classes, stage)].to_numpy(float) for stage in STAGES
-    }
-    folds = rows["fold"].to_numpy()
-    figures = evaluate_stages(stages, places, labels.classes, labels.ranked, folds=folds)
-    if "box_iou" in rows:
-        with_mask = rows.dropna(subset=["box_iou"])
-        found = ({name: float(row[name]) for name in OVERLAP} for _, row in with_mask.iterrows())
-        figures["localisation"] = mean_overlap(found)
-    return figures
-
-
-def means_table(what: str, parts: Mapping[str, pd.DataFrame], labels: Labels) -> list[str]:
-    """Lines of Markdown: the mean AUCs of each part of the images."""
-    lines = [
-        f"| {what} | images | stage 1 | stage 2 | final | gain over stage 1 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, rows in parts.items():
-        figures = figures_of(rows, labels)
-        means = [*(figures[stage]["mean"] for stage in STAGES), figures["gain"]]
-        cells = [name, f"{len(rows):,}", *map(with_interval, means)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    own_labels = read_labels(f"{work}/labels.csv", labels.classes[-1])
+    found = read_predictions(scores, own_labels, flags.masks)
+    found.to_csv(Path(flags.output, f"fold{fold}.csv"), index=False)
 
 
 def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
@@ -191,8 +135,7 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
         *means_table("fold", {str(part["fold"].iloc[0]): part for part in parts}, labels),
     ]
     if forms is not None:
-        by_form = dict(list(rows.groupby(rows["image_id"].map(forms).fillna("unknown"))))
-        lines += ["", *means_table("form", by_form, labels)]
+        lines += ["", *means_table("form", by_form(rows, forms), labels)]
     if "localisation" in whole:
         lines += ["", *overlap_table(whole["localisation"])]
     markdown = "\n".join(lines) + "\n"
@@ -223,7 +166,8 @@ def main() -> None:
         forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]
     chosen = [int(fold) for fold in flags.folds.split(",") if fold]
     if chosen:
-        images, seen = read_images(flags, labels)
+        images, seen = read_images(flags.images, labels)
+        images["fold"] = assign_folds(images["label"].to_numpy(), images["group"].to_numpy())
         digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
         for fold in chosen:
             run_fold(fold, images, labels, settings, flags, Path(flags.work, digest, f"fold{fold}"))

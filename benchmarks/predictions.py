@@ -1,0 +1,87 @@
+"""Predictions on labelled images, kept as small CSV files, and the figures that they come to."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+
+from lesioncam.evaluation.evaluate import join, read_scores
+from lesioncam.evaluation.localisation import localisation
+from lesioncam.schema import probability_columns
+from lesioncam.storage.labels import Labels
+from lesioncam.storage.listing import image_id
+from lesioncam.storage.results import Results
+from lesioncam.storage.store import read_uri
+from lesioncam.training.source import match_source
+from lesioncam.vision.copies import SIDE, groups_of_copies, thumbnail
+from lesioncam.vision.decode import decode
+from lesioncam.vision.metrics import STAGES, Figures, evaluate_stages, with_interval
+from lesioncam.vision.overlap import mean_overlap
+
+OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "centre_inside", "central_box_iou"]
+
+
+def read_images(images: str, labels: Labels) -> tuple[pd.DataFrame, str]:
+    """The labelled images: `uri`, `image_id`, `label` (a place in the classes) and `group`.
+
+    Images of one group show the same picture; its number is the first one's. And a digest of what
+    the images show and are called.
+    """
+    source = match_source(images, labels, "--images", "--labels")
+    with ThreadPoolExecutor() as threads:
+        seen = threads.map(lambda uri: decode(read_uri(uri), 2 * SIDE).canvas, source.uris)
+        thumbnails = np.stack([thumbnail(canvas) for canvas in seen])
+    names = [image_id(uri) for uri in source.uris]
+    digest = hashlib.sha256("\n".join(names).encode() + thumbnails.tobytes())
+    digest.update(source.indices.tobytes())
+    columns = {"uri": source.uris, "image_id": names, "label": source.indices}
+    rows = pd.DataFrame(columns).assign(group=groups_of_copies(thumbnails))
+    return rows, digest.hexdigest()[:16]
+
+
+def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataFrame:
+    """Every scored and labelled image's probabilities, `label` (its name) and, if any, overlap."""
+    rows, classes = read_scores(Results(scores))
+    joined, _ = join(rows, labels, classes)
+    columns = [name for stage in STAGES for name in probability_columns(classes, stage)]
+    found = joined[["image_id", *columns]].assign(label=[classes[k] for k in joined["label"]])
+    if masks is not None:
+        _, overlap = localisation(joined, masks)
+        found = found.join(overlap[OVERLAP], on="image_id")
+    return found.round(5)
+
+
+def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
+    """AUCs and overlap of predictions; where these have a `fold`, within each and averaged."""
+    places = rows["label"].map(list(labels.classes).index).to_numpy()
+    stages = {
+        stage: rows[probability_columns(labels.classes, stage)].to_numpy(float) for stage in STAGES
+    }
+    folds = rows["fold"].to_numpy() if "fold" in rows else None
+    figures = evaluate_stages(stages, places, labels.classes, labels.ranked, folds=folds)
+    if "box_iou" in rows:
+        with_mask = rows.dropna(subset=["box_iou"])
+        found = ({name: float(row[name]) for name in OVERLAP} for _, row in with_mask.iterrows())
+        figures["localisation"] = mean_overlap(found)
+    return figures
+
+
+def means_table(what: str, parts: Mapping[str, pd.DataFrame], labels: Labels) -> list[str]:
+    """Lines of Markdown: the mean AUCs of each part of the images."""
+    lines = [
+        f"| {what} | images | stage 1 | stage 2 | final | gain over stage 1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rows in parts.items():
+        figures = figures_of(rows, labels)
+        means = [*(figures[stage]["mean"] for stage in STAGES), figures["gain"]]
+        cells = [name, f"{len(rows):,}", *map(with_interval, means)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def by_form(rows: pd.DataFrame, forms: pd.Series) -> dict[str, pd.DataFrame]:
+    """Predictions parted by the form of each image's file."""
+    return dict(list(rows.groupby(rows["image_id"].map(forms).fillna("unknown"))))
