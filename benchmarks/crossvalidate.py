@@ -35,6 +35,7 @@ from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.training.job import TrainRequest, train
+from lesioncam.vision.copies import SIDE
 from lesioncam.vision.metrics import markdown_table
 from lesioncam.vision.overlap import overlap_table
 
@@ -166,7 +167,7 @@ def main() -> None:
         forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]
     chosen = [int(fold) for fold in flags.folds.split(",") if fold]
     if chosen:
-        images, seen = read_images(flags.images, labels)
+        images, seen = read_images(flags.images, labels, 2 * SIDE)
         images["fold"] = assign_folds(images["label"].to_numpy(), images["group"].to_numpy())
         digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
         for fold in chosen:

@@ -1,129 +1,192 @@
-r"""What a bundle reaches that was trained on the layout of `benchmarks.isic2017`.
+"""What a bundle reaches that was trained on the layout of `benchmarks.isic2017`.
 
     python -m benchmarks.headline --isic isic --bundle model --output docs/headline
 
 Scores, in float32, the images that its training held out and the validation images in both forms.
-Of each of these sets the predictions go to `<set>.csv` in the output and the figures to
-`<set>.json`; beside them go the run's own record (`metrics.csv`, `curves.png`, `model-card.md`),
-and `README.md` with tables of all of it.
+Each of these sets gets a folder in the output, with the predictions and what `lesioncam evaluate`
+says of them; beside it go the run's own record and `README.md` with tables of all of it.
 """
 
 import argparse
-import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.predictions import (
-    by_form,
-    figures_of,
-    means_table,
-    read_images,
-    read_predictions,
-)
+from benchmarks.predictions import by_form, means_table, read_images, read_predictions
+from lesioncam.errors import InputError
+from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings, from_mapping
 from lesioncam.storage.bundle import Bundle, load_bundle
-from lesioncam.storage.labels import read_labels
+from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.training.source import hold_out
 from lesioncam.vision.metrics import STAGES, Figures, with_interval
 
-SETS = {
-    "held-out": "held out",
-    "validation-512": "validation at 512",
-    "validation": "validation at 256",
-}
 RECORD = {"metrics.csv": "metrics.csv", "curves.png": "curves.png", "README.md": "model-card.md"}
+SAME_AUC = 0.01  # as far as float32 may be from the precision of training
 
 
-def write_held_out(isic: Path, bundle: Bundle, path: Path) -> None:
-    """Write the `uri`s of the images that a bundle's training held out, drawn as it drew them."""
-    settings = from_mapping(TrainSettings, bundle.training["settings"], "bundle.json: settings")
-    labels = read_labels(f"{isic}/train.csv", settings.rest_class)
-    images, _ = read_images(f"{isic}/train", labels)
-    places, groups = images["label"].to_numpy(), images["group"].to_numpy()
+@dataclass(frozen=True)
+class Part:
+    """A set of images to score.
+
+    Attributes:
+        title: what tables call it.
+        images: a directory, or a CSV of `uri`s.
+        labels: the ground truth of at least these images.
+        masks: their outlines, or None.
+    """
+
+    title: str
+    images: Path
+    labels: Path
+    masks: Path | None
+
+
+def parts_of(isic: Path, held_out: Path) -> dict[str, Part]:
+    """The sets by the name of their folder; `held_out` is the CSV of the first one."""
+    truth = isic / "val.csv"
+    return {
+        "held-out": Part("held out", held_out, isic / "train.csv", isic / "masks"),
+        "validation": Part("validation at 256", isic / "val", truth, None),
+        "validation-512": Part("those of them at 512", isic / "val-512", truth, isic / "masks-512"),
+    }
+
+
+def held_out_images(
+    images: str, labels: Labels, settings: TrainSettings, bundle: Bundle
+) -> list[str]:
+    """The `uri`s of the images that a bundle's training held out, drawn as it drew them.
+
+    Raises:
+        InputError: these are not the images that it was trained on.
+    """
+    rows, _ = read_images(images, labels, bundle.settings.canvas_side)
+    places, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     held_out = hold_out(places, groups, settings.val_fraction, settings.seed)
-    images.loc[held_out, ["uri"]].to_csv(path, index=False)
+    for part, of_it in (("training_images", ~held_out), ("held_out_images", held_out)):
+        found = Counter(labels.classes[place] for place in places[of_it])
+        if found != Counter(bundle.training[part]):
+            raise InputError(
+                f"--bundle: its {part} were {bundle.training[part]}, those of {images} are "
+                f"{dict(found)}; give the images that it was trained on as --isic"
+            )
+    return list(rows["uri"][held_out])
 
 
-def localisation_table(figures: dict[str, Figures]) -> list[str]:
-    """Lines of Markdown: map and box against outlines, of those sets that have some."""
+def check_held_out(figures: Figures, bundle: Bundle) -> None:
+    """Refuse held-out images on which stage 1 is not as good as it was in training.
+
+    Raises:
+        InputError: they are others.
+    """
+    found, known = (of["stage1"]["mean"]["auc"] for of in (figures, bundle.metrics["held_out"]))
+    if abs(found - known) > SAME_AUC:
+        raise InputError(
+            f"--isic: stage 1 has a mean AUC of {found:.4f} on what should be the images held out, "
+            f"and had {known:.4f} in training; give the images that --bundle was trained on"
+        )
+
+
+def localisation_table(figures: Mapping[str, Figures]) -> list[str]:
+    """Lines of Markdown: maps and boxes against outlines, of those sets that have some."""
     lines = [
         "| images | CAM peak in the lesion | IoU of box and lesion's box | lesion kept "
         "| the centre in the lesion | IoU of a central box |",
         "|---|---|---|---|---|---|",
     ]
-    for name, found in figures.items():
-        if "localisation" in found:
-            means = {key: f"{value:.3f}" for key, value in found["localisation"].items()}
-            lines.append(
-                f"| {found['localisation']['masks']} {SETS[name]} | {means['peak_inside']} "
-                f"| {means['box_iou']} | {means['lesion_kept']} | {means['centre_inside']} "
-                f"| {means['central_box_iou']} |"
-            )
+    columns = ("peak_inside", "box_iou", "lesion_kept", "centre_inside", "central_box_iou")
+    for title, content in figures.items():
+        if "localisation" in content:
+            found = content["localisation"]
+            means = " | ".join(f"{found[name]:.3f}" for name in columns)
+            lines.append(f"| {found['masks']} {title} | {means} |")
     return lines
 
 
-def classes_table(figures: dict[str, Figures], classes: Sequence[str]) -> list[str]:
-    """Lines of Markdown: each class's AUC in each set."""
+def classes_table(figures: Mapping[str, Figures], classes: Sequence[str]) -> list[str]:
+    """Lines of Markdown: each class's AUCs on each set."""
     lines = ["| AUC of | images | stage 1 | stage 2 | final |", "|---|---|---|---|---|"]
-    for name, found in figures.items():
-        for label in classes:
-            cells = [with_interval(found[stage][label]) for stage in STAGES]
-            lines.append(f"| {label} | {SETS[name]} | {' | '.join(cells)} |")
+    for name in classes:
+        for title, content in figures.items():
+            cells = [with_interval(content[stage][name]) for stage in STAGES]
+            lines.append(f"| {name} | {title} | {' | '.join(cells)} |")
     return lines
+
+
+def score_and_evaluate(
+    part: Part, bundle: str, rest_class: str, scores: Path, output: Path
+) -> tuple[Figures, pd.DataFrame]:
+    """Score a set, as far as that is not done; returns `evaluation.json` and the predictions.
+
+    Raises:
+        InputError: an image failed, or the scores hold images that are not of the set.
+    """
+    done = score(ScoreRequest(str(part.images), bundle, str(scores), precision="float32"))
+    if done["failed"] or done["kept"]:
+        raise InputError(
+            f"--work: {scores} has {done['failed']} failed images and {done['kept']} of other "
+            f"sets; name another place, or mend the images"
+        )
+    masks = None if part.masks is None else str(part.masks)
+    request = EvaluateRequest(str(scores), str(part.labels), str(output), rest_class, masks)
+    content, _, _ = evaluate(request)
+    labels = read_labels(str(part.labels), rest_class)
+    return content, read_predictions(str(scores), labels, masks)
 
 
 def main() -> None:
     """Score what is not scored yet, and write all figures anew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--isic", type=Path, required=True, help="benchmarks.isic2017's layout")
-    parser.add_argument("--bundle", required=True, help="what train made of it")
+    parser.add_argument("--bundle", required=True, help="what train made of it; a directory")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("headline"), help="scores")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    isic, output = flags.isic, flags.output
-    for place in (output, flags.work):
+    bundle, output = load_bundle(flags.bundle), flags.output
+    work = flags.work / bundle.digest[:8]
+    for place in (output, work):
         place.mkdir(parents=True, exist_ok=True)
-    bundle = load_bundle(flags.bundle)
-    write_held_out(isic, bundle, flags.work / "held-out.csv")
-
-    sets = {
-        "held-out": (flags.work / "held-out.csv", isic / "train.csv", isic / "masks"),
-        "validation-512": (isic / "val-512", isic / "val.csv", isic / "masks-512"),
-        "validation": (isic / "val", isic / "val.csv", None),
-    }
-    rows, figures = {}, {}
-    for name, (images, csv, masks) in sets.items():
-        scores = f"{flags.work}/{bundle.digest[:8]}/{name}"
-        score(ScoreRequest(str(images), flags.bundle, scores, precision="float32"))
-        labels = read_labels(str(csv), bundle.settings.classes[-1])
-        rows[name] = read_predictions(scores, labels, None if masks is None else str(masks))
-        figures[name] = figures_of(rows[name], labels)
-        rows[name].to_csv(output / f"{name}.csv", index=False)
-        (output / f"{name}.json").write_text(json.dumps(figures[name], indent=2) + "\n")
     for name, kept in RECORD.items():
         shutil.copy(Path(flags.bundle, name), output / kept)
+    forms = pd.read_csv(flags.isic / "forms.csv", dtype=str).set_index("image_id")["form"]
 
-    forms = pd.read_csv(isic / "forms.csv", dtype=str).set_index("image_id")["form"]
-    parts = {"held out": rows["held-out"]}
-    parts |= {f"of these at {form}": r for form, r in by_form(rows["held-out"], forms).items()}
-    parts |= {SETS[name]: rows[name] for name in ("validation", "validation-512")}
+    settings = from_mapping(TrainSettings, bundle.training["settings"], "bundle.json: settings")
+    labels = read_labels(f"{flags.isic}/train.csv", settings.rest_class)
+    uris = held_out_images(f"{flags.isic}/train", labels, settings, bundle)
+    pd.DataFrame({"uri": uris}).to_csv(work / "held-out.csv", index=False)
+
+    figures: dict[str, Figures] = {}
+    rows: dict[str, pd.DataFrame] = {}
+    for name, part in parts_of(flags.isic, work / "held-out.csv").items():
+        figures[part.title], found = score_and_evaluate(
+            part, flags.bundle, settings.rest_class, work / name, output / name
+        )
+        if name == "held-out":
+            check_held_out(figures[part.title], bundle)
+            found["form"] = found["image_id"].map(forms)
+        found.to_csv(output / name / "predictions.csv", index=False)
+        rows[part.title] = found
+        if name == "held-out":
+            rows |= {f"of these at {form}": of_it for form, of_it in by_form(found, forms).items()}
+
     markdown = "\n".join(
         [
             "# What one run reaches",
             "",
             f"Made by `benchmarks.headline` from the bundle {bundle.digest[:8]}, trained by "
-            f"lesioncam {bundle.training['lesioncam_version']} with seed "
-            f"{bundle.training['settings']['seed']}; scored in float32. The held-out images chose "
-            "each stage's epoch, the validation images chose nothing. AUCs have 95 % bootstrap "
-            "intervals; means are over the classes with a column of their own.",
+            f"lesioncam {bundle.training['lesioncam_version']} with seed {settings.seed}; scored "
+            "in float32. The held-out images chose each stage's epoch, the validation images chose "
+            "nothing. AUCs have 95 % bootstrap intervals; the mean is over "
+            f"{', '.join(labels.ranked)}.",
             "",
-            *means_table("mean AUC", parts, labels),
+            *means_table("mean AUC", rows, labels),
             "",
             *classes_table(figures, labels.classes),
             "",

@@ -1,4 +1,4 @@
-"""Predictions on labelled images, kept as small CSV files, and the figures that they come to."""
+"""Labelled images, their predictions as small CSV files, and the figures that these come to."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from lesioncam.storage.listing import image_id
 from lesioncam.storage.results import Results
 from lesioncam.storage.store import read_uri
 from lesioncam.training.source import match_source
-from lesioncam.vision.copies import SIDE, groups_of_copies, thumbnail
+from lesioncam.vision.copies import groups_of_copies, thumbnail
 from lesioncam.vision.decode import decode
 from lesioncam.vision.metrics import STAGES, Figures, evaluate_stages, with_interval
 from lesioncam.vision.overlap import mean_overlap
@@ -23,15 +23,26 @@ from lesioncam.vision.overlap import mean_overlap
 OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "centre_inside", "central_box_iou"]
 
 
-def read_images(images: str, labels: Labels) -> tuple[pd.DataFrame, str]:
+def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, str]:
     """The labelled images: `uri`, `image_id`, `label` (a place in the classes) and `group`.
 
-    Images of one group show the same picture; its number is the first one's. And a digest of what
-    the images show and are called.
+    Images of one group show the same picture; its number is the first one's.
+
+    Args:
+        images: a directory or prefix.
+        labels: their classes.
+        side: of the canvases, in pixels, that pictures are compared on.
+
+    Returns:
+        The images, and a digest of what they show and are called.
+
+    Raises:
+        InputError: no image has a label.
+        DecodeError: an image cannot be read.
     """
     source = match_source(images, labels, "--images", "--labels")
     with ThreadPoolExecutor() as threads:
-        seen = threads.map(lambda uri: decode(read_uri(uri), 2 * SIDE).canvas, source.uris)
+        seen = threads.map(lambda uri: decode(read_uri(uri), side).canvas, source.uris)
         thumbnails = np.stack([thumbnail(canvas) for canvas in seen])
     names = [image_id(uri) for uri in source.uris]
     digest = hashlib.sha256("\n".join(names).encode() + thumbnails.tobytes())
@@ -42,7 +53,13 @@ def read_images(images: str, labels: Labels) -> tuple[pd.DataFrame, str]:
 
 
 def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataFrame:
-    """Every scored and labelled image's probabilities, `label` (its name) and, if any, overlap."""
+    """Every scored and labelled image's probabilities, `label` (its name) and overlap with a mask.
+
+    Numbers have five decimals.
+
+    Raises:
+        InputError: there are no such scores, labels or masks.
+    """
     rows, classes = read_scores(Results(scores))
     joined, _ = join(rows, labels, classes)
     columns = [name for stage in STAGES for name in probability_columns(classes, stage)]

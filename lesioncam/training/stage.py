@@ -115,7 +115,13 @@ class StageState:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Copy what the epoch that was added last came to."""
+        """Keep what the epoch came to that was added last, its weights as a copy.
+
+        Args:
+            network: on any device.
+            optimizer: whose buffers the state refers to, until the next step changes them.
+            schedule: likewise.
+        """
         self.network = {
             name: tensor.cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in network.state_dict().items()

@@ -1,8 +1,9 @@
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,25 @@ from PIL import Image
 
 from benchmarks import headline
 from lesioncam.demo import draw_images
+from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
-from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
+from lesioncam.storage.bundle import Bundle, ModelSettings
+from lesioncam.storage.labels import read_labels
+from lesioncam.training.fit import fit
 from lesioncam.training.job import TrainRequest, train
-from lesioncam.training.stage import StageJob
+from lesioncam.training.stage import StageJob, StageState
+
+SETTINGS = TrainSettings(
+    backbone="tiny", stage1_epochs=1, stage2_epochs=1, batch_size=8, val_fraction=0.25, seed=3
+)
 
 
 @pytest.fixture
 def isic(tmp_path: Path) -> Path:
-    """The layout of `benchmarks.isic2017`: 24 training, 12 validation images, 6 of them twice."""
+    """The layout of `benchmarks.isic2017`: 24 training, 12 validation images, 6 of them twice.
+
+    The second training image shows the same picture as the fifth.
+    """
     folder = tmp_path / "isic"
     draw_images(folder, 36, seed=5)
     (folder / "images").rename(folder / "train")
@@ -38,38 +49,23 @@ def isic(tmp_path: Path) -> Path:
             (folder / "train" / f"{name}.jpg").rename(folder / "val" / f"{name}.jpg")
         if number >= 30:
             shutil.copy(folder / "val" / f"{name}.jpg", folder / "val-512")
+    with Image.open(folder / "train" / "DRAWN_00001.jpg") as image:
+        image.save(folder / "train" / "DRAWN_00004.jpg", quality=80)
     return folder
-
-
-def held_out_by_training(isic: Path, settings: TrainSettings) -> set[str]:
-    """The images that `train` would hold out."""
-
-    class Asked(Exception):  # noqa: N818
-        pass
-
-    def fit(job: StageJob, *_: object) -> None:
-        raise Asked(job.examples.held_out)
-
-    request = TrainRequest(f"{isic}/train", f"{isic}/train.csv", f"{isic}/model", settings)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lesioncam.training.job.fit", fit)
-        with pytest.raises(Asked) as asked:
-            train(request)
-    names = np.array(sorted(path.stem for path in (isic / "train").iterdir()))
-    return set(names[asked.value.args[0]])
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
-    isic: Path, bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    isic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = TrainSettings(backbone="tiny", val_fraction=0.25, seed=3)
-    tiny = load_bundle(bundle_uri)
-    facts = {"settings": asdict(settings), "lesioncam_version": "0.1"}
-    trained = Bundle(tiny.settings, tiny.stage1, tiny.stage2, training=facts)
-    save_bundle(trained, f"{tmp_path}/model", "# Its card\n")
-    for name in ("metrics.csv", "curves.png"):
-        (tmp_path / "model" / name).write_text(name)
+    held_out = []
+
+    def noting(job: StageJob, *others: Any) -> StageState:
+        held_out.append(job.examples.held_out)
+        return fit(job, *others)
+
+    monkeypatch.setattr("lesioncam.training.job.fit", noting)
+    train(TrainRequest(f"{isic}/train", f"{isic}/train.csv", f"{tmp_path}/model", SETTINGS))
 
     command = ["headline", "--isic", f"{isic}", "--bundle", f"{tmp_path}/model"]
     command += ["--output", f"{tmp_path}/figures", "--work", f"{tmp_path}/work"]
@@ -77,14 +73,60 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
     headline.main()
 
     output = tmp_path / "figures"
-    found = pd.read_csv(output / "held-out.csv")
-    assert set(found["image_id"]) == held_out_by_training(isic, settings)
-    assert len(pd.read_csv(output / "validation.csv")) == 12
-    assert len(pd.read_csv(output / "validation-512.csv")) == 6
-    assert json.loads((output / "held-out.json").read_text())["localisation"]["masks"] == 6
+    found = pd.read_csv(output / "held-out" / "predictions.csv")
+    names = np.array(sorted(path.stem for path in (isic / "train").iterdir()))
+    assert set(found["image_id"]) == set(names[held_out[0]])
+    assert len(pd.read_csv(output / "validation" / "predictions.csv")) == 12
+    assert len(pd.read_csv(output / "validation-512" / "predictions.csv")) == 6
+    content = json.loads((output / "held-out" / "evaluation.json").read_text())
+    assert content["images"]["evaluated"] == content["localisation"]["masks"] == len(found)
     text = (output / "README.md").read_text()
-    for row in ("| held out | 6 |", "| of these at 512 |", "| validation at 256 | 12 |"):
-        assert row in text
-    assert "| 6 validation at 512 | " in text
-    assert "validation at 256 | 0" not in text.split("CAM peak")[1]
-    assert (output / "model-card.md").read_text() == "# Its card\n"
+    for form in ("256", "512"):
+        assert f"| of these at {form} | {(found['form'] == int(form)).sum()} |" in text
+    assert "| validation at 256 | 12 |" in text
+    assert (output / "model-card.md").read_text() == (tmp_path / "model/README.md").read_text()
+
+
+def test_images_that_it_was_not_trained_on_are_refused(
+    isic: Path, model_settings: ModelSettings
+) -> None:
+    classes = ("melanoma", "seborrheic_keratosis", "nevus")
+    facts: dict[str, Any] = {
+        "training_images": dict(zip(classes, (6, 5, 6), strict=True)),
+        "held_out_images": dict(zip(classes, (2, 3, 2), strict=True)),  # both copies
+    }
+    figures = {"stage1": {"mean": {"auc": 0.91}}}
+    bundle = Bundle(model_settings, {}, {}, training=facts, metrics={"held_out": figures})
+    labels = read_labels(f"{isic}/train.csv", "nevus")
+    uris = headline.held_out_images(f"{isic}/train", labels, SETTINGS, bundle)
+    assert len(uris) == 7
+    other = replace(bundle, training={**facts, "held_out_images": dict.fromkeys(classes, 3)})
+    with pytest.raises(InputError, match=r"--bundle: its held_out_images were .*'melanoma': 3"):
+        headline.held_out_images(f"{isic}/train", labels, SETTINGS, other)
+    headline.check_held_out({"stage1": {"mean": {"auc": 0.912}}}, bundle)
+    with pytest.raises(InputError, match=r"--isic: stage 1 has a mean AUC of 0\.8900"):
+        headline.check_held_out({"stage1": {"mean": {"auc": 0.89}}}, bundle)
+
+
+def test_tables_say_what_is_whose() -> None:
+    def figure(auc: float) -> dict[str, float]:
+        return {"auc": auc, "low": auc - 0.1, "high": auc + 0.1}
+
+    overlap = {"masks": 6, "peak_inside": 0.1, "box_iou": 0.2, "lesion_kept": 0.3}
+    overlap |= {"centre_inside": 0.4, "central_box_iou": 0.5}
+    figures: dict[str, Any] = {
+        "one": {"localisation": overlap},
+        "two": {},
+    }
+    for title, add in (("one", 0.0), ("two", 0.05)):
+        for stage, auc in (("stage1", 0.7), ("stage2", 0.6), ("final", 0.8)):
+            figures[title][stage] = {"melanoma": figure(auc + add)}
+    assert headline.localisation_table(figures)[2:] == [
+        "| 6 one | 0.100 | 0.200 | 0.300 | 0.400 | 0.500 |"
+    ]
+    assert headline.classes_table(figures, ["melanoma"])[2:] == [
+        "| melanoma | one | 0.700 (0.600 to 0.800) | 0.600 (0.500 to 0.700) "
+        "| 0.800 (0.700 to 0.900) |",
+        "| melanoma | two | 0.750 (0.650 to 0.850) | 0.650 (0.550 to 0.750) "
+        "| 0.850 (0.750 to 0.950) |",
+    ]
