@@ -70,12 +70,15 @@ def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataF
     return found.round(5)
 
 
+def probabilities(rows: pd.DataFrame, labels: Labels, stage: str) -> np.ndarray:
+    """(n, K) float64: a stage's, of predictions as they are kept."""
+    return rows[probability_columns(labels.classes, stage)].to_numpy(float)
+
+
 def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
     """AUCs and overlap of predictions; where these have a `fold`, within each and averaged."""
     places = rows["label"].map(list(labels.classes).index).to_numpy()
-    stages = {
-        stage: rows[probability_columns(labels.classes, stage)].to_numpy(float) for stage in STAGES
-    }
+    stages = {stage: probabilities(rows, labels, stage) for stage in STAGES}
     folds = rows["fold"].to_numpy() if "fold" in rows else None
     figures = evaluate_stages(stages, places, labels.classes, labels.ranked, folds=folds)
     if "box_iou" in rows:

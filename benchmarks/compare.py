@@ -1,0 +1,67 @@
+"""Two runs on the same images: their mean AUCs, stage by stage, and the paired difference.
+
+    python -m benchmarks.compare --one docs/headline --other docs/control --labels isic/train.csv
+
+`--one` and `--other` are outputs of `benchmarks.headline`; a set that only one of them has is left
+out. `--labels` says which classes have a column of their own.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.predictions import probabilities
+from lesioncam.errors import InputError
+from lesioncam.settings import TrainSettings
+from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.vision.metrics import STAGES, evaluate_stages, with_interval
+
+
+def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list[str]]:
+    """Of each stage its name, the mean AUC in each run, and `one`'s less `other`'s.
+
+    Intervals are `lesioncam.vision.metrics.evaluate_stages`'s; the difference's is paired.
+
+    Args:
+        one: a run's predictions, as `benchmarks.predictions.read_predictions` has them.
+        other: another's, of the same images.
+        labels: their classes.
+
+    Raises:
+        InputError: they are not of the same images.
+    """
+    one, other = (rows.set_index("image_id").sort_index() for rows in (one, other))
+    if not one["label"].equals(other["label"]):
+        raise InputError("--other: its images or their labels are not those of --one")
+    places = one["label"].map(list(labels.classes).index).to_numpy()
+    lines = []
+    for stage in STAGES:
+        first, second = (probabilities(rows, labels, stage) for rows in (one, other))
+        pair = {"final": first, "stage1": second, "stage2": second}  # the gain is final's
+        figures = evaluate_stages(pair, places, labels.classes, labels.ranked)
+        means = (figures[name]["mean"] for name in ("final", "stage1"))
+        lines.append([stage, *map(with_interval, means), with_interval(figures["gain"])])
+    return lines
+
+
+def main() -> None:
+    """Print a table of Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", type=Path, required=True)
+    parser.add_argument("--other", type=Path, required=True)
+    parser.add_argument("--labels", required=True)
+    flags = parser.parse_args()
+    labels = read_labels(flags.labels, TrainSettings().rest_class)
+    print(f"| images | | {flags.one.name} | {flags.other.name} | difference |")
+    print("|---|---|---|---|---|")
+    for path in sorted(flags.one.glob("*/predictions.csv")):
+        beside = flags.other / path.parent.name / path.name
+        if beside.exists():
+            one, other = pd.read_csv(path), pd.read_csv(beside)
+            for cells in compare(one, other, labels):
+                print(f"| {len(one)} {path.parent.name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.compare import compare
+from lesioncam.errors import InputError
+from lesioncam.schema import probability_columns
+from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.vision.metrics import STAGES
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Labels:
+    (tmp_path / "labels.csv").write_text("image_id,melanoma\nA,1\nB,0\n")
+    return read_labels(f"{tmp_path}/labels.csv", "nevus")
+
+
+def predictions(labels: Labels, **right: float) -> pd.DataFrame:
+    """Ten images a class; of the share `right` of a stage's melanomas the rank is the best one."""
+    rows = pd.DataFrame({"image_id": [f"{n:02d}" for n in range(20)]})
+    rows["label"] = np.repeat(labels.classes, 10)
+    for stage in STAGES:
+        melanoma = np.full(20, 0.5)
+        melanoma[:10] = np.where(np.arange(10) < 10 * right.get(stage, 1.0), 0.9, 0.1)
+        rows[probability_columns(labels.classes, stage)] = np.stack([melanoma, 1 - melanoma], 1)
+    return rows
+
+
+def test_each_stage_is_compared_with_the_same_one(labels: Labels) -> None:
+    one = predictions(labels, stage2=0.8)
+    other = predictions(labels, stage2=0.6, final=0.9)
+    found = compare(one, other.sample(frac=1, random_state=0), labels)
+    assert [cells[0] for cells in found] == list(STAGES)
+    assert found[0][1:] == ["1.000 (1.000 to 1.000)"] * 2 + ["0.000 (0.000 to 0.000)"]
+    assert [cell[:5] for cell in found[1][1:]] == ["0.800", "0.600", "0.200"]
+    assert [cell[:5] for cell in found[2][1:]] == ["1.000", "0.900", "0.100"]
+
+
+def test_other_images_are_refused(labels: Labels) -> None:
+    one = predictions(labels)
+    for other in (one[1:], one.replace({"image_id": {"03": "33"}})):
+        with pytest.raises(InputError, match="--other: its images or their labels"):
+            compare(one, other, labels)
