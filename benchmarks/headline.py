@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -54,7 +54,7 @@ def parts_of(isic: Path, held_out: Path) -> dict[str, Part]:
     return {
         "held-out": Part("held out", held_out, isic / "train.csv", isic / "masks"),
         "validation": Part("validation at 256", isic / "val", truth, None),
-        "validation-512": Part("those of them at 512", isic / "val-512", truth, isic / "masks-512"),
+        "validation-512": Part("validation at 512", isic / "val-512", truth, isic / "masks-512"),
     }
 
 
@@ -119,6 +119,15 @@ def classes_table(figures: Mapping[str, Figures], classes: Sequence[str]) -> lis
     return lines
 
 
+def unlike_default(settings: TrainSettings) -> str:
+    """The settings that differ from the default recipe's, as `name = value, ...`."""
+    given, default = (
+        pd.json_normalize(asdict(each)).iloc[0].to_dict() for each in (settings, TrainSettings())
+    )
+    changed = {name: value for name, value in given.items() if value != default[name]}
+    return ", ".join(f"`{name} = {value!r}`" for name, value in changed.items()) or "none"
+
+
 def score_and_evaluate(
     part: Part, bundle: str, rest_class: str, scores: Path, output: Path
 ) -> tuple[Figures, pd.DataFrame]:
@@ -181,9 +190,10 @@ def main() -> None:
             "# What one run reaches",
             "",
             f"Made by `benchmarks.headline` from the bundle {bundle.digest[:8]}, trained by "
-            f"lesioncam {bundle.training['lesioncam_version']} with seed {settings.seed}; scored "
-            "in float32. The held-out images chose each stage's epoch, the validation images chose "
-            "nothing. AUCs have 95 % bootstrap intervals; the mean is over "
+            f"lesioncam {bundle.training['lesioncam_version']}, and scored in float32. Settings "
+            f"that are not the default: {unlike_default(settings)}. The held-out images chose each "
+            "stage's epoch, the validation images chose nothing. AUCs have 95 % bootstrap "
+            "intervals; the mean is over "
             f"{', '.join(labels.ranked)}.",
             "",
             *means_table("mean AUC", rows, labels),

@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import headline
 from lesioncam.demo import draw_images
 from lesioncam.errors import InputError
-from lesioncam.settings import TrainSettings
+from lesioncam.settings import CropRule, TrainSettings
 from lesioncam.storage.bundle import Bundle, ModelSettings
 from lesioncam.storage.labels import read_labels
 from lesioncam.training.fit import fit
@@ -106,6 +106,12 @@ def test_images_that_it_was_not_trained_on_are_refused(
     headline.check_held_out({"stage1": {"mean": {"auc": 0.912}}}, bundle)
     with pytest.raises(InputError, match=r"--isic: stage 1 has a mean AUC of 0\.8900"):
         headline.check_held_out({"stage1": {"mean": {"auc": 0.89}}}, bundle)
+
+
+def test_settings_are_told_from_the_defaults() -> None:
+    assert headline.unlike_default(TrainSettings()) == "none"
+    changed = TrainSettings(seed=3, crop=CropRule(smallest=1.0))
+    assert headline.unlike_default(changed) == "`seed = 3`, `crop.smallest = 1.0`"
 
 
 def test_tables_say_what_is_whose() -> None:

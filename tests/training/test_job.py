@@ -160,7 +160,7 @@ def test_two_workers_see_the_same_batches_as_one(
 def test_workers_killed_in_both_stages_and_between_change_nothing(
     drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = {"stage1_epochs": 20, "stage2_epochs": 20, "batch_size": 4, "dropout": 0.5}
+    long = {"stage1_epochs": 10, "stage2_epochs": 10, "batch_size": 4, "dropout": 0.5}
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     train(request(drawn, undisturbed, settings=long))
     with caplog.at_level(logging.INFO, "lesioncam"), Killer(f"{disturbed}-checkpoints") as killer:
@@ -169,7 +169,7 @@ def test_workers_killed_in_both_stages_and_between_change_nothing(
     for stage in ("stage1", "stage2"):
         assert f"{stage[:5]} {stage[5]}: going on from the checkpoint after epoch" in caplog.text
         first, second = history(undisturbed, stage), history(disturbed, stage)
-        assert [entry["epoch"] for entry in second] == list(range(1, 21))
+        assert [entry["epoch"] for entry in second] == list(range(1, 11))
         np.testing.assert_allclose(
             [entry["loss"] for entry in second], [entry["loss"] for entry in first], rtol=1e-6
         )
@@ -228,10 +228,10 @@ def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
     (tmp_path / "recipe.toml").write_text(recipe)
     command = [sys.executable, "-m", "lesioncam", "train", "--images", f"s3://{bucket}/images"]
     command += ["--labels", f"s3://{bucket}/two.csv", "--bundle", bundle, "--backbone", "tiny"]
-    command += ["--epochs", "60,1", "--config", f"{tmp_path}/recipe.toml"]
+    command += ["--epochs", "20,1", "--config", f"{tmp_path}/recipe.toml"]
 
     with started(command, log) as first:
-        wait_for(log, "stage 1: epoch 4 of 60", first)  # Ray Train knows of a checkpoint by then
+        wait_for(log, "stage 1: epoch 4 of 20", first)  # Ray Train knows of a checkpoint by then
         for process in children(psutil.Process(first.pid)):
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 process.kill()
@@ -246,7 +246,7 @@ def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
         assert again.wait(300) == 0, log.read_text()
     assert "--images: 1 images cannot be used: 1 empty" in log.read_text()
     assert "stage 1: going on from the checkpoint after epoch" in log.read_text()
-    assert [entry["epoch"] for entry in history(bundle)] == list(range(1, 61))
+    assert [entry["epoch"] for entry in history(bundle)] == list(range(1, 21))
     trained = load_bundle(bundle)
     assert trained.settings.classes == ("malignant", "benign")
     counts = (trained.training["training_images"], trained.training["held_out_images"])
