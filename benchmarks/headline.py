@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.predictions import by_form, means_table, read_images, read_predictions
+from benchmarks.predictions import OVERLAP, by_form, means_table, read_images, read_predictions
 from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.scoring.pipeline import ScoreRequest, score
@@ -100,11 +100,10 @@ def localisation_table(figures: Mapping[str, Figures]) -> list[str]:
         "| the centre in the lesion | IoU of a central box |",
         "|---|---|---|---|---|---|",
     ]
-    columns = ("peak_inside", "box_iou", "lesion_kept", "centre_inside", "central_box_iou")
     for title, content in figures.items():
         if "localisation" in content:
             found = content["localisation"]
-            means = " | ".join(f"{found[name]:.3f}" for name in columns)
+            means = " | ".join(f"{found[name]:.3f}" for name in OVERLAP)
             lines.append(f"| {found['masks']} {title} | {means} |")
     return lines
 
@@ -177,13 +176,12 @@ def main() -> None:
         figures[part.title], found = score_and_evaluate(
             part, flags.bundle, settings.rest_class, work / name, output / name
         )
+        rows[part.title] = found
         if name == "held-out":
             check_held_out(figures[part.title], bundle)
             found["form"] = found["image_id"].map(forms)
-        found.to_csv(output / name / "predictions.csv", index=False)
-        rows[part.title] = found
-        if name == "held-out":
             rows |= {f"of these at {form}": of_it for form, of_it in by_form(found, forms).items()}
+        found.to_csv(output / name / "predictions.csv", index=False)
 
     markdown = "\n".join(
         [

@@ -6,7 +6,7 @@ Written as plain torch, image by image where one would write it so.
 import argparse
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import resized_crop
 

@@ -17,7 +17,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lesioncam.settings import TrainSettings

@@ -5,7 +5,7 @@ times the features before pooling. No hooks: the network returns its features.
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from lesioncam.settings import MAP_RULES

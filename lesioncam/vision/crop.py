@@ -6,7 +6,7 @@ Boxes here are on the canvas: pixels, (x0, y0, x1, y1), x before y, half-open.
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from lesioncam.settings import CropRule

@@ -7,7 +7,7 @@ with that of the drawn outline; good enough to teach a network, which sees past 
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from lesioncam.vision.crop import heaviest_region
