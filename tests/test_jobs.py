@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
@@ -34,8 +35,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def ray_head(*flags: str, **environment: str) -> Iterator[str]:
-    """A Ray head with its job server, as `ray start` makes it; its dashboard's address."""
+def ray_head(files: str, *flags: str, **environment: str) -> Iterator[str]:
+    """A Ray head with its job server, as `ray start` makes it; its dashboard's address.
+
+    Args:
+        files: a directory of its own with a short name, as sockets stand in it: Ray gives a job to
+            the head that was started last among those which share one.
+        flags: for `ray start`.
+        environment: on top of this process's.
+    """
     address = f"http://127.0.0.1:{(dashboard := free_port())}"
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     command += [
@@ -43,6 +51,7 @@ def ray_head(*flags: str, **environment: str) -> Iterator[str]:
         f"--dashboard-port={dashboard}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-agent-listen-port={free_port()}",  # another Ray here may have the usual one
+        f"--temp-dir={files}",
         *flags,
     ]
     # Jobs say `python`: it must be this environment's, as it would be on a cluster's nodes.
@@ -64,7 +73,7 @@ def ray_head(*flags: str, **environment: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """A head for this module's jobs."""
-    with ray_head() as address:
+    with TemporaryDirectory(prefix="ray-") as files, ray_head(files) as address:
         yield address
 
 

@@ -95,8 +95,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iterat
     started = time.time()
     quick = {"RAY_metrics_report_interval_ms": "1000"}
     with (
-        TemporaryDirectory(prefix="ray-") as ray_files,  # a short name: sockets stand in it
-        ray_head("--num-cpus=4", f"--temp-dir={ray_files}", **quick) as head,
+        TemporaryDirectory(prefix="ray-") as ray_files,
+        ray_head(ray_files, "--num-cpus=4", **quick) as head,
         running_prometheus(work, ray_files) as prometheus,
         ThreadPoolExecutor() as threads,
     ):

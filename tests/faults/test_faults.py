@@ -124,7 +124,7 @@ def test_stores_that_fail(
 def test_a_killed_run_repeats_no_more_than_is_said(
     bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw(tmp_path / "images", 550 * max(2, os.cpu_count() or 2))
+    draw(tmp_path / "images", 512 + 64 * max(2, os.cpu_count() or 2))  # twice the window
     with open_place("moto", tmp_path / "images", tmp_path, monkeypatch) as place:
         assert place.proxy is not None
         fetched = place.proxy.fetched
