@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/lesioncam demo
 
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

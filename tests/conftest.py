@@ -29,15 +29,6 @@ needs_shared = pytest.mark.skipif(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a file shares a process, and so what its fixtures made; likewise one network."""
-    for item in items:
-        on_network = "network" in getattr(item, "fixturenames", ())
-        group = "network" if on_network else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def model_settings() -> ModelSettings:
     side = BACKBONES["tiny"].input_side
