@@ -51,6 +51,7 @@ def ray_head(files: str, *flags: str, **environment: str) -> Iterator[str]:
         f"--dashboard-port={dashboard}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-agent-listen-port={free_port()}",  # another Ray here may have the usual one
+        f"--ray-client-server-port={free_port()}",
         f"--temp-dir={files}",
         *flags,
     ]
