@@ -33,12 +33,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quiet(
     images: Path, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pd.DataFrame, float]:
-    """An undisturbed run's rows, by the images' names, and how long it took."""
+    """An undisturbed run's rows, by the images' names, and how long one takes at least."""
     folder = tmp_path_factory.mktemp("quiet")
     night = Night(str(images), bundle_uri, str(folder / "scores"), folder / "log")
     started = time.monotonic()
     assert night.run() == 0, night.log.read_text()
-    return night.rows(), time.monotonic() - started
+    seconds = 0.75 * (time.monotonic() - started)  # a test beside may have slowed it down
+    return night.rows(), seconds
 
 
 @pytest.fixture(scope="module", params=["local", "moto", "seaweedfs"])
