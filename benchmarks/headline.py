@@ -80,17 +80,19 @@ def held_out_images(
 
 
 def check_held_out(figures: Figures, bundle: Bundle) -> None:
-    """Refuse held-out images on which stage 1 is not as good as it was in training.
+    """Refuse held-out images on which a stage is not as good as it was in training.
 
     Raises:
         InputError: they are others.
     """
-    found, known = (of["stage1"]["mean"]["auc"] for of in (figures, bundle.metrics["held_out"]))
-    if abs(found - known) > SAME_AUC:
-        raise InputError(
-            f"--isic: stage 1 has a mean AUC of {found:.4f} on what should be the images held out, "
-            f"and had {known:.4f} in training; give the images that --bundle was trained on"
-        )
+    for stage in STAGES:
+        found, known = (of[stage]["mean"]["auc"] for of in (figures, bundle.metrics["held_out"]))
+        if abs(found - known) > SAME_AUC:
+            raise InputError(
+                f"--isic: {stage} has a mean AUC of {found:.4f} on what should be the images held "
+                f"out, and had {known:.4f} in training; give the images that --bundle was trained "
+                f"on"
+            )
 
 
 def localisation_table(figures: Mapping[str, Figures]) -> list[str]:

@@ -6,8 +6,8 @@ KubeRay starts a new cluster for every Ray job that FAILED, whatever its exit co
 that broke (1), but not one that was refused (2) or had too many failed images (3): such a job stops
 itself, since one that is STOPPED is neither retried nor taken for a success.
 
-A job whose head was lost is submitted again within seconds, while the output still counts as the
-lost run's: that is waited for, as what is refused is final.
+A job whose head was lost is submitted again within seconds, while the output, or the bundle that it
+trains, still counts as the lost run's: that is waited for, as what is refused is final.
 """
 
 import argparse
@@ -31,8 +31,16 @@ _PATIENCE = 60.0  # seconds for Ray's signal to come
 _POLL_SECONDS = 1.0
 
 
+def written_by(arguments: list[str]) -> str | None:
+    """What a verb with these flags writes: the bundle that is trained, or the output."""
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--bundle" if arguments[:1] == ["train"] else "--output", dest="written")
+    written: str | None = flags.parse_known_args(arguments)[0].written
+    return written
+
+
 def wait_for_a_lost_run(output: str) -> None:
-    """Give another run on the output the time after which it must be dead; `main` tells of it."""
+    """Give another run on the same place the time after which it must be dead; `main` tells."""
     deadline = time.monotonic() + LEASE_SECONDS + _MARGIN
     while time.monotonic() < deadline:
         try:
@@ -52,10 +60,8 @@ def stop_this_job() -> None:
 
 
 if __name__ == "__main__":
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--output")
-    if (output := flags.parse_known_args()[0].output) is not None:
-        wait_for_a_lost_run(output)
+    if (written := written_by(sys.argv[1:])) is not None:
+        wait_for_a_lost_run(written)
     code = main(sys.argv[1:], JsonLines())
     if code in _FINAL:
         sys.stdout.flush()

@@ -22,6 +22,8 @@ from lesioncam.settings import TrainSettings, from_mapping
 
 TOO_MANY_FAILED = 3
 
+_RECIPE = TrainSettings()
+
 
 def run() -> NoReturn:
     """Entry point of the `lesioncam` command."""
@@ -101,7 +103,7 @@ def _add_train(verbs: Any) -> None:
         "--val-fraction",
         type=_inner_fraction,
         metavar="F",
-        help="share of --images held out to choose the epoch by (0.15)",
+        help=f"share of --images held out to choose the epoch by ({_RECIPE.val_fraction:g})",
     )
     parser.add_argument(
         "--weights",
@@ -109,9 +111,12 @@ def _add_train(verbs: Any) -> None:
         help="ImageNet weights: a .safetensors or .pth path, or a torchvision name such as "
         "VGG16_Weights.IMAGENET1K_V1 (random weights)",
     )
-    parser.add_argument("--backbone", help="vgg16, vgg11 or tiny (vgg16)")
+    parser.add_argument("--backbone", help=f"vgg16, vgg11 or tiny ({_RECIPE.backbone})")
     parser.add_argument(
-        "--epochs", type=_epochs, metavar="N[,M]", help="of stage 1 and stage 2 (15,12)"
+        "--epochs",
+        type=_epochs,
+        metavar="N[,M]",
+        help=f"of stage 1 and stage 2 ({_RECIPE.stage1_epochs},{_RECIPE.stage2_epochs})",
     )
     parser.add_argument(
         "--workers", type=_positive, default=1, metavar="N", help="Ray Train workers (%(default)s)"
@@ -298,7 +303,7 @@ def _demo(flags: argparse.Namespace) -> int:
 
 def _settings(flags: argparse.Namespace) -> TrainSettings:
     """The recipe: `--config`, then the flags over it."""
-    settings = TrainSettings() if flags.config is None else read_config(flags.config)
+    settings = _RECIPE if flags.config is None else read_config(flags.config)
     given: dict[str, Any] = {
         name: value
         for name in ("val_fraction", "weights", "backbone", "rest_class")

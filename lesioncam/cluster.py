@@ -19,6 +19,7 @@ import torch
 from ray.util import placement_group, remove_placement_group
 
 from lesioncam.errors import InputError, RunBroke
+from lesioncam.storage.place import StoreError
 
 _ROUNDING = 1e-9
 _PATIENCE = 900  # seconds a cluster that scales itself has for a node that is waited for
@@ -124,6 +125,29 @@ def await_resources(bundles: list[dict[str, float]], what: str) -> None:
 def device_here() -> torch.device:
     """Where this task or actor computes: on the GPU that Ray gave it, if torch can use that."""
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def broke_off(error: BaseException) -> RunBroke | None:
+    """What ended a run that Ray, a store or a disk broke off, in one line.
+
+    Args:
+        error: as it reached the driver; what was good input when the run began is not to blame.
+
+    Returns:
+        None for what says it itself, and for bugs of the driver.
+    """
+    if isinstance(error, ray.exceptions.RayTaskError):  # what a worker said, before Ray's words
+        said = str(error.cause).partition("\n")[0]
+        if isinstance(error.cause, RunBroke):
+            return RunBroke(said)
+        if isinstance(error.cause, InputError):
+            error = InputError(said)
+    if isinstance(error, ray.exceptions.RayError):
+        what = f"in Ray, which tells more in its logs ({type(error).__name__})"
+        return RunBroke(f"the run broke off {what}; run the same command again")
+    if isinstance(error, InputError | StoreError | OSError):
+        return RunBroke(f"the run broke off: {error}; mend that; run the same command again")
+    return None
 
 
 @contextmanager

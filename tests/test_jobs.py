@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import pytest
 
-from jobs.kuberay import wait_for_a_lost_run
+from jobs.kuberay import wait_for_a_lost_run, written_by
 from lesioncam.cli import main
 from lesioncam.errors import InputError
 from lesioncam.storage.lease import LEASE_FILE, Holder, refuse_other_run
@@ -132,6 +132,13 @@ def test_a_driver_on_a_cluster_gives_a_silent_node_up_soon(head: str) -> None:
     )
     done = submit(head, "-c", code)
     assert "60000 20000" in done.stdout, done.stderr
+
+
+def test_a_kuberay_job_waits_for_what_its_verb_writes() -> None:
+    flags = ["--images", "i", "--bundle", "b"]
+    assert written_by(["train", *flags, "--workers", "2"]) == "b"
+    assert written_by(["score", *flags, "--output=o"]) == "o"
+    assert written_by(["score", *flags]) is None  # and the verb says so
 
 
 def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lesioncam.schema import BOX_COLUMNS, Status, classes_of, probability_column
 from lesioncam.storage.labels import Labels, match, read_labels
 from lesioncam.storage.results import SUCCESS, Results
 from lesioncam.storage.store import open_store
-from lesioncam.vision.metrics import STAGES, evaluate_stages, markdown_table
+from lesioncam.vision.metrics import STAGES, decision_table, evaluate_stages, markdown_table
 from lesioncam.vision.overlap import overlap_table
 
 log = logging.getLogger("lesioncam")
@@ -66,7 +66,7 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     }
     figures = evaluate_stages(stages, joined["label"].to_numpy(), classes, labels.ranked)
     content: dict[str, Any] = {**figures, "images": counts}
-    lines = ["# Evaluation", "", *markdown_table(figures), "", *_decision_table(figures), ""]
+    lines = ["# Evaluation", "", *markdown_table(figures), "", *decision_table(figures), ""]
     lines += [f"{count:,} {name.replace('_', ' ')}  " for name, count in counts.items()]
     if request.masks is not None:
         content["localisation"], _ = localisation(joined, request.masks)
@@ -137,23 +137,3 @@ def _check_same_classes(labels: Labels, classes: tuple[str, ...], rest_class: st
             f"--labels: classes {', '.join(labels.classes)} are not those of the scores, "
             f"{', '.join(classes)}; check the columns and --rest-class"
         )
-
-
-def _decision_table(figures: dict[str, Any]) -> list[str]:
-    rows = [
-        f"| {name} | {_figure(entry['sensitivity'])} | {_figure(entry['specificity'])} | "
-        f"{entry['positives']} of {entry['n']} |"
-        for name, entry in figures["final"].items()
-        if "sensitivity" in entry
-    ]
-    return [
-        "Final probabilities at a threshold of 0.5:",
-        "",
-        "| | sensitivity | specificity | images of the class |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-
-
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"

@@ -17,7 +17,7 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from lesioncam import __version__
-from lesioncam.cluster import connected
+from lesioncam.cluster import broke_off, connected
 from lesioncam.errors import InputError, LesioncamError, RunBroke
 from lesioncam.schema import Status
 from lesioncam.scoring.fetch import fetch_and_decode, read_todo
@@ -31,7 +31,7 @@ from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.ledger import Tally
 from lesioncam.storage.listing import Listing
-from lesioncam.storage.place import Entry, StoreError
+from lesioncam.storage.place import Entry
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import RunRecord, Todo, new_run_id
 from lesioncam.storage.store import open_store
@@ -278,18 +278,7 @@ def _checked(entries: Iterator[Entry]) -> Iterator[Entry]:
 
 def _told(error: BaseException) -> RunBroke | None:
     """What a run that broke off says in one line; None for what says it itself, and for bugs."""
-    if isinstance(error, ray.exceptions.RayTaskError):  # what a worker said, before Ray's words
-        said = str(error.cause).partition("\n")[0]
-        if isinstance(error.cause, RunBroke):
-            return RunBroke(said)
-        if isinstance(error.cause, InputError):
-            error = InputError(said)
-    if isinstance(error, ray.exceptions.RayError):
-        what = f"broke off in Ray, which tells more in its logs ({type(error).__name__})"
-    elif isinstance(error, InputError | StoreError | OSError):  # it was good when the run began
-        what = f"broke off: {error}; mend that"
-    elif isinstance(error, ExecutionTimeoutError):
-        what = f"did nothing for {_NO_PROGRESS_SECONDS / 60:g} minutes"
-    else:
-        return None
-    return RunBroke(f"the run {what}; run the same command again")
+    if isinstance(error, ExecutionTimeoutError):
+        minutes = _NO_PROGRESS_SECONDS / 60
+        return RunBroke(f"the run did nothing for {minutes:g} minutes; run the same command again")
+    return broke_off(error)

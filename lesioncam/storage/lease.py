@@ -1,4 +1,4 @@
-"""Lease: one run at a time on an output, and a dead run blocks nobody.
+"""Lease: one run at a time on an output or a bundle, and a dead run blocks nobody.
 
 `_lesioncam/lease.json` says whose run is at work and until when. Whoever holds it writes it anew
 every few seconds; taking and renewing it are conditional writes, so of two runs that try at once
@@ -59,15 +59,16 @@ class Lease:
     """Holds an output for one run, as a context.
 
     Args:
-        output: where the scores go.
+        output: where the scores, or the bundle, go.
         run_id: of the run.
+        flag: that named the output, for messages.
 
     Raises:
         InputError: on entering, another run is at work there.
     """
 
-    def __init__(self, output: Store, run_id: str):
-        self._output, self._run_id = output, run_id
+    def __init__(self, output: Store, run_id: str, flag: str = "--output"):
+        self._output, self._run_id, self._flag = output, run_id, flag
         self._held = b""
         self._until = 0.0
         self._over = threading.Event()
@@ -76,10 +77,10 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         for _ in range(_ATTEMPTS):
-            if self._write(refuse_other_run(self._output)):
+            if self._write(refuse_other_run(self._output, self._flag)):
                 self._renewer.start()
                 return self
-        raise RunBroke(f"--output: {self._output.uri} is being taken by others; try again")
+        raise RunBroke(f"{self._flag}: {self._output.uri} is being taken by others; try again")
 
     def __exit__(
         self,
@@ -134,8 +135,8 @@ class Lease:
         return holder is not None and holder.run_id == self._run_id and self._write(standing)
 
 
-def refuse_other_run(output: Store) -> bytes | None:
-    """Refuse an output that another run is at work on.
+def refuse_other_run(output: Store, flag: str = "--output") -> bytes | None:
+    """Refuse an output, which `flag` named, that another run is at work on.
 
     Returns:
         What stands there: None, or what a run left that died.
@@ -147,8 +148,8 @@ def refuse_other_run(output: Store) -> bytes | None:
     holder = _parse(standing)
     if holder is not None and holder.is_alive():
         raise InputError(
-            f"--output: {output.uri} is being written by run {holder.run_id} (process {holder.pid} "
-            f"on {holder.host}); wait for it or stop it, or name another output. If it died, it "
+            f"{flag}: {output.uri} is being written by run {holder.run_id} (process {holder.pid} "
+            f"on {holder.host}); wait for it or stop it, or name another place. If it died, it "
             f"is followed in {max(0, holder.until - time.time()):.0f} s"
         )
     return standing

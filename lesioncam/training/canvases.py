@@ -12,15 +12,31 @@ import numpy as np
 import ray
 import torch
 
+from lesioncam.errors import RunBroke
 from lesioncam.storage.place import StoreError
 from lesioncam.storage.store import read_uri
 from lesioncam.vision.copies import thumbnail
-from lesioncam.vision.decode import DecodeError, decode
+from lesioncam.vision.decode import DecodeError
+from lesioncam.vision.decoder import Decoder
 from lesioncam.vision.lesion import guess_lesions
 from lesioncam.vision.localise import to_channels_first
 
-_RETRIES = 10  # of a chunk whose worker or node was lost; a file that kills its worker ends here
+_RETRIES = 10  # of a chunk whose worker or node was lost
+_DECODER = Decoder()  # of one worker process
 CHUNK = 16  # images decoded, kept and moved together: 10 MB at a canvas of 448
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images of one task, as the object store keeps them.
+
+    Attributes:
+        pixels: (c, S, S, 3) uint8, c at most CHUNK; black where an image could not be decoded.
+        good: (c,) bool, whether it could.
+    """
+
+    pixels: np.ndarray
+    good: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Canvases:
     """References to decoded images, by number.
 
     Attributes:
-        chunks: of each chunk, an (CHUNK, S, S, 3) uint8 array in the object store.
+        chunks: of each `Chunk` in the object store.
         places: (n,) int64: image i is at `places[i] % CHUNK` in chunk `places[i] // CHUNK`.
     """
 
@@ -39,13 +55,19 @@ class Canvases:
         return len(self.places)
 
     def gather(self, numbers: np.ndarray) -> np.ndarray:
-        """(m, S, S, 3): copies of these images, in this order."""
+        """(m, S, S, 3): copies of these images, in this order.
+
+        Raises:
+            RunBroke: a node was lost, and one of them can't be fetched from its source any more.
+        """
         places = self.places[numbers]
         images: dict[int, np.ndarray] = {}
-        for chunk in np.unique(places // CHUNK):
-            pixels = ray.get(self.chunks[chunk])
-            for place in places[places // CHUNK == chunk]:
-                images[place] = pixels[place % CHUNK]
+        for number in np.unique(places // CHUNK):
+            chunk: Chunk = ray.get(self.chunks[number])
+            for place in places[places // CHUNK == number]:
+                if not chunk.good[place % CHUNK]:
+                    raise RunBroke("an image that a lost node had cannot be read once more")
+                images[place] = chunk.pixels[place % CHUNK]
         return np.stack([images[place] for place in places])
 
     def take(self, numbers: np.ndarray) -> "Canvases":
@@ -103,17 +125,17 @@ class _Outcome:
     guess: np.ndarray | None = None
 
 
-def _decode_chunk(uris: list[str], side: int) -> tuple[np.ndarray, list[_Outcome]]:
+def _decode_chunk(uris: list[str], side: int) -> tuple[Chunk, list[_Outcome]]:
     canvases = np.zeros((len(uris), side, side, 3), np.uint8)
     kinds: list[str | None] = []
     for number, uri in enumerate(uris):
         try:
-            canvases[number] = decode(read_uri(uri), side).canvas
+            canvases[number] = _DECODER.decode(read_uri(uri), side).canvas
             kinds.append(None)
         except (StoreError, DecodeError) as error:
             kinds.append(str(error.kind))
     guesses = guess_lesions(to_channels_first(torch.from_numpy(canvases))).numpy()
-    return canvases, [
+    return Chunk(canvases, np.array([kind is None for kind in kinds])), [
         _Outcome(None, thumbnail(canvas), guess) if kind is None else _Outcome(kind)
         for kind, canvas, guess in zip(kinds, canvases, guesses, strict=True)
     ]

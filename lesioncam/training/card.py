@@ -1,7 +1,10 @@
 """Model card: what a bundle is, in words, for whoever finds it later."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from lesioncam.storage.bundle import Bundle
-from lesioncam.vision.metrics import markdown_table
+from lesioncam.vision.metrics import decision_table, markdown_table
 from lesioncam.vision.overlap import overlap_table
 
 _CITATION = """\
@@ -77,7 +80,7 @@ def _results(bundle: Bundle) -> list[str]:
     ]
     for name, figures in bundle.metrics.items():
         lines += ["", f"### {name.replace('_', '-').capitalize()} images", ""]
-        lines += markdown_table(figures)
+        lines += [*markdown_table(figures), "", *decision_table(figures)]
         if "localisation" in figures:
             lines += ["", *overlap_table(figures["localisation"])]
     return lines
@@ -115,7 +118,24 @@ def _recipe(bundle: Bundle) -> list[str]:
         + (", each the mean over four mirrored forms" if settings.flips else "")
         + f". Stage 1 is from epoch {facts['stage1']['best_epoch']} of "
         f"{facts['settings']['stage1_epochs']}, stage 2 from epoch "
-        f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']}. All of the "
-        "recipe is in `bundle.json` under `training`; every epoch's metrics are in `metrics.csv` "
-        "and `curves.png`.",
+        f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']}; every epoch's "
+        "metrics are in `metrics.csv` and `curves.png`. SGD with Nesterov momentum, one cycle; "
+        f"Ray Train workers: {facts['workers']}. All settings, as `lesioncam.settings` tells them:",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| `{name}` | {_value(value)} |" for name, value in _flat(facts["settings"])),
     ]
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by name; those of a table within them as `table.name`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -66,8 +66,7 @@ def fit(
         with job.board.logged(job.stage, record.take), _own_interrupts():
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        cause = _last_words(error)
-        raise RunBroke(f"{job.stage} broke off, run the same command again: {cause}") from error
+        raise RunBroke(told(job.stage, error)) from error
     if result.checkpoint is None:
         raise RunBroke(f"{job.stage} ended without a checkpoint; run the same command again")
     state = read_state(result.checkpoint)
@@ -92,6 +91,14 @@ def _own_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, ours)
+
+
+def told(stage: str, error: Exception) -> str:
+    """One line for a stage that Ray Train has given up."""
+    cause = _last_words(error)
+    if "out of memory" in cause.lower():
+        return f"{stage} broke off: {cause}; lower batch_size in --config"
+    return f"{stage} broke off, run the same command again: {cause}"
 
 
 def _last_words(error: Exception) -> str:

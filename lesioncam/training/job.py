@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from lesioncam import __version__
-from lesioncam.cluster import await_resources, can_grow, capacity, connected
+from lesioncam.cluster import await_resources, broke_off, can_grow, capacity, connected
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import FORMAT, Bundle, ModelSettings, bundle_exists, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.storage.lease import Lease, refuse_other_run
+from lesioncam.storage.place import StoreError
+from lesioncam.storage.runs import new_run_id
 from lesioncam.storage.store import open_store
 from lesioncam.storage.weights import load_backbone
 from lesioncam.training.batches import Examples
@@ -94,14 +97,12 @@ def train(request: TrainRequest) -> dict[str, Any]:
     The same call goes on from the last checkpoint of a run that broke off.
 
     Raises:
-        InputError: bad labels, images, weights or settings, or a finished bundle is there already.
-        RunBroke: workers died too often.
+        InputError: bad labels, images, weights or settings, a finished bundle is there already, or
+            another run is at work on it.
+        RunBroke: workers died too often, or Ray, a store or a disk broke it off.
     """
-    if bundle_exists(request.bundle):
-        raise InputError(
-            f"--bundle: {request.bundle} holds a finished bundle; name another place, or remove it "
-            f"to train anew"
-        )
+    refuse_finished(request.bundle)
+    refuse_other_run(open_store(request.bundle), "--bundle")
     labels = read_labels(request.labels, request.settings.rest_class)
     source = match_source(request.images, labels, "--images", "--labels")
     check_counts(labels, source.indices)
@@ -110,7 +111,26 @@ def train(request: TrainRequest) -> dict[str, Any]:
     )
     model, initial = initial_network(request.settings, labels)
     with connected():
-        return _Run(request, labels, source, validation, model, initial).run()
+        try:
+            run = _Run(request, labels, source, validation, model, initial)
+            with Lease(open_store(request.bundle), new_run_id(), "--bundle") as lease:
+                refuse_finished(request.bundle)  # by a run that had the lease until now
+                return run.run(lease)
+        except (ray.exceptions.RayError, StoreError, OSError) as error:
+            raise broke_off(error) or error from error
+
+
+def refuse_finished(bundle: str) -> None:
+    """Refuse a place where a finished bundle stands.
+
+    Raises:
+        InputError: one does.
+    """
+    if bundle_exists(bundle):
+        raise InputError(
+            f"--bundle: {bundle} holds a finished bundle; name another place, or remove it "
+            f"to train anew"
+        )
 
 
 class _Run:
@@ -152,13 +172,14 @@ class _Run:
         self.record = Record(request.bundle)
         self.board = Board.create()
 
-    def run(self) -> dict[str, Any]:
-        """Both stages, their figures and the bundle."""
+    def run(self, lease: Lease) -> dict[str, Any]:
+        """Both stages, their figures and the bundle, as long as that is this run's."""
         canvases = self.images.canvases
         if self.validation is not None:
             canvases = canvases.join(self.validation.canvases)
         stage1 = self._fit(self._stage1())
         seen = localise_all(canvases, self.model, stage1.best, self.compute)
+        lease.check()
         stage2 = self._fit(self._stage2(stage1, seen.views[: len(self.images)]), stage1.best)
 
         validation = np.arange(len(self.images), len(canvases))
@@ -183,6 +204,7 @@ class _Run:
             training=self._facts(stage1, stage2),
             metrics=metrics,
         )
+        lease.check()
         digest = save_bundle(trained, self.request.bundle, model_card(trained))
         remove_checkpoints(self.storage)
         place = open_store(self.request.bundle).uri

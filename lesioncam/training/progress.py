@@ -91,6 +91,24 @@ class Board:
             reader.join()
 
 
+def seconds_left(history: Sequence[Mapping[str, Any]], sides: Sequence[int]) -> float:
+    """Seconds that all epochs to come will take; a pixel costs as much as in the last one.
+
+    Args:
+        history: the metrics of the epochs that are done.
+        sides: of each epoch, done or not and of this stage or the next, the side of its images.
+
+    Returns:
+        NaN while no epoch is done.
+    """
+    if not history:
+        return math.nan
+    last = history[-1]
+    seconds = float(last["seconds"]) + float(last["held_out_seconds"])
+    pixel = seconds / sides[len(history) - 1] ** 2
+    return sum(pixel * side**2 for side in sides[len(history) :])
+
+
 def figures(post: Post) -> dict[str, float | None]:
     """Where the stage stands, in numbers; a loss that is none is None."""
     if not post.history:

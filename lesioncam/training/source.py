@@ -82,8 +82,8 @@ def match_validation(
     theirs = read_labels(csv, rest_class, "--val-labels")
     if set(theirs.classes) - set(labels.classes) or theirs.ranked != labels.ranked:
         raise InputError(
-            f"--val-labels: classes {', '.join(theirs.classes)} are not those of --labels, "
-            f"{', '.join(labels.classes)}"
+            f"--val-labels: classes {', '.join(theirs.classes)} are not those of --labels in their "
+            f"order, {', '.join(labels.classes)}; give it the same columns"
         )
     validation = match_source(images, theirs, "--val-images", "--val-labels")
     shared = {image_id(uri) for uri in validation.uris} & {image_id(uri) for uri in training.uris}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import ModelSettings, load_network
 from lesioncam.training.batches import Batch, Batches, Examples
-from lesioncam.training.progress import Board, Post
+from lesioncam.training.progress import Board, Post, seconds_left
 from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.metrics import mean_auc
@@ -138,6 +138,29 @@ def read_state(checkpoint: ray.train.Checkpoint) -> StageState:
     return StageState(**content)
 
 
+def summed_loss(
+    logits: Tensor, maps: Tensor, batch: Batch, class_weights: Tensor, settings: TrainSettings
+) -> Tensor:
+    """What a batch is learned by, summed over its images: their class and where the lesion is.
+
+    Args:
+        logits: (b, K).
+        maps: (b, K, h, w), the class activation maps.
+        batch: of the same b.
+        class_weights: (K,).
+        settings: the recipe.
+    """
+    loss = F.cross_entropy(
+        logits.float(),
+        batch.labels,
+        class_weights,
+        label_smoothing=settings.label_smoothing,
+        reduction="sum",
+    )
+    chosen = choose_map(maps, logits, settings.crop.map)
+    return loss + (lesion_loss(chosen, batch.lesions) * batch.lesion_weights).sum()
+
+
 def train_stage(config: dict[str, Any]) -> None:
     """Fine-tune one stage; Ray Train calls this in every worker.
 
@@ -214,20 +237,8 @@ class _Worker:
 
     def _post(self, state: StageState, resumed: bool = False) -> None:
         job = self.job
-        job.board.post(Post(job.stage, job.epochs, state.history, self._left(state), resumed))
-
-    def _left(self, state: StageState) -> float:
-        """Seconds that all epochs to come will take, of the stage after this one too.
-
-        A pixel is taken to cost as much as in the last epoch.
-        """
-        if not state.history:
-            return math.nan
-        last = state.history[-1]
-        seconds = float(last["seconds"]) + float(last["held_out_seconds"])
-        pixel = seconds / self.job.sides[state.epoch - 1] ** 2
-        sides = self.job.sides[state.epoch :] + self.job.sides_after
-        return sum(pixel * side**2 for side in sides)
+        left = seconds_left(state.history, job.sides + job.sides_after)
+        job.board.post(Post(job.stage, job.epochs, state.history, left, resumed))
 
     def _train_epoch(self, epoch: int, side: int) -> dict[str, float]:
         """One pass over the training images: the mean loss over all workers, and what it took."""
@@ -240,7 +251,11 @@ class _Worker:
         asked = started
         for batch in batches:
             waited += time.monotonic() - asked
-            loss = self._loss(batch) * (self.world / batch.size)  # so DDP's mean is the batch's
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+                logits, features = self.model(batch.images)
+            maps = class_activation_maps(features, self.network.linear.weight)
+            summed = summed_loss(logits, maps, batch, self.class_weights, self.job.settings)
+            loss = summed * (self.world / batch.size)  # so DDP's mean is the batch's
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM)
@@ -252,29 +267,14 @@ class _Worker:
         if self.world > 1:
             torch.distributed.all_reduce(mean)
             mean /= self.world
-        loss = float(mean)  # waits for the GPU
+        mean_loss = float(mean)  # waits for the GPU
         seconds = time.monotonic() - started
         return {
-            "loss": loss,
+            "loss": mean_loss,
             "images_per_second": self.batches.steps * self.batches.size / seconds,
             "seconds": seconds,
             "waited_seconds": waited,
         }
-
-    def _loss(self, batch: Batch) -> Tensor:
-        """The summed loss of this worker's share of a batch."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            logits, features = self.model(batch.images)
-        loss = F.cross_entropy(
-            logits.float(),
-            batch.labels,
-            self.class_weights,
-            label_smoothing=self.job.settings.label_smoothing,
-            reduction="sum",
-        )
-        maps = class_activation_maps(features, self.network.linear.weight)
-        chosen = choose_map(maps, logits, self.job.settings.crop.map)
-        return loss + (lesion_loss(chosen, batch.lesions) * batch.lesion_weights).sum()
 
     @torch.no_grad()
     def _held_out(self, side: int) -> dict[str, float | None]:

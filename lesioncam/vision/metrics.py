@@ -105,19 +105,51 @@ def markdown_table(figures: Figures) -> list[str]:
     """The AUCs of `evaluate_stages` as lines of Markdown."""
     classes = list(figures["final"])
     rows = [
-        f"| {name} | " + " | ".join(with_interval(figures[stage][name]) for stage in STAGES) + " |"
+        " | ".join(
+            [
+                f"| {name}",
+                _images(figures["final"][name]),
+                *(with_interval(figures[stage][name]) for stage in STAGES),
+            ]
+        )
+        + " |"
         for name in classes
     ]
     gain = with_interval(figures["gain"])
     return [
         "AUC, one class against the rest, with 95 % bootstrap interval:",
         "",
-        "| | stage 1 | stage 2 | final |",
-        "|---|---|---|---|",
+        "| | images | stage 1 | stage 2 | final |",
+        "|---|---|---|---|---|",
         *rows,
         "",
         f"Gain of final over stage 1 in mean AUC: {gain}",
     ]
+
+
+def decision_table(figures: Figures) -> list[str]:
+    """Sensitivity and specificity of `evaluate_stages` as lines of Markdown."""
+    rows = [
+        f"| {name} | {_share(entry['sensitivity'])} | {_share(entry['specificity'])} |"
+        for name, entry in figures["final"].items()
+        if "sensitivity" in entry
+    ]
+    return [
+        f"Final probabilities at a threshold of {DECISION:g}:",
+        "",
+        "| | sensitivity | specificity |",
+        "|---|---|---|",
+        *rows,
+    ]
+
+
+def _images(figure: Figures) -> str:
+    """Of a class how many images are its own; of their mean how many there are."""
+    return f"{figure['positives']:,} of {figure['n']:,}"
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def with_interval(figure: Figures) -> str:

@@ -1,9 +1,12 @@
+import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import crossvalidate
 from benchmarks.crossvalidate import FOLDS, assign_folds, keep_recipe, summarise
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
@@ -27,6 +30,32 @@ def test_folds_have_their_share_of_each_class_and_copies_together() -> None:
     for place, members in ((0, 10), (1, 5), (2, 20)):
         counts = np.bincount(folds[classes == place], minlength=FOLDS)
         assert np.abs(counts - members).max() <= 1
+
+
+def test_a_fold_is_scored_by_a_model_that_learned_from_the_others(
+    labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pd.DataFrame({"image_id": [f"I{number}" for number in range(12)]})
+    images["uri"] = [f"/images/{name}.jpg" for name in images["image_id"]]
+    images["label"], images["fold"] = np.arange(12) % 3, np.arange(12) % 4
+    asked: list[Any] = []
+    monkeypatch.setattr(crossvalidate, "train", asked.append)
+    monkeypatch.setattr(crossvalidate, "score", asked.append)
+    monkeypatch.setattr(
+        crossvalidate, "read_predictions", lambda *_: pd.DataFrame({"image_id": ["I1"]})
+    )
+    flags = argparse.Namespace(images="/images", masks="/masks", output=str(tmp_path))
+    settings = TrainSettings(seed=4)
+    crossvalidate.run_fold(1, images, labels, settings, flags, tmp_path / "work")
+    trained, scored = asked
+    assert (trained.images, trained.masks, trained.settings) == ("/images", "/masks", settings)
+    learned = read_labels(trained.labels, "nevus")
+    places = dict(zip(learned.ids, learned.indices, strict=True))
+    own = ["I1", "I5", "I9"]
+    assert places == {f"I{number}": number % 3 for number in range(12) if f"I{number}" not in own}
+    assert scored.bundle == trained.bundle
+    assert pd.read_csv(scored.images)["uri"].tolist() == [f"/images/{name}.jpg" for name in own]
+    assert pd.read_csv(tmp_path / "fold1.csv")["image_id"].tolist() == ["I1"]
 
 
 def test_folds_of_another_recipe_are_refused(tmp_path: Path) -> None:

@@ -1,8 +1,15 @@
-"""What a stage's checkpoint keeps."""
+"""What a stage learns by, and what its checkpoint keeps."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import torch
 
-from lesioncam.training.stage import StageState
+from lesioncam.settings import TrainSettings
+from lesioncam.training.batches import Batch
+from lesioncam.training.stage import StageState, summed_loss
+from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.network import VGGGAP
 
 SIDES = (128, 224, 224, 224)
@@ -23,3 +30,64 @@ def test_the_weights_kept_as_best_are_the_best_epochs() -> None:
         best.append(float(state.best["linear.weight"].mean()) if state.best else None)
     assert best == [None, 2, 3, 3]
     assert (state.epoch, state.best_epoch, len(state.history)) == (4, 3, 4)
+
+
+def batch(labels: list[int], lesions: torch.Tensor, weight: float) -> Batch:
+    images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
+    weights = torch.full((len(labels),), weight)
+    return Batch(images, torch.tensor(labels), lesions, weights, len(labels))
+
+
+def test_the_loss_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 1.0]])
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    lesions = (torch.arange(32).view(2, 4, 4) % 3 == 0).float()
+    class_weights, smooth = np.array([2.0, 1.0, 0.5]), 0.1
+    settings = TrainSettings(label_smoothing=smooth)
+    labels = [0, 2]
+    by_class = 0.0
+    for row, label in zip(logits.numpy(), labels, strict=True):
+        logs = row - math.log(np.exp(row).sum())
+        target = smooth / 3 + (1 - smooth) * (np.arange(3) == label)
+        by_class -= float((target * class_weights * logs).sum())
+    by_place = float(lesion_loss(maps.amax(dim=1), lesions).sum())
+
+    def loss(weight: float, chosen: TrainSettings = settings) -> float:
+        shown = batch(labels, lesions, weight)
+        return float(summed_loss(logits, maps, shown, torch.tensor(class_weights).float(), chosen))
+
+    assert math.isclose(loss(0.0), by_class, rel_tol=1e-5)
+    assert math.isclose(loss(0.3), by_class + 0.3 * by_place, rel_tol=1e-5)
+    predicted = float(lesion_loss(maps[[0, 1], [0, 2]], lesions).sum())
+    other = replace(settings, crop=replace(settings.crop, map="predicted"))
+    assert math.isclose(loss(0.3, other), by_class + 0.3 * predicted, rel_tol=1e-5)
+
+
+def test_outlines_pull_the_map_onto_the_lesion() -> None:
+    random, count = np.random.default_rng(0), 16
+    images = torch.full((count, 3, 64, 64), 200, dtype=torch.uint8)
+    lesions = torch.zeros(count, 8, 8)
+    labels = random.integers(0, 2, count).tolist()
+    for number, (row, column) in enumerate(random.integers(2, 6, (count, 2)).tolist()):
+        lesions[number, row : row + 2, column : column + 2] = 1
+        rows, columns = (slice(8 * start, 8 * start + 16) for start in (row, column))
+        images[number, :, rows, columns] = 90
+        images[number, labels[number], :8] = 20  # what tells the class lies elsewhere
+
+    def peaks_inside(weight: float) -> float:
+        torch.manual_seed(0)
+        network = VGGGAP("tiny", 2, dropout=0.0)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
+        shown = batch(labels, lesions, weight)
+        for _ in range(50):
+            logits, features = network(images)
+            maps = class_activation_maps(features, network.linear.weight)
+            loss = summed_loss(logits, maps, shown, torch.ones(2), TrainSettings()) / count
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        peaks = choose_map(maps, logits, "maximum").flatten(1).argmax(dim=1)
+        return float(lesions.flatten(1)[torch.arange(count), peaks].mean())
+
+    assert peaks_inside(0.3) > 0.8
+    assert peaks_inside(0.0) < 0.2

@@ -139,4 +139,4 @@ def test_the_table_shows_undefined_as_such() -> None:
     stage = np.array([[0.6, 0.4], [0.4, 0.6]])
     same = dict.fromkeys(("stage1", "stage2", "final"), stage)
     table = "\n".join(markdown_table(evaluate_stages(same, np.array([0, 0]), ("a", "b"), ("a",))))
-    assert "| a | undefined | undefined | undefined |" in table
+    assert "| a | 2 of 2 | undefined | undefined | undefined |" in table

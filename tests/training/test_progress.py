@@ -1,0 +1,46 @@
+"""What people watch: the line of an epoch, and the time that is left."""
+
+import math
+from typing import Any
+
+from lesioncam.training.progress import Post, figures, line, seconds_left
+
+EPOCH: dict[str, Any] = {
+    "epoch": 2, "loss": 0.4567, "mean_auc": 0.8765, "images_per_second": 12.34,
+    "seconds": 100.0, "held_out_seconds": 10.0,
+}  # fmt: skip
+
+
+def post(**changes: Any) -> Post:
+    history = [{**EPOCH, "epoch": 1}, {**EPOCH, **changes}]
+    return Post("stage2", epochs=7, history=history, left=190.0)
+
+
+def test_the_line_of_an_epoch() -> None:
+    assert line(post()) == (
+        "stage 2: epoch 2 of 7, loss 0.457, held-out mean AUC 0.876, 12.3 images/s, "
+        "about 3 min left"
+    )
+    assert "held-out mean AUC undefined, " in line(post(mean_auc=None))
+
+
+def test_a_stage_that_goes_on_says_from_where() -> None:
+    resumed = Post("stage1", 7, [EPOCH, EPOCH, EPOCH], left=math.nan, resumed=True)
+    assert line(resumed) == "stage 1: going on from the checkpoint after epoch 3"
+
+
+def test_the_same_in_numbers() -> None:
+    assert figures(post()) == {
+        "epoch": 2, "epochs": 7, "loss": 0.4567, "mean_auc": 0.8765, "images_per_second": 12.34,
+        "seconds_left": 190.0,
+    }  # fmt: skip
+    assert figures(post(loss=math.inf))["loss"] is None
+    assert figures(Post("stage1", 7, [], left=math.nan)) == {"epoch": 0}
+
+
+def test_what_is_left_is_reckoned_by_pixels() -> None:
+    sides = (128, 128, 224, 64, 64)  # of two stages
+    assert math.isnan(seconds_left([], sides))
+    assert seconds_left([EPOCH], sides) == 110 * (128**2 + 224**2 + 2 * 64**2) / 128**2
+    assert seconds_left([EPOCH] * 3, sides) == 110 * 2 * 64**2 / 224**2
+    assert seconds_left([EPOCH] * 5, sides) == 0
