@@ -4,6 +4,7 @@ Every worker draws the order and the augmentation of the whole batch and takes i
 how many workers there are changes nothing in what the network sees.
 """
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Batch:
         lesions: (b, m, m) float32, the lesions turned as their images were.
         lesion_weights: (b,) float32.
         size: images in the whole step, over all workers.
+        seconds: that it took to prepare.
     """
 
     images: Tensor
@@ -75,6 +77,7 @@ class Batch:
     lesions: Tensor
     lesion_weights: Tensor
     size: int
+    seconds: float
 
 
 class Batches:
@@ -134,6 +137,7 @@ class Batches:
             yield numbers, sample_boxes(*self._pixels(numbers), side)
 
     def _prepare(self, epoch: int, step: int, numbers: np.ndarray, side: int) -> Batch:
+        started = time.monotonic()
         share = numbers[self.rank :: self.world]
         random = torch.Generator().manual_seed(self.seed(epoch, step))
         draws = draw(len(numbers), self.settings, random).share(self.rank, self.world)
@@ -142,7 +146,8 @@ class Batches:
         labels = torch.from_numpy(self.examples.labels[share]).to(self.device)
         fractions = boxes / canvases.shape[-1]
         lesions, weights = self._lesions(share, fractions, draws, self.backbone.cells(side))
-        return Batch(images, labels, lesions, weights, len(numbers))
+        seconds = time.monotonic() - started
+        return Batch(images, labels, lesions, weights, len(numbers), seconds)
 
     def _lesions(
         self, numbers: np.ndarray, boxes: Tensor, draws: Draws, cells: int

@@ -241,16 +241,21 @@ class _Worker:
         job.board.post(Post(job.stage, job.epochs, state.history, left, resumed))
 
     def _train_epoch(self, epoch: int, side: int) -> dict[str, float]:
-        """One pass over the training images: the mean loss over all workers, and what it took."""
+        """One pass over the training images: the mean loss over all workers, and what it took.
+
+        Batches are prepared in a thread beside: `prepared_seconds` is how long that was at work,
+        `waited_seconds` how long the network had to wait for it.
+        """
         self.model.train()
         dropout = self.batches.steps + 1 + self.rank  # differs between workers
         torch.manual_seed(self.batches.seed(epoch, dropout))
         total = torch.zeros((), device=self.device)
-        started, waited = time.monotonic(), 0.0
+        started, waited, prepared = time.monotonic(), 0.0, 0.0
         batches = self.batches.epoch(epoch, side)
         asked = started
         for batch in batches:
             waited += time.monotonic() - asked
+            prepared += batch.seconds
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
                 logits, features = self.model(batch.images)
             maps = class_activation_maps(features, self.network.linear.weight)
@@ -274,6 +279,7 @@ class _Worker:
             "images_per_second": self.batches.steps * self.batches.size / seconds,
             "seconds": seconds,
             "waited_seconds": waited,
+            "prepared_seconds": prepared,
         }
 
     @torch.no_grad()

@@ -158,6 +158,7 @@ def test_one_command_ends_in_a_bundle_that_says_what_it_is(
         entry["loss"] for stage in ("stage1", "stage2") for entry in history(folder, stage)
     ]
     assert (metrics["waited_seconds"] <= metrics["seconds"]).all()
+    assert metrics["prepared_seconds"].between(0, metrics["seconds"], inclusive="neither").all()
 
 
 def test_a_finished_bundle_is_refused(drawn: Path, trained: tuple[Path, dict[str, Any]]) -> None:

@@ -35,7 +35,7 @@ def test_the_weights_kept_as_best_are_the_best_epochs() -> None:
 def batch(labels: list[int], lesions: torch.Tensor, weight: float) -> Batch:
     images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
     weights = torch.full((len(labels),), weight)
-    return Batch(images, torch.tensor(labels), lesions, weights, len(labels))
+    return Batch(images, torch.tensor(labels), lesions, weights, len(labels), 0.0)
 
 
 def test_the_loss_by_hand() -> None:
