@@ -89,9 +89,9 @@ def check_held_out(figures: Figures, bundle: Bundle) -> None:
         found, known = (of[stage]["mean"]["auc"] for of in (figures, bundle.metrics["held_out"]))
         if abs(found - known) > SAME_AUC:
             raise InputError(
-                f"--isic: {stage} has a mean AUC of {found:.4f} on what should be the images held "
-                f"out, and had {known:.4f} in training; give the images that --bundle was trained "
-                f"on"
+                f"--isic: {stage.replace('stage', 'stage ')} has a mean AUC of {found:.4f} on what "
+                f"should be the images held out, and had {known:.4f} in training; give the images "
+                f"that --bundle was trained on"
             )
 
 

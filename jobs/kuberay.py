@@ -33,9 +33,12 @@ _POLL_SECONDS = 1.0
 
 def written_by(arguments: list[str]) -> str | None:
     """What a verb with these flags writes: the bundle that is trained, or the output."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     flags.add_argument("--bundle" if arguments[:1] == ["train"] else "--output", dest="written")
-    written: str | None = flags.parse_known_args(arguments)[0].written
+    try:
+        written: str | None = flags.parse_known_args(arguments)[0].written
+    except argparse.ArgumentError:  # no value follows; the verb says so
+        return None
     return written
 
 

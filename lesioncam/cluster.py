@@ -1,6 +1,6 @@
 """Which Ray a verb runs on: the cluster that `RAY_ADDRESS` names, else one of its own.
 
-And what that has to offer.
+And what that has to offer, and how its end is told.
 """
 
 import logging
@@ -134,20 +134,28 @@ def broke_off(error: BaseException) -> RunBroke | None:
         error: as it reached the driver; what was good input when the run began is not to blame.
 
     Returns:
-        None for what says it itself, and for bugs of the driver.
+        None for what says it itself, and for bugs, a worker's too: their tracebacks tell more.
     """
-    if isinstance(error, ray.exceptions.RayTaskError):  # what a worker said, before Ray's words
-        said = str(error.cause).partition("\n")[0]
-        if isinstance(error.cause, RunBroke):
-            return RunBroke(said)
-        if isinstance(error.cause, InputError):
-            error = InputError(said)
-    if isinstance(error, ray.exceptions.RayError):
-        what = f"in Ray, which tells more in its logs ({type(error).__name__})"
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if isinstance(cause, RunBroke):
+        return None if cause is error else RunBroke(_first_line(cause))
+    if isinstance(cause, InputError | StoreError | OSError):
+        return to_mend(cause)
+    if isinstance(cause, ray.exceptions.RayError):
+        what = f"in Ray, which tells more in its logs ({type(cause).__name__})"
         return RunBroke(f"the run broke off {what}; run the same command again")
-    if isinstance(error, InputError | StoreError | OSError):
-        return RunBroke(f"the run broke off: {error}; mend that; run the same command again")
     return None
+
+
+def to_mend(error: Exception) -> RunBroke:
+    """A run broken off by what was good input, or a place to write, when it began."""
+    said = _first_line(error)
+    return RunBroke(f"the run broke off: {said}; mend that; run the same command again")
+
+
+def _first_line(error: Exception) -> str:
+    """What it says, before a worker's traceback."""
+    return str(error).partition("\n")[0]
 
 
 @contextmanager

@@ -6,7 +6,10 @@ import psutil
 import pytest
 import ray
 
-from lesioncam.cluster import Capacity, Node, can_grow, capacity
+from lesioncam.cluster import Capacity, Node, broke_off, can_grow, capacity
+from lesioncam.errors import InputError, RunBroke
+from lesioncam.schema import ErrorKind
+from lesioncam.storage.place import StoreError
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,32 @@ def process_beside_others(folder: Path, many: int) -> int:
     while len(list(folder.iterdir())) < many:
         time.sleep(0.1)
     return os.getpid()
+
+
+AGAIN = "; run the same command again"
+
+
+@pytest.mark.parametrize("of_a_worker", [False, True])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (StoreError(ErrorKind.PERMISSION, "no"), f"the run broke off: no; mend that{AGAIN}"),
+        (InputError("--bundle: no\nmore"), f"the run broke off: --bundle: no; mend that{AGAIN}"),
+        (OSError("disk full"), f"the run broke off: disk full; mend that{AGAIN}"),
+        (TypeError("a bug"), None),
+    ],
+)
+def test_what_a_store_or_a_disk_broke_off_is_one_line_and_a_bug_is_not(
+    error: Exception, said: str | None, of_a_worker: bool
+) -> None:
+    reached = ray.exceptions.RayTaskError("f", "its traceback", error) if of_a_worker else error
+    told = broke_off(reached)
+    assert (None if told is None else str(told)) == said
+
+
+def test_what_broke_off_in_ray_or_was_told_by_a_worker_is_one_line() -> None:
+    gone = broke_off(ray.exceptions.WorkerCrashedError())
+    assert str(gone).startswith("the run broke off in Ray, which tells more in its logs (Worker")
+    worker = ray.exceptions.RayTaskError("f", "its traceback", RunBroke(f"it is gone{AGAIN}"))
+    assert str(broke_off(worker)) == f"it is gone{AGAIN}"
+    assert broke_off(RunBroke("it is gone")) is None

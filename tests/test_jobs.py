@@ -139,6 +139,7 @@ def test_a_kuberay_job_waits_for_what_its_verb_writes() -> None:
     assert written_by(["train", *flags, "--workers", "2"]) == "b"
     assert written_by(["score", *flags, "--output=o"]) == "o"
     assert written_by(["score", *flags]) is None  # and the verb says so
+    assert written_by(["train", "--bundle"]) is None
 
 
 def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> None:

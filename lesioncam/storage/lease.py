@@ -68,7 +68,8 @@ class Lease:
     """
 
     def __init__(self, output: Store, run_id: str, flag: str = "--output"):
-        self._output, self._run_id, self._flag = output, run_id, flag
+        self.run_id = run_id
+        self._output, self._flag = output, flag
         self._held = b""
         self._until = 0.0
         self._over = threading.Event()
@@ -110,7 +111,7 @@ class Lease:
         """Take or renew the lease, if what stands there is still `standing`."""
         until = time.time() + LEASE_SECONDS
         holder = Holder(
-            self._run_id, socket.gethostname(), _machine(), os.getpid(),
+            self.run_id, socket.gethostname(), _machine(), os.getpid(),
             _process_started(os.getpid()) or 0, until,
         )  # fmt: skip
         content = json.dumps(asdict(holder)).encode()
@@ -132,7 +133,7 @@ class Lease:
         """Renew once more where our own last renewal stands, though its answer was lost."""
         standing = self._output.read_quickly(LEASE_FILE)
         holder = _parse(standing)
-        return holder is not None and holder.run_id == self._run_id and self._write(standing)
+        return holder is not None and holder.run_id == self.run_id and self._write(standing)
 
 
 def refuse_other_run(output: Store, flag: str = "--output") -> bytes | None:

@@ -66,7 +66,10 @@ class Canvases:
             chunk: Chunk = ray.get(self.chunks[number])
             for place in places[places // CHUNK == number]:
                 if not chunk.good[place % CHUNK]:
-                    raise RunBroke("an image that a lost node had cannot be read once more")
+                    raise RunBroke(
+                        "an image that a lost node had cannot be read once more; run the same "
+                        "command again"
+                    )
                 images[place] = chunk.pixels[place % CHUNK]
         return np.stack([images[place] for place in places])
 

@@ -98,6 +98,8 @@ def told(stage: str, error: Exception) -> str:
     cause = _last_words(error)
     if "out of memory" in cause.lower():
         return f"{stage} broke off: {cause}; lower batch_size in --config"
+    if "run the same command again" in cause:
+        return f"{stage} broke off: {cause}"
     return f"{stage} broke off, run the same command again: {cause}"
 
 

@@ -19,8 +19,15 @@ import torch
 from torch import Tensor
 
 from lesioncam import __version__
-from lesioncam.cluster import await_resources, broke_off, can_grow, capacity, connected
-from lesioncam.errors import InputError
+from lesioncam.cluster import (
+    await_resources,
+    broke_off,
+    can_grow,
+    capacity,
+    connected,
+    to_mend,
+)
+from lesioncam.errors import InputError, LesioncamError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import FORMAT, Bundle, ModelSettings, bundle_exists, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
@@ -111,13 +118,18 @@ def train(request: TrainRequest) -> dict[str, Any]:
     )
     model, initial = initial_network(request.settings, labels)
     with connected():
+        compute = make_workers(request)
         try:
-            run = _Run(request, labels, source, validation, model, initial)
             with Lease(open_store(request.bundle), new_run_id(), "--bundle") as lease:
                 refuse_finished(request.bundle)  # by a run that had the lease until now
-                return run.run(lease)
+                return _Run(
+                    request, labels, source, validation, model, initial, compute, lease
+                ).run()
         except (ray.exceptions.RayError, StoreError, OSError) as error:
-            raise broke_off(error) or error from error
+            told = broke_off(error)
+            if told is None:
+                raise
+            raise told from error
 
 
 def refuse_finished(bundle: str) -> None:
@@ -144,10 +156,12 @@ class _Run:
         validation: Source | None,
         model: ModelSettings,
         initial: Mapping[str, Tensor],
+        compute: Workers,
+        lease: Lease,
     ):
         self.request, self.labels, self.source = request, labels, source
         self.model, self.initial = model, initial
-        self.compute = make_workers(request)
+        self.compute, self.lease = compute, lease
         self.storage = checkpoints_of(request)
         for place in (request.bundle, self.storage):
             open_store(place).check_writable()
@@ -172,14 +186,13 @@ class _Run:
         self.record = Record(request.bundle)
         self.board = Board.create()
 
-    def run(self, lease: Lease) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Both stages, their figures and the bundle, as long as that is this run's."""
         canvases = self.images.canvases
         if self.validation is not None:
             canvases = canvases.join(self.validation.canvases)
         stage1 = self._fit(self._stage1())
         seen = localise_all(canvases, self.model, stage1.best, self.compute)
-        lease.check()
         stage2 = self._fit(self._stage2(stage1, seen.views[: len(self.images)]), stage1.best)
 
         validation = np.arange(len(self.images), len(canvases))
@@ -204,9 +217,15 @@ class _Run:
             training=self._facts(stage1, stage2),
             metrics=metrics,
         )
-        lease.check()
-        digest = save_bundle(trained, self.request.bundle, model_card(trained))
-        remove_checkpoints(self.storage)
+        self.lease.check()
+        try:
+            digest = save_bundle(trained, self.request.bundle, model_card(trained))
+        except InputError as error:
+            raise to_mend(error) from error
+        try:
+            remove_checkpoints(self.storage)
+        except (LesioncamError, OSError) as error:
+            log.warning("%s could not be removed: %s", self.storage, error)
         place = open_store(self.request.bundle).uri
         return {"model": digest, "bundle": place, "metrics": metrics}
 
@@ -230,6 +249,8 @@ class _Run:
             ranked=tuple(self.labels.classes.index(name) for name in self.labels.ranked),
             threads=self.compute.threads,
             board=self.board,
+            bundle=self.request.bundle,
+            holder=self.lease.run_id,
         )
 
     def _stage2(self, stage1: StageState, views: np.ndarray) -> StageJob:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import ModelSettings, load_network
+from lesioncam.storage.lease import check_holder
+from lesioncam.storage.store import open_store
 from lesioncam.training.batches import Batch, Batches, Examples
 from lesioncam.training.progress import Board, Post, seconds_left
 from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
@@ -51,6 +53,8 @@ class StageJob:
         ranked: places of the classes whose mean AUC chooses the checkpoint.
         threads: torch threads a worker computes with on a CPU.
         board: where progress goes.
+        bundle: where the trained model will go.
+        holder: the run that has the lease on it.
     """
 
     stage: str
@@ -64,6 +68,8 @@ class StageJob:
     ranked: tuple[int, ...]
     threads: int
     board: Board
+    bundle: str
+    holder: str
 
     @property
     def epochs(self) -> int:
@@ -303,6 +309,7 @@ class _Worker:
         if self.rank != 0:
             ray.train.report(metrics)
             return  # rank 0 keeps the weights
+        check_holder(open_store(self.job.bundle), self.job.holder)
         state.keep(self.network, self.optimizer, self.schedule)
         with tempfile.TemporaryDirectory() as folder:
             torch.save(vars(state), Path(folder, _STATE_FILE))

@@ -144,7 +144,7 @@ def decision_table(figures: Figures) -> list[str]:
 
 
 def _images(figure: Figures) -> str:
-    """Of a class how many images are its own; of their mean how many there are."""
+    """How many images are the class's own; of a mean, of one of the classes it is taken over."""
     return f"{figure['positives']:,} of {figure['n']:,}"
 
 

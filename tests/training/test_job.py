@@ -25,10 +25,10 @@ from lesioncam.errors import InputError, RunBroke
 from lesioncam.settings import CropRule, TrainSettings
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import read_labels
-from lesioncam.storage.lease import LEASE_FILE, Holder
+from lesioncam.storage.lease import LEASE_FILE, Holder, check_holder
 from lesioncam.storage.store import open_store
 from lesioncam.training.canvases import Canvases
-from lesioncam.training.fit import remove_checkpoints
+from lesioncam.training.fit import fit, remove_checkpoints, told
 from lesioncam.training.job import TrainRequest, checkpoints_of, initial_network, train
 from lesioncam.training.predict import Seen
 from lesioncam.training.stage import StageJob, StageState
@@ -96,7 +96,8 @@ def learned(state: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor
     return torch.cat([(state[name] - before[name]).flatten() for name in sorted(before)])
 
 
-VIEW = (8, 16, 80, 72)
+BOXES = np.add.outer(np.arange(36), (8, 16, 80, 72))  # of the canvases by their number
+VIEWS = BOXES + np.array([-4, -8, 8, 4])
 
 
 class NotTrainedError(Exception):
@@ -106,18 +107,20 @@ class NotTrainedError(Exception):
 def asked(request: TrainRequest, stage: str = "stage1") -> tuple[StageJob, str]:
     """What Ray Train would be asked for that stage.
 
-    One before it ends with half its weights, and sees in each image a lesion at `VIEW`.
+    One before it ends with half its weights, and sees the lesions at `BOXES`.
     """
 
     def fit(job: StageJob, run_id: str, *_: object) -> StageState:
+        check_holder(open_store(request.bundle), job.holder)
         if job.stage == stage:
             raise NotTrainedError(job, run_id)
         halves = {name: tensor / 2 for name, tensor in ray.get(job.initial).items()}
         return StageState(best=halves)
 
     def localise_all(canvases: Canvases, *_: object) -> Seen:
-        seen, views = len(canvases), np.tile(VIEW, (len(canvases), 1))
-        return Seen(np.zeros((seen, 3)), views, views, np.zeros((seen, 6, 6), np.uint8))
+        seen = len(canvases)
+        maps = np.zeros((seen, 6, 6), np.uint8)
+        return Seen(np.zeros((seen, 3)), BOXES[:seen], VIEWS[:seen], maps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lesioncam.training.job.fit", fit)
@@ -166,12 +169,33 @@ def test_a_finished_bundle_is_refused(drawn: Path, trained: tuple[Path, dict[str
         train(request(drawn, trained[0]))
 
 
-def test_a_bundle_that_another_run_is_at_work_on_is_refused(drawn: Path, tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "model"))
+def take_away(bundle: Path) -> None:
+    """Have a run of another machine hold the lease on a bundle."""
     other = Holder("run-0", "another-host", "its-boot", 1, 1, time.time() + 60)
-    store.write(LEASE_FILE, json.dumps(asdict(other)).encode())
+    open_store(str(bundle)).write(LEASE_FILE, json.dumps(asdict(other)).encode())
+
+
+def test_a_bundle_that_another_run_is_at_work_on_is_refused(drawn: Path, tmp_path: Path) -> None:
+    take_away(tmp_path / "model")
     with pytest.raises(InputError, match=r"--bundle: .* is being written by run run-0"):
         train(request(drawn, tmp_path / "model"))
+
+
+def test_a_run_that_another_has_followed_writes_no_checkpoint(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "model"
+
+    def fit_too_late(*job: Any) -> StageState:
+        take_away(bundle)
+        return fit(*job)
+
+    monkeypatch.setattr("lesioncam.training.job.fit", fit_too_late)
+    monkeypatch.setattr("lesioncam.training.fit._WORKER_DEATHS", 0)
+    with pytest.raises(RunBroke, match=r"stage1 broke off: .* is not run .* any more"):
+        train(request(drawn, bundle))
+    assert not list(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint*/*"))
+    assert json.loads((bundle / LEASE_FILE).read_text())["run_id"] == "run-0"
 
 
 def test_what_breaks_in_ray_is_one_line(
@@ -183,6 +207,18 @@ def test_what_breaks_in_ray_is_one_line(
     monkeypatch.setattr("lesioncam.training.job.read_source", break_off)
     with pytest.raises(RunBroke, match=r"broke off in Ray, .* run the same command again"):
         train(request(drawn, tmp_path / "model"))
+
+
+def test_the_line_of_a_stage_that_ray_train_gave_up() -> None:
+    lost = "Traceback ...\nRunBroke: it is gone; run the same command again\n\x1b[31m^^^\x1b[0m"
+    assert told("stage1", RuntimeError(lost)) == (
+        "stage1 broke off: RunBroke: it is gone; run the same command again"
+    )
+    assert told("stage2", RuntimeError("SIGKILL")) == (
+        "stage2 broke off, run the same command again: SIGKILL"
+    )
+    memory = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried")
+    assert told("stage2", memory).endswith("Tried; lower batch_size in --config")
 
 
 def test_two_workers_see_the_same_batches_as_one(
@@ -425,12 +461,13 @@ def test_more_workers_than_images_in_a_batch_are_refused(drawn: Path, tmp_path: 
 
 
 def test_stage_2_learns_what_stage_1_shows_it(drawn: Path, tmp_path: Path) -> None:
+    validation = {"val_images": f"{drawn}/images", "val_labels": f"{drawn}/val.csv"}
     first, second = (
-        asked(request(drawn, tmp_path / "model"), stage)[0].examples
+        asked(request(drawn, tmp_path / "model", **validation), stage)[0].examples
         for stage in ("stage1", "stage2")
     )
     assert (first.boxes == (0, 0, 192, 192)).all()
-    assert (second.boxes == VIEW).all()
+    np.testing.assert_array_equal(second.boxes, VIEWS[:27])
     assert len(first.boxes) == len(second.boxes) == len(second.canvases) == 27
     for same in ("labels", "held_out"):
         np.testing.assert_array_equal(getattr(first, same), getattr(second, same))
