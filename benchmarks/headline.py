@@ -21,7 +21,7 @@ from benchmarks.predictions import OVERLAP, by_form, means_table, read_images, r
 from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.scoring.pipeline import ScoreRequest, score
-from lesioncam.settings import TrainSettings, from_mapping
+from lesioncam.settings import TrainSettings, flat, from_mapping
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.training.source import hold_out
@@ -122,9 +122,7 @@ def classes_table(figures: Mapping[str, Figures], classes: Sequence[str]) -> lis
 
 def unlike_default(settings: TrainSettings) -> str:
     """The settings that differ from the default recipe's, as `name = value, ...`."""
-    given, default = (
-        pd.json_normalize(asdict(each)).iloc[0].to_dict() for each in (settings, TrainSettings())
-    )
+    given, default = (dict(flat(asdict(each))) for each in (settings, TrainSettings()))
     changed = {name: value for name, value in given.items() if value != default[name]}
     return ", ".join(f"`{name} = {value!r}`" for name, value in changed.items()) or "none"
 

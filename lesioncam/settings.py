@@ -7,7 +7,7 @@ Knows nothing about flags or files' places; `--config` and `bundle.json` both co
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -163,6 +163,15 @@ class TrainSettings:
         _check(0 <= self.rotate <= 180, "rotate", self.rotate, "degrees from 0 to 180")
         _check(0 <= self.frozen_blocks <= 5, "frozen_blocks", self.frozen_blocks, "0 to 5")
         _check(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by name, as `dataclasses.asdict` gives them; those of a part as `part.name`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str) -> T:

@@ -1,8 +1,8 @@
 """Model card: what a bundle is, in words, for whoever finds it later."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lesioncam.settings import flat
 from lesioncam.storage.bundle import Bundle
 from lesioncam.vision.metrics import decision_table, markdown_table
 from lesioncam.vision.overlap import overlap_table
@@ -124,17 +124,8 @@ def _recipe(bundle: Bundle) -> list[str]:
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| `{name}` | {_value(value)} |" for name, value in _flat(facts["settings"])),
+        *(f"| `{name}` | {_value(value)} |" for name, value in flat(facts["settings"])),
     ]
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by name; those of a table within them as `table.name`."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
 
 
 def _value(value: Any) -> str:

@@ -66,9 +66,8 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
         return fit(job, *others)
 
     monkeypatch.setattr("lesioncam.training.job.fit", noting)
-    monkeypatch.setattr(
-        headline, "SAME_AUC", 0.2
-    )  # one pair of so few images counts for much; below it is tried
+    # One pair of so few images counts for much; the test below tries the check itself.
+    monkeypatch.setattr(headline, "SAME_AUC", 0.2)
     train(TrainRequest(f"{isic}/train", f"{isic}/train.csv", f"{tmp_path}/model", SETTINGS))
 
     command = ["headline", "--isic", f"{isic}", "--bundle", f"{tmp_path}/model"]

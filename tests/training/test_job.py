@@ -1,67 +1,32 @@
-import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import ray
 import torch
 from PIL import Image
 
-from lesioncam.demo import draw_images
 from lesioncam.errors import InputError, RunBroke
-from lesioncam.settings import CropRule, TrainSettings
+from lesioncam.settings import CropRule
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import read_labels
-from lesioncam.storage.lease import LEASE_FILE, Holder, check_holder
+from lesioncam.storage.lease import LEASE_FILE, check_holder
 from lesioncam.storage.store import open_store
 from lesioncam.training.canvases import Canvases
-from lesioncam.training.fit import fit, remove_checkpoints, told
+from lesioncam.training.fit import remove_checkpoints
 from lesioncam.training.job import TrainRequest, checkpoints_of, initial_network, train
 from lesioncam.training.predict import Seen
 from lesioncam.training.stage import StageJob, StageState
 from lesioncam.vision.network import VGGGAP
+from tests.training.small import SMALL, history, request, weights
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-SMALL = TrainSettings(
-    backbone="tiny",
-    stage1_epochs=2,
-    stage2_epochs=1,
-    batch_size=7,  # which two workers cannot halve
-    learning_rate=0.02,
-    dropout=0.0,
-    val_fraction=0.25,
-)
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 drawn lesions and their labels, 27 to train on and 9 for validation; 20 masks, 3 empty."""
-    folder = tmp_path_factory.mktemp("drawn")
-    draw_images(folder, 36, seed=3)
-    labels = pd.read_csv(folder / "labels.csv")
-    labels[:27].to_csv(folder / "train.csv", index=False)
-    labels[27:].to_csv(folder / "val.csv", index=False)
-    (folder / "masks").mkdir()
-    for number in range(20):
-        mask = Image.new("1", (480, 360))
-        if number >= 3:  # the others say that there is no lesion
-            mask.paste(1, (120, 90, 360, 270))
-        mask.save(folder / "masks" / f"DRAWN_{number:05d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +37,6 @@ def trained(
     bundle = tmp_path_factory.mktemp("trained") / "model"
     validation = {"val_images": f"{drawn}/images", "val_labels": f"{drawn}/val.csv"}
     return bundle, train(request(drawn, bundle, **validation))
-
-
-def request(drawn: Path, bundle: Path | str, **changes: Any) -> TrainRequest:
-    settings = replace(SMALL, **changes.pop("settings", {}))
-    places = (f"{drawn}/images", f"{drawn}/train.csv", str(bundle))
-    return TrainRequest(*places, settings, masks=f"{drawn}/masks", **changes)
-
-
-def history(bundle: Path | str, stage: str = "stage1") -> list[dict[str, float]]:
-    entries: list[dict[str, float]] = load_bundle(str(bundle)).training[stage]["history"]
-    return entries
-
-
-def weights(bundle: Path) -> dict[str, str]:
-    """The digests of both stages' weights."""
-    files = json.loads((bundle / "bundle.json").read_text())["files"]
-    return {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
 
 
 def learned(state: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -169,58 +117,6 @@ def test_a_finished_bundle_is_refused(drawn: Path, trained: tuple[Path, dict[str
         train(request(drawn, trained[0]))
 
 
-def take_away(bundle: Path) -> None:
-    """Have a run of another machine hold the lease on a bundle."""
-    other = Holder("run-0", "another-host", "its-boot", 1, 1, time.time() + 60)
-    open_store(str(bundle)).write(LEASE_FILE, json.dumps(asdict(other)).encode())
-
-
-def test_a_bundle_that_another_run_is_at_work_on_is_refused(drawn: Path, tmp_path: Path) -> None:
-    take_away(tmp_path / "model")
-    with pytest.raises(InputError, match=r"--bundle: .* is being written by run run-0"):
-        train(request(drawn, tmp_path / "model"))
-
-
-def test_a_run_that_another_has_followed_writes_no_checkpoint(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = tmp_path / "model"
-
-    def fit_too_late(*job: Any) -> StageState:
-        take_away(bundle)
-        return fit(*job)
-
-    monkeypatch.setattr("lesioncam.training.job.fit", fit_too_late)
-    monkeypatch.setattr("lesioncam.training.fit._WORKER_DEATHS", 0)
-    with pytest.raises(RunBroke, match=r"stage1 broke off: .* is not run .* any more"):
-        train(request(drawn, bundle))
-    assert not list(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint*/*"))
-    assert json.loads((bundle / LEASE_FILE).read_text())["run_id"] == "run-0"
-
-
-def test_what_breaks_in_ray_is_one_line(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def break_off(*_: object) -> None:
-        raise ray.exceptions.WorkerCrashedError
-
-    monkeypatch.setattr("lesioncam.training.job.read_source", break_off)
-    with pytest.raises(RunBroke, match=r"broke off in Ray, .* run the same command again"):
-        train(request(drawn, tmp_path / "model"))
-
-
-def test_the_line_of_a_stage_that_ray_train_gave_up() -> None:
-    lost = "Traceback ...\nRunBroke: it is gone; run the same command again\n\x1b[31m^^^\x1b[0m"
-    assert told("stage1", RuntimeError(lost)) == (
-        "stage1 broke off: RunBroke: it is gone; run the same command again"
-    )
-    assert told("stage2", RuntimeError("SIGKILL")) == (
-        "stage2 broke off, run the same command again: SIGKILL"
-    )
-    memory = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried")
-    assert told("stage2", memory).endswith("Tried; lower batch_size in --config")
-
-
 def test_two_workers_see_the_same_batches_as_one(
     drawn: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -238,139 +134,6 @@ def test_two_workers_see_the_same_batches_as_one(
             for bundle in (trained[0], tmp_path / "two")
         ]
         np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
-
-
-def test_workers_killed_in_both_stages_and_between_change_nothing(
-    drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    long = {"stage1_epochs": 10, "stage2_epochs": 10, "batch_size": 4, "dropout": 0.5}
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    train(request(drawn, undisturbed, settings=long, workers=2))
-    with caplog.at_level(logging.INFO, "lesioncam"), Killer(f"{disturbed}-checkpoints") as killer:
-        train(request(drawn, disturbed, settings=long, workers=2))
-    assert killer.killed == ["stage1", "_Predictor", "stage2"]
-    for stage in ("stage1", "stage2"):
-        assert f"{stage[:5]} {stage[5]}: going on from the checkpoint after epoch" in caplog.text
-        first, second = history(undisturbed, stage), history(disturbed, stage)
-        assert [entry["epoch"] for entry in second] == list(range(1, 11))
-        np.testing.assert_allclose(
-            [entry["loss"] for entry in second], [entry["loss"] for entry in first], rtol=1e-6
-        )
-    assert weights(disturbed) == weights(undisturbed)
-
-
-class Killer(threading.Thread):
-    """Kills a worker of each stage once it has a checkpoint, and a predictor between them."""
-
-    def __init__(self, storage: str):
-        super().__init__(daemon=True)
-        self.storage = Path(storage)
-        self.killed: list[str] = []
-        self._over = threading.Event()
-
-    def __enter__(self) -> "Killer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._over.wait(0.02):
-            for stage in ("stage1", "stage2"):
-                # Written once Ray Train knows of a checkpoint; the files are there before that.
-                known = f"{stage}-*/checkpoint_manager_snapshot.json"
-                if stage not in self.killed and list(self.storage.glob(known)):
-                    self.kill("RayTrainWorker", stage)
-            if "_Predictor" not in self.killed and "stage1" in self.killed:
-                self.kill("_Predictor", "_Predictor")
-
-    def kill(self, name: str, place: str) -> None:
-        """SIGKILL to the processes of that name which this process's own Ray started."""
-        for process in children(psutil.Process()):
-            try:
-                if name in " ".join(process.cmdline()):
-                    process.kill()
-                    self.killed.append(place)
-                    return
-            except psutil.Error:  # it ended meanwhile
-                continue
-
-
-def children(process: psutil.Process) -> list[psutil.Process]:
-    return process.children(recursive=True)
-
-
-def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
-    drawn: Path, bucket: str, tmp_path: Path
-) -> None:
-    fill(bucket, drawn)
-    bundle, log = f"s3://{bucket}/model", tmp_path / "log"
-    recipe = "batch_size = 4\nval_fraction = 0.25\nlearning_rate = 0.02\nfrozen_blocks = 2\n"
-    loaded = VGGGAP("tiny", 2).state_dict()
-    torch.save(loaded, tmp_path / "w.pth")
-    (tmp_path / "recipe.toml").write_text(recipe)
-    command = [sys.executable, "-m", "lesioncam", "train", "--images", f"s3://{bucket}/images"]
-    command += ["--labels", f"s3://{bucket}/two.csv", "--bundle", bundle, "--backbone", "tiny"]
-    command += ["--epochs", "20,1", "--config", f"{tmp_path}/recipe.toml"]
-    command += ["--weights", f"{tmp_path}/w.pth"]
-
-    with started(command, log) as first:
-        wait_for(log, "stage 1: epoch 4 of 20", first)  # Ray Train knows of a checkpoint by then
-        for process in children(psutil.Process(first.pid)):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
-        wait_for(log, "stage 1: going on from the checkpoint after epoch", first)
-        driver = psutil.Process(first.pid)
-        for process in [*children(driver), driver]:
-            process.kill()
-    with pytest.raises(InputError, match="--bundle"):
-        load_bundle(bundle)
-
-    with started(command, log) as again:
-        assert again.wait(300) == 0, log.read_text()
-    assert "--images: 1 images cannot be used: 1 empty" in log.read_text()
-    assert "stage 1: going on from the checkpoint after epoch" in log.read_text()
-    assert [entry["epoch"] for entry in history(bundle)] == list(range(1, 21))
-    trained = load_bundle(bundle)
-    assert trained.settings.classes == ("malignant", "benign")
-    counts = (trained.training["training_images"], trained.training["held_out_images"])
-    assert sum(sum(part.values()) for part in counts) == 35
-    for stage in (trained.stage1, trained.stage2):  # two blocks' convolutions stay as loaded
-        same = [name for name in loaded if torch.equal(stage[name], loaded[name])]
-        assert [name for name in same if name.endswith("weight")] == [
-            "features.0.weight",
-            "features.3.weight",
-        ]
-
-
-def fill(bucket: str, drawn: Path) -> None:
-    """Put the drawn images there, one of them broken, and labels of two other classes."""
-    client = boto3.client("s3")
-    for path in (drawn / "images").iterdir():
-        client.upload_file(str(path), bucket, f"images/{path.name}")
-    client.put_object(Bucket=bucket, Key="images/DRAWN_00000.jpg", Body=b"")
-    labels = pd.read_csv(drawn / "labels.csv").rename(columns={"image_id": "image"})
-    labels["malignant"] = labels["melanoma"]
-    labels["benign"] = 1 - labels["melanoma"]
-    csv = labels[["image", "malignant", "benign"]].to_csv(index=False)
-    client.put_object(Bucket=bucket, Key="two.csv", Body=csv.encode())
-
-
-def started(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
-    with log.open("w") as said:
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        return subprocess.Popen(command, env=environment, stderr=said)
-
-
-def wait_for(log: Path, line: str, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a process has said it."""
-    deadline = time.monotonic() + 240
-    while line not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
 
 
 def test_the_same_command_goes_on_from_finished_stages(
