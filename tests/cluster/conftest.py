@@ -149,9 +149,10 @@ class Cluster:
 def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `ray` program of an environment that has nothing but `ray[default]`."""
     folder = tmp_path_factory.mktemp("submitter")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     requirement = f"ray[default]=={ray.__version__}"
-    install = [str(folder / "bin" / "pip"), "install", "--quiet", requirement]
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    install = [*pip, "install", "--quiet", "--no-compile", requirement]
     installed = subprocess.run(install, capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(f"{requirement} cannot be installed: {installed.stderr.strip()[-200:]}")

@@ -1,10 +1,15 @@
+"""Jobs on a network of machines: a cluster that grows from a head, and one of fixed nodes."""
+
+import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from safetensors.torch import save_file
 
 from lesioncam.demo import draw_images
@@ -20,6 +25,15 @@ if TYPE_CHECKING:
 IMAGES = 40
 COPIES = 30  # of each to score: far more than the nodes get done between two looks at the parts
 _PATIENCE = 240  # seconds
+_STORE = 300_000_000  # bytes
+_MAPS = ("auth", "docker", "file_mounts")
+_LISTS = (
+    "cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands",
+    "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+    "rsync_filter", "rsync_exclude",
+)  # fmt: skip
+# What Ray's schema asks for, and this cloud has no use for.
+_NOTHING: dict[str, Any] = {key: {} for key in _MAPS} | {key: [] for key in _LISTS}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +94,75 @@ def wait_for_parts(cluster: Cluster, count: int, job: "subprocess.Popen[bytes]")
         assert job.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def group(most: int, **resources: int) -> dict[str, Any]:
+    """Nodes of one kind, from none."""
+    offered = {**resources, "object_store_memory": _STORE}
+    return {"resources": offered, "node_config": {}, "min_workers": 0, "max_workers": most}
+
+
+def test_nodes_come_only_for_work_and_a_night_of_few_images_starts_one_gpu(
+    network: Callable[..., Cluster], bundle_uri: str, tmp_path: Path, local_ray: None
+) -> None:
+    """Nothing but a head until there is something to do, as KubeRay makes it.
+
+    Ray's autoscaler is the real one; the nodes it adds are further Ray nodes on the head's machine.
+    """
+    cluster = network(
+        {
+            **_NOTHING,
+            "cluster_name": "growing",
+            "provider": {
+                "type": "fake_multinode",
+                "launch_multiple": True,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+            },
+            "max_workers": 4,
+            "upscaling_speed": 1.0,
+            "idle_timeout_minutes": 5,
+            "file_mounts_sync_continuously": False,
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": group(0) | {"resources": {"CPU": 0}},
+                "decode": group(2, CPU=2),
+                "gpu": group(2, CPU=2, GPU=1),
+            },
+        }
+    )
+    s3 = cluster.s3()
+    s3.create_bucket(Bucket="growing")
+    draw_images(tmp_path, 12, seed=0)
+    for path in (tmp_path / "images").iterdir():
+        s3.upload_file(str(path), "growing", f"images/{path.name}")
+    for path in Path(bundle_uri).iterdir():
+        s3.upload_file(str(path), "growing", f"model/{path.name}")
+
+    flags = ["--bundle", "s3://growing/model", "--output", "s3://growing/scores"]
+    refused = cluster.run("jobs/score.py", "--images", "s3://growing/nowhere", *flags)
+    assert "lesioncam: --images: " in refused.stdout
+    cluster.await_nodes(1)
+
+    images = ["--images", "s3://growing/images"]
+    done = cluster.run("jobs/score.py", *images, *flags, "--gpus", "2")
+    assert "12 images listed: 12 ok, 0 failed" in done.stdout, done.stdout
+    (run,) = (
+        item["Key"]
+        for item in s3.list_objects_v2(Bucket="growing", Prefix="scores/_lesioncam/runs")[
+            "Contents"
+        ]
+        if item["Key"].endswith("run.json")
+    )
+    plan = json.loads(s3.get_object(Bucket="growing", Key=run)["Body"].read())["plan"]
+    assert (plan["actors"], sum(plan["actor_gpus"])) == (1, 1.0)
+    ask = "import ray; ray.init(); print('GPUs', ray.cluster_resources().get('GPU'))"
+    assert "GPUs 1.0" in cluster.run("-c", ask).stdout
+    cluster.head.cut_power()
+
+    cluster.fetch("growing", "scores/", tmp_path / "scores")
+    score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "here")))
+    night, local = (pd.read_parquet(tmp_path / name) for name in ("scores", "here"))
+    assert_same_scores(night, local, by="image_id")
 
 
 def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
