@@ -359,7 +359,7 @@ def initial_network(
     """The network's shape and the weights that stage 1 starts from."""
     if settings.backbone not in BACKBONES:
         raise InputError(f"--backbone: {settings.backbone!r} is not one of {', '.join(BACKBONES)}")
-    side = BACKBONES[settings.backbone].input_side
+    side = settings.input_side or BACKBONES[settings.backbone].input_side
     torch.manual_seed(settings.seed)
     model = ModelSettings(
         classes=labels.classes,

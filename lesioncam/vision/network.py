@@ -1,7 +1,7 @@
 """VGG-GAP: a VGG's convolutions, global average pooling and one linear layer.
 
 Jia & Shen (arXiv 1703.01053) after Zhou et al., "Learning Deep Features for Discriminative
-Localization" (CVPR 2016): without the last max-pool the map stays fine (14 x 14 at 224 x 224), and
+Localization" (CVPR 2016): without the last max-pool the map stays fine (10 x 10 at 160 x 160), and
 because the linear layer works on pooled features, its weights applied before the pooling give the
 class activation map.
 """
@@ -18,12 +18,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A VGG's layers and the input side it is made for.
+    """A VGG's layers and its input side.
 
     Attributes:
         layers: as torchvision writes them: the channels of a 3 x 3 convolution, or `M` for a
             max-pool that halves the side.
-        input_side: in pixels.
+        input_side: in pixels, where nothing else is asked for.
     """
 
     layers: tuple[int | str, ...]
@@ -36,9 +36,9 @@ class Backbone:
 
 BACKBONES: Mapping[str, Backbone] = {
     "vgg16": Backbone(
-        (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512), 224
+        (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512), 160
     ),
-    "vgg11": Backbone((64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512), 224),
+    "vgg11": Backbone((64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512), 160),
     "tiny": Backbone((16, "M", 32, "M", 64, "M", 64), 96),
 }
 

@@ -237,6 +237,16 @@ def test_stage_2_learns_what_stage_1_shows_it(drawn: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(first.lesions.grid, second.lesions.grid)
 
 
+def test_another_input_side_is_that_of_epochs_canvases_and_bundle(
+    drawn: Path, tmp_path: Path
+) -> None:
+    small = {"input_side": 64, "stage1_epochs": 4, "coarse_share": 0.5, "coarse_scale": 0.75}
+    job, _ = asked(request(drawn, tmp_path / "model", settings=small))
+    assert job.sides == (48, 48, 64, 64)
+    assert (job.model.input_side, job.model.canvas_side) == (64, 128)
+    assert (job.examples.boxes == (0, 0, 128, 128)).all()
+
+
 def test_stage_2_starts_from_the_loaded_weights_with_a_linear_layer_of_its_own(
     drawn: Path, tmp_path: Path
 ) -> None:

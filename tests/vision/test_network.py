@@ -67,7 +67,7 @@ def refusal(network: VGGGAP, weights: Path | str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "channels", "cells"), [("vgg16", 512, 14), ("vgg11", 512, 14), ("tiny", 64, 12)]
+    ("backbone", "channels", "cells"), [("vgg16", 512, 10), ("vgg11", 512, 10), ("tiny", 64, 12)]
 )
 def test_shapes_at_the_input_side(backbone: str, channels: int, cells: int) -> None:
     side = BACKBONES[backbone].input_side
