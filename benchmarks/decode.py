@@ -2,7 +2,7 @@
 
     python -m benchmarks.decode
 
-Bytes in memory to a canvas of 448 x 448: in a decoder's process, as scoring does it, by the same
+Bytes in memory to a canvas of 320 x 320: in a decoder's process, as scoring does it, by the same
 code in this one, and by decoding the whole JPEG before it is made smaller, as most programs do. One
 image at a time, the three ways in turn. Prints images a second of a core for each, and how far the
 pixels of the last lie from scoring's.
@@ -29,7 +29,7 @@ _ROUNDS = 5
 
 
 def whole(data: bytes) -> np.ndarray:
-    """A (448, 448, 3) canvas from every pixel of the file."""
+    """A (320, 320, 3) canvas from every pixel of the file."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
 

@@ -23,7 +23,7 @@ from lesioncam.vision.localise import to_channels_first
 
 _RETRIES = 10  # of a chunk whose worker or node was lost
 _DECODER = Decoder()  # of one worker process
-CHUNK = 16  # images decoded, kept and moved together: 10 MB at a canvas of 448
+CHUNK = 16  # images decoded, kept and moved together: 5 MB at a canvas of 320
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lesioncam.vision.copies import pairs_of_copies
 
 log = logging.getLogger("lesioncam")
 
-_MASK_SIDE = 64  # of the grid a drawn outline is kept on; maps have 14 x 14 cells
+_MASK_SIDE = 64  # of the grid a drawn outline is kept on; maps have 10 x 10 cells
 _MASK_THREADS = 8
 
 
