@@ -67,17 +67,19 @@ class Board:
 
     @contextmanager
     def logged(self, stage: str, take: Callable[[Post], None]) -> Iterator[None]:
-        """While a stage lasts, log a line for whatever is posted, and hand it to `take`."""
+        """While a stage lasts, log a line for whatever is posted; the latest goes to `take`."""
         stop = threading.Event()
 
         def read() -> None:
             stands: Mapping[str, float | None] = {"epoch": 0}
             while True:
                 ended = stop.wait(_POLL_SECONDS)
-                for content in ray.get(self.actor.take.remote()):
+                posts: list[Post] = ray.get(self.actor.take.remote())
+                for content in posts:
                     stands = figures(content)
                     log.info("%s", line(content), extra={"stage": stage, **stands})
-                    take(content)
+                if posts:  # the last has the epochs of all
+                    take(posts[-1])
                 show_training(stage, stands)
                 if ended:
                     return

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
 
 import pytest
 import ray
@@ -128,8 +129,20 @@ class Cluster:
         for job in set(re.findall(r"ray job stop (\w+)", log.read_text())):
             subprocess.run([*command, job], env=self.submitter(), capture_output=True, check=False)
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes that are alive, as the head's state API tells them; none while it is not up."""
+        url = f"http://{self.head.address}:8265/api/v0/nodes"
+        question = Request(url, headers={"Authorization": f"Bearer {_TOKEN}"})
+        try:
+            with urlopen(question, timeout=30) as answer:
+                known = json.load(answer)["data"]["result"]["result"]
+        except OSError:
+            return []
+        return [node for node in known if node["state"] == "ALIVE"]
+
     def await_head(self) -> None:
         """Wait until jobs are taken."""
+        self.await_nodes(1)
         deadline = time.monotonic() + _PATIENCE
         while (said := self.run("--version")).returncode:
             assert time.monotonic() < deadline, said
@@ -138,11 +151,11 @@ class Cluster:
 
     def await_nodes(self, count: int) -> None:
         """Wait until so many nodes are alive, the head among them."""
-        ask = "import ray; ray.init(); print('nodes', sum(n['Alive'] for n in ray.nodes()))"
         deadline = time.monotonic() + _PATIENCE
-        while f"nodes {count}" not in (said := self.run("-c", ask)).stdout:
-            assert time.monotonic() < deadline, said
-            time.sleep(1)
+        while len(nodes := self.nodes()) != count:
+            assert time.monotonic() < deadline, nodes
+            assert self.head.is_on()
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +172,7 @@ def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "ray"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def network(
     submitting_ray: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Cluster]]:
@@ -199,7 +212,7 @@ def network(
         yield start
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def cluster(network: Callable[..., Cluster]) -> Cluster:
     """A head without CPUs, a node with two, and one with one and a GPU that is not there."""
     started = network()

@@ -135,7 +135,7 @@ def one_night(
     again = None
     if place.proxy is not None:
         again = sum(place.proxy.fetched.values()) - len(place.proxy.fetched)
-    return night, compare(night, undisturbed), again
+    return night, compare(night.rows(), undisturbed), again
 
 
 def many_nights(

@@ -177,12 +177,16 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
 
 def test_running_again_does_only_what_is_left(tmp_path: Path, bundle_uri: str) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
-    draw(images, 5)
+    draw(images, 7)
     request = ScoreRequest(str(images), bundle_uri, str(output))
-    assert score(request)["scored_now"] == 5
+    limited = replace(request, limit=5)
+    summary = score(limited)
+    assert summary["listed"] == summary["scored_now"] == 5
+    (part,) = output.glob("*.parquet")
+    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
     first = read(output)
-    assert score(request)["scored_now"] == 0
-    draw(images, 2, first=5)
+    assert [Path(uri).name for uri in first.index] == [f"{number}.jpg" for number in range(5)]
+    assert score(limited)["scored_now"] == 0
     assert score(request)["scored_now"] == 2
     rows = read(output)
     assert len(rows) == 7
@@ -192,17 +196,25 @@ def test_running_again_does_only_what_is_left(tmp_path: Path, bundle_uri: str) -
 def test_a_changed_image_is_done_again_and_its_row_replaced(
     tmp_path: Path, bundle_uri: str
 ) -> None:
+    """Also where the machine that wrote the row was far ahead of time."""
     images, output = tmp_path / "images", tmp_path / "out"
     draw(images, 3)
     request = ScoreRequest(str(images), bundle_uri, str(output))
     score(request)
+    (part,) = output.glob("*.parquet")
+    rows = pq.read_table(part)
+    place, then = rows.schema.get_field_index("scored_at"), pd.Timestamp("2099-01-01", tz="UTC")
+    late = pa.array([then] * 3, rows.schema.field(place).type)
+    pq.write_table(rows.set_column(place, rows.schema.field(place), late), part)
     lesion(64, 48).save(images / "1.jpg")
     (images / "2.jpg").unlink()
     summary = score(request)
     assert (summary["listed"], summary["scored_now"], summary["kept"]) == (2, 1, 1)
-    rows = read(output)
-    assert len(rows) == 3
-    assert rows.loc[str(images / "1.jpg"), "width"] == 64
+    assert len(read(output)) == 3
+    changed = read(output).loc[str(images / "1.jpg")]
+    assert changed["width"] == 64
+    assert changed["scored_at"] > then
+    assert score(request)["scored_now"] == 0
 
 
 def test_images_that_go_or_change_once_they_are_listed_are_done_again(
@@ -233,26 +245,6 @@ def test_images_that_go_or_change_once_they_are_listed_are_done_again(
     assert read(output)["status"].tolist() == ["ok"] * 3
 
 
-def test_rows_of_a_machine_whose_clock_was_wrong_are_replaced_too(
-    tmp_path: Path, bundle_uri: str
-) -> None:
-    images, output = tmp_path / "images", tmp_path / "out"
-    draw(images, 2)
-    request = ScoreRequest(str(images), bundle_uri, str(output))
-    score(request)
-    (part,) = output.glob("*.parquet")
-    rows = pq.read_table(part)
-    place, then = rows.schema.get_field_index("scored_at"), pd.Timestamp("2099-01-01", tz="UTC")
-    late = pa.array([then] * 2, rows.schema.field(place).type)
-    pq.write_table(rows.set_column(place, rows.schema.field(place), late), part)
-    lesion(64, 48).save(images / "1.jpg")
-    assert score(request)["scored_now"] == 1
-    changed = read(output).loc[str(images / "1.jpg")]
-    assert changed["width"] == 64
-    assert changed["scored_at"] > then
-    assert score(request)["scored_now"] == 0
-
-
 @pytest.mark.parametrize("decode_cpus", [0.25, 1.0])
 def test_many_small_lists_of_what_is_left_do_not_stop_before_a_full_window(
     tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch, decode_cpus: float
@@ -272,30 +264,21 @@ def test_many_small_lists_of_what_is_left_do_not_stop_before_a_full_window(
     assert len(read(tmp_path / "out")) == 70
 
 
-def test_retry_failed_does_the_failed_ones_again(tmp_path: Path, bundle_uri: str) -> None:
+def test_failed_ones_are_told_and_done_again_when_asked(tmp_path: Path, bundle_uri: str) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
-    draw(images, 2)
+    images.mkdir()
     (images / "broken.jpg").write_bytes(b"")
-    request = ScoreRequest(str(images), bundle_uri, str(output))
-    score(request)
-    assert score(request)["scored_now"] == 0
-    again = ScoreRequest(str(images), bundle_uri, str(output), retry_failed=True)
-    assert score(again)["scored_now"] == 1
-    assert len(read(output)) == 3
-
-
-@pytest.mark.parametrize("kind", ["only good", "only broken"])
-def test_one_schema_in_every_file(tmp_path: Path, bundle_uri: str, kind: str) -> None:
-    images, output = tmp_path / "images", tmp_path / "out"
-    if kind == "only good":
-        draw(images, 3)
-    else:
-        images.mkdir()
-        for number in range(3):
-            (images / f"{number}.png").write_bytes(b"")
-    score(ScoreRequest(str(images), bundle_uri, str(output)))
-    (part,) = output.glob("*.parquet")
+    request = ScoreRequest(str(images), bundle_uri, str(output), max_failed_fraction=0.3)
+    assert score(request)["outcome"] == "too_many_failed"
+    (part,) = output.glob("*.parquet")  # of failed rows alone
     assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+    draw(images, 2)
+    summary = score(request)
+    assert (summary["outcome"], summary["scored_now"]) == ("too_many_failed", 2)
+    again = replace(request, retry_failed=True, max_failed_fraction=0.4)
+    summary = score(again)
+    assert (summary["outcome"], summary["scored_now"]) == ("done", 1)
+    assert len(read(output)) == 3
 
 
 def test_a_list_of_uris_is_scored_and_a_missing_one_told(tmp_path: Path, bundle_uri: str) -> None:
@@ -308,36 +291,21 @@ def test_a_list_of_uris_is_scored_and_a_missing_one_told(tmp_path: Path, bundle_
     assert read(output).loc[uris[2], "error_kind"] == "not_found"
 
 
-def test_too_many_failures_are_an_outcome_of_their_own(tmp_path: Path, bundle_uri: str) -> None:
-    draw(tmp_path / "images", 1)
-    (tmp_path / "images" / "broken.jpg").write_bytes(b"")
-    request = ScoreRequest(
-        str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"), max_failed_fraction=0.4
-    )
-    assert score(request)["outcome"] == "too_many_failed"
-
-
-def test_a_limit_scores_the_first_of_the_listing(tmp_path: Path, bundle_uri: str) -> None:
-    draw(tmp_path / "images", 4)
-    request = ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"), limit=2)
-    assert score(request)["listed"] == 2
-    assert len(read(tmp_path / "out")) == 2
-
-
 def test_another_model_on_the_same_output_is_refused(
-    tmp_path: Path, bundle_uri: str, model_settings: ModelSettings
+    messy: tuple[Path, dict[str, Expected]],
+    scored: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    bundle_uri: str,
+    model_settings: ModelSettings,
 ) -> None:
-    draw(tmp_path / "images", 1)
-    output = tmp_path / "out"
-    score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(output)))
-    before = sorted(output.rglob("*"))
+    before = sorted(scored[0].rglob("*"))
     stages = [model_settings.network().state_dict() for _ in range(2)]
     other = str(tmp_path / "other")
     digest = save_bundle(Bundle(model_settings, stages[0], stages[1]), other, "other\n")
     with pytest.raises(InputError, match=digest) as error:
-        score(ScoreRequest(str(tmp_path / "images"), other, str(output)))
+        score(ScoreRequest(str(messy[0]), other, str(scored[0])))
     assert load_bundle(bundle_uri).digest in str(error.value)
-    assert sorted(output.rglob("*")) == before
+    assert sorted(scored[0].rglob("*")) == before
 
 
 def test_bad_input_writes_nothing(tmp_path: Path, bundle_uri: str) -> None:
