@@ -1,6 +1,6 @@
 """Two runs on the same images: their mean AUCs, stage by stage, and the paired difference.
 
-    python -m benchmarks.compare --one docs/headline --other docs/control --labels isic/train.csv
+    python -m benchmarks.compare --one docs/headline --other headline-again --labels isic/train.csv
 
 `--one` and `--other` are outputs of `benchmarks.headline`; a set that only one of them has is left
 out. `--labels` says which classes have a column of their own.
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--labels", required=True)
     flags = parser.parse_args()
     labels = read_labels(flags.labels, TrainSettings().rest_class)
-    print(f"| images | | {flags.one.name} | {flags.other.name} | difference |")
+    print(f"| images | | {flags.one} | {flags.other} | difference |")
     print("|---|---|---|---|---|")
     for path in sorted(flags.one.glob("*/predictions.csv")):
         beside = flags.other / path.parent.name / path.name

@@ -34,7 +34,7 @@ from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.training.job import TrainRequest, train
+from lesioncam.training.job import TrainRequest, settled, train
 from lesioncam.vision.copies import SIDE
 from lesioncam.vision.metrics import markdown_table
 from lesioncam.vision.overlap import overlap_table
@@ -57,7 +57,8 @@ def read_settings(flags: argparse.Namespace) -> TrainSettings:
     """The recipe of `--config`, with what other flags say."""
     settings = read_config(flags.config) if flags.config else TrainSettings()
     given = {"weights": flags.weights, "seed": flags.seed}
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    return settled(replace(settings, **given))
 
 
 def keep_recipe(output: Path, settings: TrainSettings, images: str, *, masks: bool) -> str:

@@ -24,6 +24,7 @@ from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings, flat, from_mapping
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.training.job import settled
 from lesioncam.training.source import hold_out
 from lesioncam.vision.metrics import STAGES, Figures, with_interval
 
@@ -122,7 +123,7 @@ def classes_table(figures: Mapping[str, Figures], classes: Sequence[str]) -> lis
 
 def unlike_default(settings: TrainSettings) -> str:
     """The settings that differ from the default recipe's, as `name = value, ...`."""
-    given, default = (dict(flat(asdict(each))) for each in (settings, TrainSettings()))
+    given, default = (dict(flat(asdict(settled(each)))) for each in (settings, TrainSettings()))
     changed = {name: value for name, value in given.items() if value != default[name]}
     return ", ".join(f"`{name} = {value!r}`" for name, value in changed.items()) or "none"
 

@@ -63,7 +63,8 @@ class TrainSettings:
 
     Attributes:
         backbone: a key of `lesioncam.vision.network.BACKBONES`.
-        input_side: of the images that the networks take, in pixels; None for the backbone's own.
+        input_side: of the images that the networks take, in pixels, a multiple of 16, as a VGG
+            halves them four times; None for the backbone's own.
         weights: where the backbone's weights come from, or None for random ones.
         stage1_epochs: passes over the training images for stage 1.
         stage2_epochs: passes over their crops for stage 2.
@@ -139,10 +140,10 @@ class TrainSettings:
             value = getattr(self, name)
             _check(value >= 1, name, value, "a whole number of at least 1")
         _check(
-            self.input_side is None or self.input_side >= 32,
+            self.input_side is None or (self.input_side >= 32 and self.input_side % 16 == 0),
             "input_side",
             self.input_side,
-            "at least 32 pixels",
+            "a multiple of 16 pixels, at least 32",
         )
         for name in ("learning_rate", "stage2_learning_rate"):
             value = getattr(self, name)

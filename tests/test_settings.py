@@ -126,7 +126,7 @@ def test_wrong_type_in_crop_names_the_table() -> None:
         ("stage1_epochs", [1, 100], [0, -1]),
         ("stage2_epochs", [1], [0]),
         ("batch_size", [1], [0]),
-        ("input_side", [32, 224, None], [31, 0]),
+        ("input_side", [32, 224, None], [0, 16, 100]),
         ("learning_rate", [1e-6, 1.0], [0.0, -0.1, 1.01]),
         ("stage2_learning_rate", [1e-6, 1.0], [0.0, -0.1, 1.01]),
         ("weight_decay", [0.0, 0.5], [-0.1, 1.0]),

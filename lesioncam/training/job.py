@@ -116,6 +116,7 @@ def train(request: TrainRequest) -> dict[str, Any]:
     validation = match_validation(
         request.val_images, request.val_labels, labels, request.settings.rest_class, source
     )
+    request = replace(request, settings=settled(request.settings))
     model, initial = initial_network(request.settings, labels)
     with connected():
         compute = make_workers(request)
@@ -272,7 +273,7 @@ class _Run:
         """Of each of so many epochs the side of its images: coarse ones first, then full ones."""
         settings, side = self.request.settings, self.model.input_side
         coarse = min(round(epochs * settings.coarse_share), epochs - 1)
-        small = round(side * settings.coarse_scale / _COARSE) * _COARSE
+        small = max(1, round(side * settings.coarse_scale / _COARSE)) * _COARSE
         return (small,) * coarse + (side,) * (epochs - coarse)
 
     def _fit(self, job: StageJob, before: Mapping[str, Tensor] | None = None) -> StageState:
@@ -353,13 +354,26 @@ class _Run:
         }
 
 
+def settled(settings: TrainSettings) -> TrainSettings:
+    """The recipe with nothing left open: where it names no input side it has the backbone's own.
+
+    Raises:
+        InputError: there is no such backbone.
+    """
+    return replace(settings, input_side=_input_side(settings))
+
+
+def _input_side(settings: TrainSettings) -> int:
+    if settings.backbone not in BACKBONES:
+        raise InputError(f"--backbone: {settings.backbone!r} is not one of {', '.join(BACKBONES)}")
+    return settings.input_side or BACKBONES[settings.backbone].input_side
+
+
 def initial_network(
     settings: TrainSettings, labels: Labels
 ) -> tuple[ModelSettings, Mapping[str, Tensor]]:
     """The network's shape and the weights that stage 1 starts from."""
-    if settings.backbone not in BACKBONES:
-        raise InputError(f"--backbone: {settings.backbone!r} is not one of {', '.join(BACKBONES)}")
-    side = settings.input_side or BACKBONES[settings.backbone].input_side
+    side = _input_side(settings)
     torch.manual_seed(settings.seed)
     model = ModelSettings(
         classes=labels.classes,

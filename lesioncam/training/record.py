@@ -22,7 +22,7 @@ CURVES_FILE = "curves.png"
 
 
 class Record:
-    """Writes both files anew after each epoch.
+    """Writes both files anew when epochs are done.
 
     Args:
         bundle: where they go: the directory or prefix that the bundle will stand in.

@@ -196,7 +196,7 @@ def test_running_again_does_only_what_is_left(tmp_path: Path, bundle_uri: str) -
 def test_a_changed_image_is_done_again_and_its_row_replaced(
     tmp_path: Path, bundle_uri: str
 ) -> None:
-    """Also where the machine that wrote the row was far ahead of time."""
+    """Even where the clock of the machine that wrote the row was far ahead."""
     images, output = tmp_path / "images", tmp_path / "out"
     draw(images, 3)
     request = ScoreRequest(str(images), bundle_uri, str(output))

@@ -1,9 +1,12 @@
 """What people watch: the line of an epoch, and the time that is left."""
 
+import logging
 import math
 from typing import Any
 
-from lesioncam.training.progress import Post, figures, line, seconds_left
+import pytest
+
+from lesioncam.training.progress import Board, Post, figures, line, seconds_left
 
 EPOCH: dict[str, Any] = {
     "epoch": 2, "loss": 0.4567, "mean_auc": 0.8765, "images_per_second": 12.34,
@@ -36,6 +39,25 @@ def test_the_same_in_numbers() -> None:
     }  # fmt: skip
     assert figures(post(loss=math.inf))["loss"] is None
     assert figures(Post("stage1", 7, [], left=math.nan)) == {"epoch": 0}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_every_post_is_logged_and_the_last_of_a_look_recorded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    board, taken = Board.create(), list[Post]()
+    first, last = (Post("stage1", 7, [EPOCH] * done, left=60.0) for done in (1, 2))
+    for content in (first, last):
+        board.post(content)
+    with caplog.at_level(logging.INFO, "lesioncam"), board.logged("stage1", taken.append):
+        pass
+    assert [record.getMessage() for record in caplog.records] == [line(first), line(last)]
+    assert taken == [last]
+    resumed = Post("stage1", 7, [EPOCH] * 2, left=60.0, resumed=True)
+    board.post(resumed)
+    with board.logged("stage1", taken.append):
+        pass
+    assert taken == [last, resumed]
 
 
 def test_what_is_left_is_reckoned_by_pixels() -> None:

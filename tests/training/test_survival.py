@@ -43,7 +43,7 @@ def seven(drawn: Path, bundle: Path) -> TrainRequest:
     labels.to_csv(f"{bundle}.csv", index=False)
     long = {"stage1_epochs": 6, "stage2_epochs": 6, "batch_size": 4, "dropout": 0.5}
     asked = request(drawn, bundle, settings=long, workers=2)
-    return replace(asked, labels=f"{bundle}.csv", masks=None)
+    return replace(asked, labels=f"{bundle}.csv")
 
 
 @pytest.fixture(scope="module")
