@@ -250,7 +250,7 @@ class _Run:
             ranked=tuple(self.labels.classes.index(name) for name in self.labels.ranked),
             threads=self.compute.threads,
             board=self.board,
-            bundle=self.request.bundle,
+            bundle=open_store(self.request.bundle).uri,  # workers are in other directories
             holder=self.lease.run_id,
         )
 

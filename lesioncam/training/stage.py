@@ -53,7 +53,7 @@ class StageJob:
         ranked: places of the classes whose mean AUC chooses the checkpoint.
         threads: torch threads a worker computes with on a CPU.
         board: where progress goes.
-        bundle: where the trained model will go.
+        bundle: where the trained model will go, from whatever directory a worker is in.
         holder: the run that has the lease on it.
     """
 

@@ -33,10 +33,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def trained(
     drawn: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[Path, dict[str, Any]]:
-    """A bundle that one worker trained, and what `train` returned."""
-    bundle = tmp_path_factory.mktemp("trained") / "model"
+    """A bundle that one worker trained, named from where it is, and what `train` returned."""
+    folder = tmp_path_factory.mktemp("trained")
     validation = {"val_images": f"{drawn}/images", "val_labels": f"{drawn}/val.csv"}
-    return bundle, train(request(drawn, bundle, **validation))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder / "model", train(request(drawn, "model", **validation))
 
 
 def learned(state: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> torch.Tensor:
