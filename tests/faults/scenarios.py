@@ -22,6 +22,7 @@ from tests.faults.proxy import Misdeed, Proxy
 
 Scenario = Callable[[Night, Proxy | None, random.Random, float], None]
 
+_FEWER = 100  # images than any night has
 _DISK = "40k"  # a disk that is full before the scores are written
 _HOG = 3 * 2**30  # bytes that a run may take before its workers are killed
 _HOGGED = 3.0  # seconds
@@ -118,12 +119,13 @@ def store_misbehaves(
 
 
 def store_fails_from_then_on(
-    misdeed: Misdeed, night: Night, proxy: Proxy | None, dice: random.Random, seconds: float
+    misdeed: Misdeed, night: Night, proxy: Proxy | None, dice: random.Random, _: float
 ) -> None:
-    """From a moment on no request succeeds."""
+    """From a moment on no request succeeds, when some images have been read and not all."""
     assert proxy is not None
-    run = night.start()
-    _sleep(run, dice.uniform(0.3, 0.9) * seconds)
+    run, images = night.start(), dice.randint(1, _FEWER)
+    while run.poll() is None and sum(proxy.fetched.values()) < images:
+        time.sleep(0.02)
     proxy.misdeed = misdeed
     night.end(run)
     proxy.misdeed = None
