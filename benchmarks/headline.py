@@ -4,7 +4,8 @@
 
 Scores, in float32, the images that its training held out and the validation images in both forms.
 Each of these sets gets a folder in the output, with the predictions and what `lesioncam evaluate`
-says of them; beside it go the run's own record and `README.md` with tables of all of it.
+says of them; beside it go the run's own record and `README.md` with tables of all of it. With
+`--half-turn` the bundle is scored as if it had been trained with `half_turn = true`.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings, flat, from_mapping
-from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.training.job import settled
 from lesioncam.training.source import hold_out
@@ -128,6 +129,13 @@ def unlike_default(settings: TrainSettings) -> str:
     return ", ".join(f"`{name} = {value!r}`" for name, value in changed.items()) or "none"
 
 
+def looking_twice(bundle: Bundle, uri: str) -> str:
+    """Write a copy of a bundle that takes each image's half turn, too; returns its place."""
+    settings = replace(bundle.settings, half_turn=True)
+    save_bundle(replace(bundle, settings=settings), uri, "# A copy with half_turn\n")
+    return uri
+
+
 def score_and_evaluate(
     part: Part, bundle: str, rest_class: str, scores: Path, output: Path
 ) -> tuple[Figures, pd.DataFrame]:
@@ -155,15 +163,19 @@ def main() -> None:
     parser.add_argument("--isic", type=Path, required=True, help="benchmarks.isic2017's layout")
     parser.add_argument("--bundle", required=True, help="what train made of it; a directory")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--half-turn", action="store_true", help="look at each image twice")
     parser.add_argument("--work", type=Path, default=Path("headline"), help="scores")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    bundle, output = load_bundle(flags.bundle), flags.output
-    work = flags.work / bundle.digest[:8]
+    bundle, scored, output = load_bundle(flags.bundle), flags.bundle, flags.output
+    work = flags.work / (bundle.digest[:8] + "-half-turn" * flags.half_turn)
     for place in (output, work):
         place.mkdir(parents=True, exist_ok=True)
-    for name, kept in RECORD.items():
-        shutil.copy(Path(flags.bundle, name), output / kept)
+    if flags.half_turn:
+        scored = looking_twice(bundle, f"{work}/bundle")
+    else:
+        for name, kept in RECORD.items():
+            shutil.copy(Path(flags.bundle, name), output / kept)
     forms = pd.read_csv(flags.isic / "forms.csv", dtype=str).set_index("image_id")["form"]
 
     settings = from_mapping(TrainSettings, bundle.training["settings"], "bundle.json: settings")
@@ -175,11 +187,12 @@ def main() -> None:
     rows: dict[str, pd.DataFrame] = {}
     for name, part in parts_of(flags.isic, work / "held-out.csv").items():
         figures[part.title], found = score_and_evaluate(
-            part, flags.bundle, settings.rest_class, work / name, output / name
+            part, scored, settings.rest_class, work / name, output / name
         )
         rows[part.title] = found
         if name == "held-out":
-            check_held_out(figures[part.title], bundle)
+            if not flags.half_turn:  # training's own figures are without
+                check_held_out(figures[part.title], bundle)
             found["form"] = found["image_id"].map(forms)
             rows |= {f"of these at {form}": of_it for form, of_it in by_form(found, forms).items()}
         found.to_csv(output / name / "predictions.csv", index=False)
@@ -189,7 +202,8 @@ def main() -> None:
             "# What one run reaches",
             "",
             f"Made by `benchmarks.headline` from the bundle {bundle.digest[:8]}, trained by "
-            f"lesioncam {bundle.training['lesioncam_version']}, and scored in float32. Settings "
+            f"lesioncam {bundle.training['lesioncam_version']}, and scored in float32"
+            f"{', each image also turned by half' * flags.half_turn}. Settings "
             f"that are not the default: {unlike_default(settings)}. The held-out images chose each "
             "stage's epoch, the validation images chose nothing. AUCs have 95 % bootstrap "
             "intervals; the mean is over "

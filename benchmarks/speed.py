@@ -117,8 +117,8 @@ class Benchmark:
     def __init__(self, bundle: str, work: Path, many: int):
         self.bundle, self.work, self.many = bundle, work, many
         self.settings = load_bundle(bundle).settings
-        if self.settings.flips:
-            raise InputError("--bundle: it looks at mirrored forms, and the peers do not")
+        if self.settings.half_turn:
+            raise InputError("--bundle: it looks at each image twice, and the peers do not")
         self.fastest, self.layouts = limit.best(
             bundle, limit.layouts(native_precision(limit.device()))
         )

@@ -77,7 +77,7 @@ class Localise:
         chosen = table.take(good)
         canvases, count = self._compute.batch(chosen["canvas"], settings.canvas_side)
         found = localise(
-            self._network, canvases, settings.input_side, settings.crop, settings.flips
+            self._network, canvases, settings.input_side, settings.crop, settings.half_turn
         )
         crops = sample_boxes(canvases, found.views, settings.input_side)
         boxes = boxes_in_image(
@@ -135,7 +135,7 @@ class Classify:
         good = _good_rows(table)
         chosen = table.take(good)
         crops, count = self._compute.batch(chosen["crop"], settings.input_side)
-        stage2 = classify(self._network, crops, self._settings.flips)[:count].cpu()
+        stage2 = classify(self._network, crops, self._settings.half_turn)[:count].cpu()
         stage1_columns = probability_columns(settings.classes, "stage1")
         stage1 = torch.from_numpy(np.stack([chosen[name].to_numpy() for name in stage1_columns], 1))
         final = combine(stage1, stage2, settings.stage2_weight)

@@ -17,7 +17,7 @@ from lesioncam.storage.place import Store, StoreError, refusal
 from lesioncam.storage.store import open_store
 from lesioncam.vision.network import BACKBONES, VGGGAP
 
-FORMAT = 4
+FORMAT = 5
 BUNDLE_FILE = "bundle.json"
 CARD_FILE = "README.md"
 STAGES = ("stage1", "stage2")
@@ -36,7 +36,8 @@ class ModelSettings:
         std: likewise.
         stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
         crop: the crop rule.
-        flips: whether each stage looks at the four mirrored forms of its input and takes the mean.
+        half_turn: whether each stage looks at its input a second time, turned by half, and takes
+            the mean.
     """
 
     classes: tuple[str, ...]
@@ -47,7 +48,7 @@ class ModelSettings:
     std: tuple[float, ...]
     stage2_weight: float
     crop: CropRule
-    flips: bool = False
+    half_turn: bool = False
 
     def __post_init__(self) -> None:
         check_classes(self.classes, "classes")

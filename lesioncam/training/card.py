@@ -115,7 +115,7 @@ def _recipe(bundle: Bundle) -> list[str]:
         f"{crop.smallest} of the canvas; stage 2 sees the box with {crop.context} of the canvas "
         f"more on each side. Final probabilities: {1 - settings.stage2_weight:g} x "
         f"stage 1 + {settings.stage2_weight:g} x stage 2"
-        + (", each the mean over four mirrored forms" if settings.flips else "")
+        + (", each the mean over the image and its half turn" if settings.half_turn else "")
         + f". Stage 1 is from epoch {facts['stage1']['best_epoch']} of "
         f"{facts['settings']['stage1_epochs']}, stage 2 from epoch "
         f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']}; every epoch's "

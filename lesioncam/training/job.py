@@ -63,7 +63,7 @@ from lesioncam.vision.overlap import compare, mean_overlap
 log = logging.getLogger("lesioncam")
 
 _LATER = frozenset(  # settings that stage 1 does not read
-    {"stage2_epochs", "stage2_start", "stage2_learning_rate", "stage2_weight", "flips"}
+    {"stage2_epochs", "stage2_start", "stage2_learning_rate", "stage2_weight", "half_turn"}
 )
 _COARSE = 16  # pixels; sides of coarse images are a multiple, as a VGG halves them four times
 
@@ -384,7 +384,7 @@ def initial_network(
         std=IMAGENET_STD,
         stage2_weight=settings.stage2_weight,
         crop=settings.crop,
-        flips=settings.flips,
+        half_turn=settings.half_turn,
     )
     network = model.network()
     if settings.weights is not None:

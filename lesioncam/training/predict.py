@@ -75,7 +75,7 @@ class _Predictor:
     def localise(self, numbers: np.ndarray) -> Seen:
         """Stage 1 on these canvases."""
         model, pixels = self.model, self._pixels(numbers)
-        found = localise(self.network, pixels, model.input_side, model.crop, model.flips)
+        found = localise(self.network, pixels, model.input_side, model.crop, model.half_turn)
         parts = (found.probabilities, found.boxes, found.views, found.maps)
         return Seen(*(part.cpu().numpy() for part in parts))
 
@@ -83,7 +83,7 @@ class _Predictor:
         """Stage 2: probabilities (B, K) of the views' contents."""
         places = torch.from_numpy(views).to(self.device)
         crops = sample_boxes(self._pixels(numbers), places, self.model.input_side)
-        return classify(self.network, crops, self.model.flips).cpu().numpy()
+        return classify(self.network, crops, self.model.half_turn).cpu().numpy()
 
     def _pixels(self, numbers: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(self.canvases.gather(numbers)).to(self.device)

@@ -14,7 +14,7 @@ from lesioncam.vision.cam import choose_map, class_activation_maps, normalise_ma
 from lesioncam.vision.crop import crop_boxes, sample_boxes, with_context
 from lesioncam.vision.network import VGGGAP
 
-_FLIPS: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3))  # axes of (B, C, h, w)
+_FORMS: tuple[tuple[int, ...], ...] = ((), (2, 3))  # flipped axes of (B, C, h, w)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Localised:
 
 @torch.inference_mode()
 def localise(
-    network: VGGGAP, canvases: Tensor, side: int, rule: CropRule, flips: bool = False
+    network: VGGGAP, canvases: Tensor, side: int, rule: CropRule, half_turn: bool = False
 ) -> Localised:
     """Classify whole images and find the region that stage 2 looks at.
 
@@ -47,10 +47,10 @@ def localise(
         canvases: (B, 3, S, S) uint8, on the network's device.
         side: the input side s.
         rule: which map, and how it becomes a box.
-        flips: whether to look at each image's four mirrored forms and take the mean.
+        half_turn: whether to look at each image a second time, turned by half, and take the mean.
     """
     images = sample_boxes(canvases, whole_boxes(canvases), side)
-    probabilities, maps = _look(network, images, flips)
+    probabilities, maps = _look(network, images, half_turn)
     chosen, flat = normalise_map(choose_map(maps, probabilities, rule.map))
     canvas_side = canvases.shape[-1]
     boxes = crop_boxes(chosen, flat, rule, canvas_side)
@@ -59,16 +59,16 @@ def localise(
 
 
 @torch.inference_mode()
-def classify(network: VGGGAP, crops: Tensor, flips: bool = False) -> Tensor:
+def classify(network: VGGGAP, crops: Tensor, half_turn: bool = False) -> Tensor:
     """Probabilities (B, K) of stage 2 for crops (B, 3, s, s) uint8 on the network's device."""
-    probabilities, _ = _look(network, crops, flips)
+    probabilities, _ = _look(network, crops, half_turn)
     return probabilities
 
 
-def _look(network: VGGGAP, images: Tensor, flips: bool) -> tuple[Tensor, Tensor]:
-    """Probabilities (B, K) and class maps (B, K, h, w), over all mirrored forms or one."""
+def _look(network: VGGGAP, images: Tensor, half_turn: bool) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, K) and class maps (B, K, h, w), the means where images are seen twice."""
     seen = []
-    for axes in _FLIPS if flips else _FLIPS[:1]:
+    for axes in _FORMS if half_turn else _FORMS[:1]:
         logits, features = network(images.flip(axes))
         maps = class_activation_maps(features, network.linear.weight)
         seen.append((logits.softmax(dim=1), maps.flip(axes)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import headline
@@ -118,6 +119,17 @@ def test_images_that_it_was_not_trained_on_are_refused(
     for stage, told in zip(STAGES, ("stage 1", "stage 2", "final"), strict=True):
         with pytest.raises(InputError, match=rf"--isic: {told} has a mean AUC of 0\.8900"):
             headline.check_held_out({**near, stage: {"mean": {"auc": 0.89}}}, bundle)
+
+
+def test_a_copy_that_looks_twice_is_otherwise_the_same(tmp_path: Path) -> None:
+    write_bundle(f"{tmp_path}/model", "tiny", None)
+    bundle = load_bundle(f"{tmp_path}/model")
+    copy = load_bundle(headline.looking_twice(bundle, f"{tmp_path}/copy"))
+    assert not bundle.settings.half_turn
+    assert copy.settings == replace(bundle.settings, half_turn=True)
+    for one, other in ((bundle.stage1, copy.stage1), (bundle.stage2, copy.stage2)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_settings_are_told_from_the_defaults() -> None:

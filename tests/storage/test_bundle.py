@@ -293,7 +293,7 @@ def crop(**changes: Any) -> Callable[[Content], None]:
 
 
 BAD: dict[str, tuple[Callable[[Content], None], str]] = {
-    "format 3": (lambda content: content.update(format=3), "format 3"),
+    "format 4": (lambda content: content.update(format=4), "format 4"),
     "format text": (lambda content: content.update(format="2"), "format '2'"),
     "format true": (lambda content: content.update(format=True), "format"),
     "no format": (lambda content: content.pop("format"), "format None"),

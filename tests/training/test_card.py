@@ -55,13 +55,13 @@ def test_data_figures_and_recipe(bundle: Bundle) -> None:
     ):
         assert line in card, card
     assert "evidence of what the class rests on" in card
-    assert "mirrored" not in card
+    assert "half turn" not in card
 
 
-def test_maps_that_nobody_taught_and_mirrored_forms(bundle: Bundle) -> None:
+def test_maps_that_nobody_taught_and_half_turns(bundle: Bundle) -> None:
     facts = {**bundle.training, "outlines_drawn": 0, "outlines_guessed": 0}
-    other = replace(bundle, settings=replace(bundle.settings, flips=True), training=facts)
+    other = replace(bundle, settings=replace(bundle.settings, half_turn=True), training=facts)
     card = model_card(other)
     assert "Its maps show where stage 1 looked, not why." in card
     assert "outlines" not in card
-    assert "each the mean over four mirrored forms" in card
+    assert "each the mean over the image and its half turn" in card

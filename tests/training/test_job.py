@@ -267,7 +267,7 @@ def test_another_recipe_for_stage_2_keeps_stage_1_and_one_for_stage_1_does_not(
     assert run_id() == first
     later: dict[str, Any] = {
         "stage2_learning_rate": 0.001,
-        "flips": True,
+        "half_turn": True,
         "crop": CropRule(threshold=0.4),
     }
     assert run_id(**later) == first
