@@ -34,7 +34,8 @@ from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.training.job import TrainRequest, settled, train
+from lesioncam.training.initial import settled
+from lesioncam.training.job import TrainRequest, train
 from lesioncam.vision.copies import SIDE
 from lesioncam.vision.metrics import markdown_table
 from lesioncam.vision.overlap import overlap_table

@@ -25,7 +25,7 @@ from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings, flat, from_mapping
 from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.training.job import settled
+from lesioncam.training.initial import settled
 from lesioncam.training.source import hold_out
 from lesioncam.vision.metrics import STAGES, Figures, with_interval
 

@@ -35,12 +35,13 @@ from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.place import StoreError
 from lesioncam.storage.runs import new_run_id
 from lesioncam.storage.store import open_store
-from lesioncam.storage.weights import load_backbone
 from lesioncam.training.batches import Examples
 from lesioncam.training.card import model_card
 from lesioncam.training.fit import fit, remove_checkpoints
+from lesioncam.training.initial import another_head, initial_network, settled
 from lesioncam.training.predict import Seen, Workers, classify_all, localise_all
 from lesioncam.training.progress import Board
+from lesioncam.training.recipe import epoch_sides
 from lesioncam.training.record import Record
 from lesioncam.training.source import (
     Source,
@@ -57,7 +58,6 @@ from lesioncam.training.stage import StageJob, StageState
 from lesioncam.vision.copies import groups_of_copies
 from lesioncam.vision.localise import combine
 from lesioncam.vision.metrics import Figures, evaluate_stages
-from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from lesioncam.vision.overlap import compare, mean_overlap
 
 log = logging.getLogger("lesioncam")
@@ -65,7 +65,6 @@ log = logging.getLogger("lesioncam")
 _LATER = frozenset(  # settings that stage 1 does not read
     {"stage2_epochs", "stage2_start", "stage2_learning_rate", "stage2_weight", "half_turn"}
 )
-_COARSE = 16  # pixels; sides of coarse images are a multiple, as a VGG halves them four times
 
 
 @dataclass(frozen=True)
@@ -237,8 +236,8 @@ class _Run:
             settings=settings,
             model=self.model,
             initial=ray.put(dict(self.initial)),
-            sides=self._sides(settings.stage1_epochs),
-            sides_after=self._sides(settings.stage2_epochs),
+            sides=epoch_sides(settings, self.model.input_side, settings.stage1_epochs),
+            sides_after=epoch_sides(settings, self.model.input_side, settings.stage2_epochs),
             learning_rate=settings.learning_rate,
             examples=Examples(
                 canvases=self.images.canvases,
@@ -258,7 +257,7 @@ class _Run:
         first, settings = self._stage1(), self.request.settings
         initial = dict(stage1.best)
         if settings.stage2_start == "weights" and settings.weights is not None:
-            initial = {**self.initial, **_another_head(self.initial, settings.seed)}
+            initial = {**self.initial, **another_head(self.initial, settings.seed)}
         return replace(
             first,
             stage="stage2",
@@ -268,13 +267,6 @@ class _Run:
             learning_rate=settings.stage2_learning_rate,
             examples=replace(first.examples, boxes=views),
         )
-
-    def _sides(self, epochs: int) -> tuple[int, ...]:
-        """Of each of so many epochs the side of its images: coarse ones first, then full ones."""
-        settings, side = self.request.settings, self.model.input_side
-        coarse = min(round(epochs * settings.coarse_share), epochs - 1)
-        small = max(1, round(side * settings.coarse_scale / _COARSE)) * _COARSE
-        return (small,) * coarse + (side,) * (epochs - coarse)
 
     def _fit(self, job: StageJob, before: Mapping[str, Tensor] | None = None) -> StageState:
         """Run a stage; `before` is what the stage before it came to, whose boxes it learns on."""
@@ -352,54 +344,6 @@ class _Run:
             "lesioncam_version": __version__,
             "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-
-def settled(settings: TrainSettings) -> TrainSettings:
-    """The recipe with nothing left open: where it names no input side it has the backbone's own.
-
-    Raises:
-        InputError: there is no such backbone.
-    """
-    return replace(settings, input_side=_input_side(settings))
-
-
-def _input_side(settings: TrainSettings) -> int:
-    if settings.backbone not in BACKBONES:
-        raise InputError(f"--backbone: {settings.backbone!r} is not one of {', '.join(BACKBONES)}")
-    return settings.input_side or BACKBONES[settings.backbone].input_side
-
-
-def initial_network(
-    settings: TrainSettings, labels: Labels
-) -> tuple[ModelSettings, Mapping[str, Tensor]]:
-    """The network's shape and the weights that stage 1 starts from."""
-    side = _input_side(settings)
-    torch.manual_seed(settings.seed)
-    model = ModelSettings(
-        classes=labels.classes,
-        backbone=settings.backbone,
-        input_side=side,
-        canvas_side=round(side * settings.canvas_scale),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        stage2_weight=settings.stage2_weight,
-        crop=settings.crop,
-        half_turn=settings.half_turn,
-    )
-    network = model.network()
-    if settings.weights is not None:
-        load_backbone(network, settings.backbone, settings.weights)
-    mean, std = (tuple(buffer.flatten().tolist()) for buffer in (network.mean, network.std))
-    return replace(model, mean=mean, std=std), network.state_dict()
-
-
-def _another_head(initial: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
-    """A linear layer for stage 2, drawn apart from stage 1's: a mean gains by what differs."""
-    classes, features = initial["linear.weight"].shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence([seed, 2]).generate_state(1)[0]))
-        head = torch.nn.Linear(features, classes).state_dict()
-    return {f"linear.{name}": value for name, value in head.items()}
 
 
 def checkpoints_of(request: TrainRequest) -> str:

@@ -1,4 +1,4 @@
-"""The recipe's parts that are formulas: rate, frozen layers, class weights, the best epoch."""
+"""The recipe's formulas: sides, rate, frozen layers, class weights, the best epoch."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lesioncam.settings import TrainSettings
 from lesioncam.vision.network import VGGGAP
+
+_COARSE = 16  # pixels; sides of coarse images are a multiple, as a VGG halves them four times
+
+
+def epoch_sides(settings: TrainSettings, side: int, epochs: int) -> tuple[int, ...]:
+    """Of each of so many epochs the side of its images in pixels: coarse ones first, then `side`.
+
+    The last epoch is never coarse.
+    """
+    coarse = min(round(epochs * settings.coarse_share), epochs - 1)
+    small = max(1, round(side * settings.coarse_scale / _COARSE)) * _COARSE
+    return (small,) * coarse + (side,) * (epochs - coarse)
 
 
 def one_cycle(step: int, total: int) -> float:

@@ -20,7 +20,8 @@ from lesioncam.storage.lease import LEASE_FILE, check_holder
 from lesioncam.storage.store import open_store
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.fit import remove_checkpoints
-from lesioncam.training.job import TrainRequest, checkpoints_of, initial_network, train
+from lesioncam.training.initial import initial_network
+from lesioncam.training.job import TrainRequest, checkpoints_of, train
 from lesioncam.training.predict import Seen
 from lesioncam.training.stage import StageJob, StageState
 from lesioncam.vision.network import VGGGAP

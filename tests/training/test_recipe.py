@@ -3,8 +3,32 @@ import pytest
 import torch
 from torch import nn
 
-from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
+from lesioncam.settings import TrainSettings
+from lesioncam.training.recipe import (
+    balanced_weights,
+    best_epoch,
+    epoch_sides,
+    freeze_blocks,
+    one_cycle,
+)
 from lesioncam.vision.network import VGGGAP
+
+
+@pytest.mark.parametrize(
+    ("share", "scale", "side", "epochs", "expected"),
+    [
+        (0.8, 0.8, 160, 5, (128, 128, 128, 128, 160)),
+        (0.5, 0.75, 64, 4, (48, 48, 64, 64)),
+        (0.9, 0.5, 96, 3, (48, 48, 96)),  # one is full in any case
+        (0.9, 0.5, 96, 1, (96,)),
+        (0.0, 0.5, 96, 2, (96, 96)),
+    ],
+)
+def test_coarse_epochs_come_first_and_the_last_is_full(
+    share: float, scale: float, side: int, epochs: int, expected: tuple[int, ...]
+) -> None:
+    settings = TrainSettings(coarse_share=share, coarse_scale=scale)
+    assert epoch_sides(settings, side, epochs) == expected
 
 
 def test_freezing_stops_at_the_block() -> None:
