@@ -97,8 +97,8 @@ class TrainSettings:
             those at the full side.
         canvas_scale: the canvas's side in input sides, between 1 and 2.
         stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
-        half_turn: whether the bundle's stages look at each image a second time, turned by half,
-            and take the mean; scoring then takes twice as long in the networks.
+        half_turn: whether the bundle's stages look at each image a second time, turned by
+            180 degrees, and take the mean; scoring then takes twice as long in the networks.
         rest_class: the class of label rows with no 1.
         seed: of the split, the initial weights, the order, the augmentation and the dropout.
         crop: the crop rule.

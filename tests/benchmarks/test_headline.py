@@ -76,6 +76,7 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
     monkeypatch.setattr("lesioncam.training.job.fit", learn_nothing)
     # One pair of so few images counts for much; the test below tries the check itself.
     monkeypatch.setattr(headline, "SAME_AUC", 0.2)
+    monkeypatch.setattr(headline, "TWICE_AUC", 0.5)
     train(TrainRequest(f"{isic}/train", f"{isic}/train.csv", f"{tmp_path}/model", SETTINGS))
 
     command = ["headline", "--isic", f"{isic}", "--bundle", f"{tmp_path}/model"]
@@ -96,6 +97,16 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
         assert f"| of these at {form} | {(found['form'] == int(form)).sum()} |" in text
     assert "| validation at 256 | 12 |" in text
     assert (output / "model-card.md").read_text() == (tmp_path / "model/README.md").read_text()
+
+    command[command.index("--output") + 1] = f"{tmp_path}/twice"
+    monkeypatch.setattr(sys, "argv", [*command, "--half-turn"])
+    headline.main()
+    twice = pd.read_csv(tmp_path / "twice" / "held-out" / "predictions.csv")
+    assert twice["image_id"].tolist() == found["image_id"].tolist()
+    assert not np.allclose(twice["p_melanoma"], found["p_melanoma"])
+    text = (tmp_path / "twice" / "README.md").read_text()
+    assert "scored in float32, each image also turned by half." in text
+    assert not (tmp_path / "twice" / "model-card.md").exists()
 
 
 def test_images_that_it_was_not_trained_on_are_refused(

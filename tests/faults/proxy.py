@@ -145,6 +145,26 @@ def sometimes(misdeed: Misdeed, share: float, seed: int, *, images_only: bool = 
     return act
 
 
+def from_then_on(misdeed: Misdeed, images: int, more: int = 0) -> Misdeed:
+    """Do it to all requests, once so many images were asked for and so many requests after that."""
+    left = [images, more]
+    lock = threading.Lock()
+
+    def act(exchange: Exchange) -> None:
+        with lock:
+            passes = any(left)
+            if left[0]:
+                left[0] -= exchange.is_image
+            elif left[1]:
+                left[1] -= 1
+        if passes:
+            exchange.pass_on()
+        else:
+            misdeed(exchange)
+
+    return act
+
+
 def times(misdeed: Misdeed, count: int) -> tuple[Misdeed, list[str]]:
     """Do it so often, then no more; and what was asked so far."""
     asked: list[str] = []

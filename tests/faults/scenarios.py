@@ -16,13 +16,14 @@ from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
 
+from lesioncam.storage.store import open_store
 from tests.faults import proxy as proxies
 from tests.faults.night import Night
 from tests.faults.proxy import Misdeed, Proxy
 
 Scenario = Callable[[Night, Proxy | None, random.Random, float], None]
 
-_FEWER = 100  # images than any night has
+_LAST = 10  # images of a night, which are left to read when its store fails
 _DISK = "40k"  # a disk that is full before the scores are written
 _HOG = 3 * 2**30  # bytes that a run may take before its workers are killed
 _HOGGED = 3.0  # seconds
@@ -118,16 +119,25 @@ def store_misbehaves(
     proxy.misdeed = None
 
 
-def store_fails_from_then_on(
+def store_fails_while_images_are_read(
     misdeed: Misdeed, night: Night, proxy: Proxy | None, dice: random.Random, _: float
 ) -> None:
-    """From a moment on no request succeeds, when some images have been read and not all."""
+    """Once some of the images have been read no request succeeds any more."""
     assert proxy is not None
-    run, images = night.start(), dice.randint(1, _FEWER)
-    while run.poll() is None and sum(proxy.fetched.values()) < images:
-        time.sleep(0.02)
-    proxy.misdeed = misdeed
-    night.end(run)
+    images = len(list(open_store(night.images).entries()))
+    proxy.misdeed = proxies.from_then_on(misdeed, dice.randint(1, images - _LAST))
+    night.run()
+    proxy.misdeed = None
+
+
+def store_fails_near_the_end(
+    misdeed: Misdeed, night: Night, proxy: Proxy | None, dice: random.Random, _: float
+) -> None:
+    """While scores and records are written no request succeeds any more."""
+    assert proxy is not None
+    images = len(list(open_store(night.images).entries()))
+    proxy.misdeed = proxies.from_then_on(misdeed, images - _LAST, dice.randint(_LAST, 4 * _LAST))
+    night.run()
     proxy.misdeed = None
 
 
@@ -156,8 +166,10 @@ REMOTE: dict[str, Scenario] = {
     "not there when read, a fifth": partial(store_misbehaves, proxies.gone, 0.2, True),
     "no answer for 65 s, one in 200": partial(store_misbehaves, proxies.stalled, 0.005, True),
     "write's answer lost, a fifth": partial(store_misbehaves, proxies.unanswered, 0.2, False),
-    "credentials expire": partial(store_fails_from_then_on, proxies.expired),
-    "store gone": partial(store_fails_from_then_on, proxies.away),
+    "credentials expire": partial(store_fails_while_images_are_read, proxies.expired),
+    "store gone": partial(store_fails_while_images_are_read, proxies.away),
+    "credentials expire near the end": partial(store_fails_near_the_end, proxies.expired),
+    "store gone near the end": partial(store_fails_near_the_end, proxies.away),
 }
 
 
