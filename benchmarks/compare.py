@@ -2,8 +2,9 @@
 
     python -m benchmarks.compare --one docs/headline --other headline-again --labels isic/train.csv
 
-`--one` and `--other` are outputs of `benchmarks.headline`; a set that only one of them has is left
-out. `--labels` says which classes have a column of their own.
+`--one` and `--other` are outputs of `benchmarks.headline`, or both of `benchmarks.crossvalidate`; a
+set or a fold that only one of them has is left out. `--labels` says which classes have a column of
+their own.
 """
 
 import argparse
@@ -11,17 +12,42 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.predictions import probabilities
+from benchmarks.predictions import probabilities, read_folds
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.vision.metrics import STAGES, evaluate_stages, with_interval
 
 
+def sets_of(output: Path) -> dict[str, pd.DataFrame]:
+    """The predictions that stand in an output, by the name of their set of images."""
+    sets = {path.parent.name: pd.read_csv(path) for path in output.glob("*/predictions.csv")}
+    folds = read_folds(output).groupby("fold")
+    return dict(sorted(sets.items())) | {f"of fold {fold}": rows for fold, rows in folds}
+
+
+def in_common(one: Path, other: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Of each set of images that both outputs have, the predictions; several folds also as one.
+
+    Raises:
+        InputError: they have none in common.
+    """
+    first, second = sets_of(one), sets_of(other)
+    pairs = {name: (rows, second[name]) for name, rows in first.items() if name in second}
+    if not pairs:
+        raise InputError(f"--other: {other} has none of the sets of images that {one} has")
+    folds = [pair for name, pair in pairs.items() if name.startswith("of fold ")]
+    if len(folds) > 1:
+        ones, others = zip(*folds, strict=True)
+        pairs["of all folds"] = (pd.concat(ones), pd.concat(others))
+    return pairs
+
+
 def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list[str]]:
     """Of each stage its name, the mean AUC in each run, and `one`'s less `other`'s.
 
-    Intervals are `lesioncam.vision.metrics.evaluate_stages`'s; the difference's is paired.
+    Intervals are `lesioncam.vision.metrics.evaluate_stages`'s; the difference's is paired. AUCs of
+    several folds are taken within each and averaged.
 
     Args:
         one: a run's predictions, as `benchmarks.predictions.read_predictions` has them.
@@ -34,12 +60,13 @@ def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list
     one, other = (rows.set_index("image_id").sort_index() for rows in (one, other))
     if not one["label"].equals(other["label"]):
         raise InputError("--other: its images or their labels are not those of --one")
+    folds = one["fold"].to_numpy() if "fold" in one else None
     places = one["label"].map(list(labels.classes).index).to_numpy()
     lines = []
     for stage in STAGES:
         first, second = (probabilities(rows, labels, stage) for rows in (one, other))
         pair = {"final": first, "stage1": second, "stage2": second}  # the gain is final's
-        figures = evaluate_stages(pair, places, labels.classes, labels.ranked)
+        figures = evaluate_stages(pair, places, labels.classes, labels.ranked, folds=folds)
         means = (figures[name]["mean"] for name in ("final", "stage1"))
         lines.append([stage, *map(with_interval, means), with_interval(figures["gain"])])
     return lines
@@ -55,12 +82,9 @@ def main() -> None:
     labels = read_labels(flags.labels, TrainSettings().rest_class)
     print(f"| images | | {flags.one} | {flags.other} | difference |")
     print("|---|---|---|---|---|")
-    for path in sorted(flags.one.glob("*/predictions.csv")):
-        beside = flags.other / path.parent.name / path.name
-        if beside.exists():
-            one, other = pd.read_csv(path), pd.read_csv(beside)
-            for cells in compare(one, other, labels):
-                print(f"| {len(one)} {path.parent.name} | {' | '.join(cells)} |")
+    for name, (one, other) in in_common(flags.one, flags.other).items():
+        for cells in compare(one, other, labels):
+            print(f"| {len(one):,} {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from benchmarks.predictions import (
     by_form,
     figures_of,
     means_table,
+    read_folds,
     read_images,
     read_predictions,
 )
@@ -119,11 +120,8 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
         output: where the folds stand.
         forms: of each image id the form of its file, to tell these apart.
     """
-    parts = [
-        pd.read_csv(path).assign(fold=int(path.stem.removeprefix("fold")))
-        for path in sorted(output.glob("fold*.csv"))
-    ]
-    rows = pd.concat(parts)
+    rows = read_folds(output)
+    parts = {str(fold): part for fold, part in rows.groupby("fold")}
     whole = figures_of(rows, labels)
     lines = [
         "# Cross-validation",
@@ -135,7 +133,7 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
         "",
         *markdown_table(whole),
         "",
-        *means_table("fold", {str(part["fold"].iloc[0]): part for part in parts}, labels),
+        *means_table("fold", parts, labels),
     ]
     if forms is not None:
         lines += ["", *means_table("form", by_form(rows, forms), labels)]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,18 @@ def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataF
         _, overlap = localisation(joined, masks)
         found = found.join(overlap[OVERLAP], on="image_id")
     return found.round(5)
+
+
+def read_folds(output: Path) -> pd.DataFrame:
+    """The predictions of all folds that stand in an output of `benchmarks.crossvalidate`.
+
+    `fold` says whose each is. Without any there are no rows.
+    """
+    parts = [
+        pd.read_csv(path).assign(fold=int(path.stem.removeprefix("fold")))
+        for path in sorted(output.glob("fold*.csv"))
+    ]
+    return pd.concat(parts) if parts else pd.DataFrame({"image_id": [], "fold": []})
 
 
 def probabilities(rows: pd.DataFrame, labels: Labels, stage: str) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.compare import compare
+from benchmarks.compare import compare, in_common
 from lesioncam.errors import InputError
 from lesioncam.schema import probability_columns
 from lesioncam.storage.labels import Labels, read_labels
@@ -43,3 +43,25 @@ def test_other_images_are_refused(labels: Labels) -> None:
     for other in (one[1:], one.replace({"image_id": {"03": "33"}})):
         with pytest.raises(InputError, match="--other: its images or their labels"):
             compare(one, other, labels)
+
+
+def test_sets_and_folds_that_both_have_are_compared(labels: Labels, tmp_path: Path) -> None:
+    right, wrong = predictions(labels), predictions(labels, final=0.5)
+    for name in ("one", "other", "third"):
+        (tmp_path / name / "held-out").mkdir(parents=True)
+    for name, rows in (("one", right), ("other", wrong)):
+        rows.to_csv(tmp_path / name / "held-out" / "predictions.csv", index=False)
+        rows[::2].to_csv(tmp_path / name / "fold0.csv", index=False)
+        rows[1::2].to_csv(tmp_path / name / "fold3.csv", index=False)
+    right.to_csv(tmp_path / "one" / "fold1.csv", index=False)
+    pairs = in_common(tmp_path / "one", tmp_path / "other")
+    assert {name: len(one) for name, (one, _) in pairs.items()} == {
+        "held-out": 20,
+        "of fold 0": 10,
+        "of fold 3": 10,
+        "of all folds": 20,
+    }
+    final = compare(*pairs["of all folds"], labels)[2]
+    assert [cell[:5] for cell in final[1:]] == ["1.000", "0.500", "0.500"]
+    with pytest.raises(InputError, match=r"--other: .*/third has none of the sets"):
+        in_common(tmp_path / "one", tmp_path / "third")
