@@ -2,7 +2,7 @@ r"""What the recipe reaches: cross-validation through the verbs, fold by fold.
 
     python -m benchmarks.crossvalidate --images isic/train --labels isic/train.csv \
         --masks isic/masks --forms isic/forms.csv --weights vgg16.safetensors \
-        --output docs/cross-validation --folds 0,1
+        --output cross-validation-again --folds 0,1
 
 Of each of five folds, `train` learns from the other four, and `score` scores it. The fold's
 predictions go to `fold<k>.csv` in the output, so that other folds can follow on another day, and
@@ -119,8 +119,13 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
         labels: their classes.
         output: where the folds stand.
         forms: of each image id the form of its file, to tell these apart.
+
+    Raises:
+        InputError: there are none.
     """
     rows = read_folds(output)
+    if rows.empty:
+        raise InputError(f"--output: {output} has no folds; name some as --folds")
     parts = {str(fold): part for fold, part in rows.groupby("fold")}
     whole = figures_of(rows, labels)
     lines = [

@@ -55,6 +55,14 @@ def local_ray(s3_server: str) -> Iterator[None]:
     assert not ray.is_initialized()
 
 
+@pytest.fixture
+def threads_restored() -> Iterator[None]:
+    """For tests that run an actor in their own process: it says how many threads torch takes."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """An in-process S3 server; every process of the test run finds it through the environment."""

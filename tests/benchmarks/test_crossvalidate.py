@@ -96,3 +96,5 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
     for form, count in (("256", 18), ("512", 42)):
         assert f"| {form} | {count} | 1.000 (1.000 to 1.000) |" in text
     assert "| form |" not in summarise(labels, tmp_path, None)
+    with pytest.raises(InputError, match=r"--output: .*/empty has no folds"):
+        summarise(labels, tmp_path / "empty", None)

@@ -24,6 +24,7 @@ from tests.faults.proxy import Misdeed, Proxy
 Scenario = Callable[[Night, Proxy | None, random.Random, float], None]
 
 _LAST = 10  # images of a night, which are left to read when its store fails
+_MORE = (10, 40)  # requests after these, when it fails near the end
 _DISK = "40k"  # a disk that is full before the scores are written
 _HOG = 3 * 2**30  # bytes that a run may take before its workers are killed
 _HOGGED = 3.0  # seconds
@@ -133,10 +134,10 @@ def store_fails_while_images_are_read(
 def store_fails_near_the_end(
     misdeed: Misdeed, night: Night, proxy: Proxy | None, dice: random.Random, _: float
 ) -> None:
-    """While scores and records are written no request succeeds any more."""
+    """While parts are merged and records written no request succeeds any more."""
     assert proxy is not None
     images = len(list(open_store(night.images).entries()))
-    proxy.misdeed = proxies.from_then_on(misdeed, images - _LAST, dice.randint(_LAST, 4 * _LAST))
+    proxy.misdeed = proxies.from_then_on(misdeed, images - _LAST, dice.randint(*_MORE))
     night.run()
     proxy.misdeed = None
 

@@ -46,7 +46,7 @@ def probabilities(table: pa.Table, settings: ModelSettings, stage: str) -> torch
     return torch.from_numpy(np.stack([table[name].to_numpy() for name in columns], axis=1))
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "threads_restored")
 @pytest.mark.parametrize("half_turn", [False, True])
 def test_both_stages_look_at_images_as_the_bundle_says(bundle_uri: str, half_turn: bool) -> None:
     bundle = load_bundle(bundle_uri)
