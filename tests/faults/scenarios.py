@@ -120,24 +120,15 @@ def store_misbehaves(
     proxy.misdeed = None
 
 
-def store_fails_while_images_are_read(
-    misdeed: Misdeed, night: Night, proxy: Proxy | None, dice: random.Random, _: float
-) -> None:
-    """Once some of the images have been read no request succeeds any more."""
+def store_fails_from_then_on(
+    misdeed: Misdeed, near_the_end: bool,
+    night: Night, proxy: Proxy | None, dice: random.Random, _: float,
+) -> None:  # fmt: skip
+    """From a request on none succeeds: of those for images, or of those that write and merge."""
     assert proxy is not None
-    images = len(list(open_store(night.images).entries()))
-    proxy.misdeed = proxies.from_then_on(misdeed, dice.randint(1, images - _LAST))
-    night.run()
-    proxy.misdeed = None
-
-
-def store_fails_near_the_end(
-    misdeed: Misdeed, night: Night, proxy: Proxy | None, dice: random.Random, _: float
-) -> None:
-    """While parts are merged and records written no request succeeds any more."""
-    assert proxy is not None
-    images = len(list(open_store(night.images).entries()))
-    proxy.misdeed = proxies.from_then_on(misdeed, images - _LAST, dice.randint(*_MORE))
+    images = len(list(open_store(night.images).entries())) - _LAST
+    read, more = (images, dice.randint(*_MORE)) if near_the_end else (dice.randint(1, images), 0)
+    proxy.misdeed = proxies.from_then_on(misdeed, read, more)
     night.run()
     proxy.misdeed = None
 
@@ -167,10 +158,10 @@ REMOTE: dict[str, Scenario] = {
     "not there when read, a fifth": partial(store_misbehaves, proxies.gone, 0.2, True),
     "no answer for 65 s, one in 200": partial(store_misbehaves, proxies.stalled, 0.005, True),
     "write's answer lost, a fifth": partial(store_misbehaves, proxies.unanswered, 0.2, False),
-    "credentials expire": partial(store_fails_while_images_are_read, proxies.expired),
-    "store gone": partial(store_fails_while_images_are_read, proxies.away),
-    "credentials expire near the end": partial(store_fails_near_the_end, proxies.expired),
-    "store gone near the end": partial(store_fails_near_the_end, proxies.away),
+    "credentials expire": partial(store_fails_from_then_on, proxies.expired, False),
+    "store gone": partial(store_fails_from_then_on, proxies.away, False),
+    "credentials expire near the end": partial(store_fails_from_then_on, proxies.expired, True),
+    "store gone near the end": partial(store_fails_from_then_on, proxies.away, True),
 }
 
 
