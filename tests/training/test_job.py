@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+import ray.train
 import torch
 from PIL import Image
 
@@ -23,9 +24,9 @@ from lesioncam.training.fit import remove_checkpoints
 from lesioncam.training.initial import initial_network
 from lesioncam.training.job import TrainRequest, checkpoints_of, train
 from lesioncam.training.predict import Seen
-from lesioncam.training.stage import StageJob, StageState
+from lesioncam.training.stage import StageJob, StageState, read_state
 from lesioncam.vision.network import VGGGAP
-from tests.training.small import SMALL, history, request, weights
+from tests.training.small import SMALL, history, request
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -40,6 +41,27 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return folder / "model", train(request(drawn, "model", **validation))
+
+
+@pytest.fixture(scope="module")
+def broke_off(
+    drawn: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> tuple[Path, dict[str, StageState]]:
+    """Where two workers trained a bundle that found no room on the disk; their checkpoints."""
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    place = tmp_path_factory.mktemp("broke_off") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lesioncam.training.job.save_bundle", full_disk)
+        with pytest.raises(RunBroke, match="no space left; mend that; run the same command again"):
+            train(request(drawn, place, workers=2))
+    checkpoints = Path(f"{place}-checkpoints")
+    return place, {
+        stage: read_state(ray.train.Checkpoint(max(checkpoints.glob(f"{stage}-*/checkpoint_*/"))))
+        for stage in ("stage1", "stage2")
+    }
 
 
 def learned(state: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -122,47 +144,35 @@ def test_a_finished_bundle_is_refused(drawn: Path, trained: tuple[Path, dict[str
 
 
 def test_two_workers_see_the_same_batches_as_one(
-    drawn: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+    drawn: Path, trained: tuple[Path, dict[str, Any]], broke_off: tuple[Path, dict[str, StageState]]
 ) -> None:
-    train(request(drawn, tmp_path / "two", workers=2))
-    one, two = (load_bundle(str(bundle)) for bundle in (trained[0], tmp_path / "two"))
+    one, two = load_bundle(str(trained[0])), broke_off[1]
     start = initial_network(SMALL, read_labels(f"{drawn}/train.csv", "nevus"))[1]
-    for stage in ("stage1", "stage2"):  # the second from the first, as no weights are loaded
-        first, second = (
-            learned(getattr(of, stage), start if stage == "stage1" else of.stage1)
-            for of in (one, two)
-        )
+    before = {"stage1": (start, start), "stage2": (one.stage1, two["stage1"].best)}
+    for stage, (one_before, two_before) in before.items():  # no weights are loaded for stage 2
+        first = learned(getattr(one, stage), one_before)
+        second = learned(two[stage].best, two_before)
         assert (second - first).norm() < 0.2 * first.norm()
-        losses = [
-            [entry["loss"] for entry in history(bundle, stage)]
-            for bundle in (trained[0], tmp_path / "two")
-        ]
-        np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+        np.testing.assert_allclose(
+            [entry["loss"] for entry in two[stage].history],
+            [entry["loss"] for entry in history(trained[0], stage)],
+            rtol=0.01,
+        )
 
 
 def test_the_same_command_goes_on_from_finished_stages(
-    drawn: Path,
-    trained: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    drawn: Path, broke_off: tuple[Path, dict[str, StageState]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left")
-
-    bundle = tmp_path / "model"
-    with monkeypatch.context() as patch:
-        patch.setattr("lesioncam.training.job.save_bundle", full_disk)
-        with pytest.raises(RunBroke, match="no space left; mend that; run the same command again"):
-            train(request(drawn, bundle))
-    assert Path(f"{bundle}-checkpoints").exists()
+    place, states = broke_off
     with caplog.at_level(logging.INFO, "lesioncam"):
-        train(request(drawn, bundle))
+        train(request(drawn, place, workers=2))
     assert "stage 1: going on from the checkpoint after epoch 2" in caplog.text
     assert "stage 2: going on from the checkpoint after epoch 1" in caplog.text
-    assert not list(Path(f"{bundle}-checkpoints").iterdir())
-    assert not open_store(str(bundle)).exists(LEASE_FILE)
-    assert weights(bundle) == weights(trained[0])
+    assert not list(Path(f"{place}-checkpoints").iterdir())
+    assert not open_store(str(place)).exists(LEASE_FILE)
+    bundle = load_bundle(str(place))
+    for stage, weights in (("stage1", bundle.stage1), ("stage2", bundle.stage2)):
+        torch.testing.assert_close(dict(weights), dict(states[stage].best), rtol=0, atol=0)
 
 
 def test_copies_of_validation_images_are_left_out(
