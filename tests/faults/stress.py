@@ -10,7 +10,7 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,14 +122,15 @@ def open_place(
 
 
 def one_night(
-    place: Place, scenario: Scenario, bundle: str, name: str, seconds: float,
+    place: Place, scenarios: Sequence[Scenario], bundle: str, name: str, seconds: float,
     undisturbed: pd.DataFrame, log: Path, dice: random.Random,
 ) -> tuple[Night, Findings, int | None]:  # fmt: skip
-    """One disturbed night; what it left and how many images were fetched more than once."""
+    """One night, its runs disturbed in turn; what it left and how many images it fetched again."""
     night = Night(place.images, bundle, f"{place.output}/{name}", log, place.environment)
     if place.proxy is not None:
         place.proxy.fetched.clear()
-    scenario(night, place.proxy, dice, seconds)
+    for scenario in scenarios:
+        scenario(night, place.proxy, dice, seconds)
     while len(night.codes) == 1 or (night.codes[-1] != 0 and len(night.codes) <= _RUNS):
         night.run()
     again = None
@@ -147,7 +148,7 @@ def many_nights(
     for _ in range(times):
         name = f"{dice.randrange(2**32):08x}"
         night, found, again = one_night(
-            place, scenario, bundle, name, seconds, undisturbed, log, dice
+            place, [scenario], bundle, name, seconds, undisturbed, log, dice
         )
         tally.times += 1
         tally.codes.append(night.codes[0])
