@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.headline import unlike_default
 from benchmarks.predictions import (
     by_form,
     figures_of,
@@ -32,7 +33,7 @@ from benchmarks.predictions import (
 from lesioncam.cli import read_config
 from lesioncam.errors import InputError
 from lesioncam.scoring.pipeline import ScoreRequest, score
-from lesioncam.settings import TrainSettings
+from lesioncam.settings import TrainSettings, from_mapping
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.training.initial import settled
@@ -117,7 +118,7 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
 
     Args:
         labels: their classes.
-        output: where the folds stand.
+        output: where the folds and their `recipe.json` stand.
         forms: of each image id the form of its file, to tell these apart.
 
     Raises:
@@ -126,6 +127,9 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
     rows = read_folds(output)
     if rows.empty:
         raise InputError(f"--output: {output} has no folds; name some as --folds")
+    recipe = json.loads((output / "recipe.json").read_text())
+    del recipe["images"], recipe["masks"]  # which are no settings
+    settings = from_mapping(TrainSettings, recipe, "recipe.json")
     parts = {str(fold): part for fold, part in rows.groupby("fold")}
     whole = figures_of(rows, labels)
     lines = [
@@ -134,7 +138,8 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
         f"{len(parts)} of {FOLDS} folds, {whole['final']['mean']['n']:,} images, each scored by a "
         "model that saw neither it nor a copy of it. AUCs are taken within each fold, whose images "
         "one model scored, and averaged. (Images of other folds that a model held out chose its "
-        "epochs; the recipe was chosen on images of all folds.)",
+        "epochs; the recipe was chosen on images of all folds.) Settings that are not the default: "
+        f"{unlike_default(settings)}.",
         "",
         *markdown_table(whole),
         "",

@@ -1,4 +1,6 @@
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +87,15 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
         for prefix, shift in (("stage1_p_", 0.0), ("stage2_p_", 0.0), ("p_", offset)):
             rows[[prefix + name for name in labels.classes]] = truth + shift
         rows.to_csv(tmp_path / f"fold{fold}.csv", index=False)
+    recipe = {**asdict(TrainSettings(seed=3, weights="w.pth")), "images": "0123", "masks": True}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     forms = pd.Series(
         {f"{fold}-{n}": "256" if n < 9 else "512" for fold in (0, 3) for n in range(30)}
     )
     text = summarise(labels, tmp_path, forms)
     assert text == (tmp_path / "README.md").read_text()
     assert "2 of 5 folds, 60 images" in text
+    assert "not the default: `weights = 'w.pth'`, `seed = 3`." in text
     for fold in (0, 3):
         assert f"| {fold} | 30 | 1.000 (1.000 to 1.000) |" in text
     for form, count in (("256", 18), ("512", 42)):

@@ -96,6 +96,14 @@ class Night:
             time.sleep(0.01)  # some, as those that write a part, have a title but for a moment
         return False
 
+    def await_silence(self) -> None:
+        """Wait until no process of it is left: those of a killed run find out one by one."""
+        deadline = time.monotonic() + _PATIENCE
+        while left := self.processes(""):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"still there: {left}")
+            time.sleep(0.1)
+
     def rows(self) -> pd.DataFrame:
         """Every row that stands in the output, older ones too."""
         results = Results(self.output)

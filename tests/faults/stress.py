@@ -131,6 +131,7 @@ def one_night(
         place.proxy.fetched.clear()
     for scenario in scenarios:
         scenario(night, place.proxy, dice, seconds)
+        night.await_silence()
     while len(night.codes) == 1 or (night.codes[-1] != 0 and len(night.codes) <= _RUNS):
         night.run()
     again = None

@@ -1,4 +1,4 @@
-"""Some faults, in earnest: after each the same command ends with one right row an image.
+"""Some faults, in earnest: after them the same command ends with one right row an image.
 
 `python -m tests.faults.stress` does the same many times, at random moments.
 """
@@ -150,8 +150,7 @@ def test_a_killed_run_repeats_no_more_than_is_said(
             time.sleep(0.1)
         run.kill()
         night.end(run)
-        while night.processes(""):
-            time.sleep(0.1)
+        night.await_silence()
         window = night.window()
         assert window < files
         assert 0 < sum(fetched.values()) - night.durable() <= window
