@@ -100,6 +100,8 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
 
     command[command.index("--output") + 1] = f"{tmp_path}/twice"
     monkeypatch.setattr(sys, "argv", [*command, "--half-turn"])
+    parts_of = headline.parts_of  # of which the first set is enough
+    monkeypatch.setattr(headline, "parts_of", lambda *of: dict([*parts_of(*of).items()][:1]))
     headline.main()
     twice = pd.read_csv(tmp_path / "twice" / "held-out" / "predictions.csv")
     assert twice["image_id"].tolist() == found["image_id"].tolist()
