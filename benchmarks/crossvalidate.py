@@ -87,6 +87,21 @@ def keep_recipe(output: Path, settings: TrainSettings, images: str, *, masks: bo
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def read_recipe(output: Path) -> TrainSettings:
+    """The settings that `keep_recipe` recorded.
+
+    Raises:
+        InputError: there is no record, or it is of another version's settings.
+    """
+    path = output / "recipe.json"
+    if not path.exists():
+        raise InputError(f"--output: {path} is missing; put back what stood beside the folds")
+    recipe = json.loads(path.read_text())
+    del recipe["images"], recipe["masks"]  # which are no settings
+    recipe["weights"] = recipe["weights"] or None
+    return from_mapping(TrainSettings, recipe, f"--output: {path}")
+
+
 def run_fold(
     fold: int,
     images: pd.DataFrame,
@@ -122,14 +137,12 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
         forms: of each image id the form of its file, to tell these apart.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or no recipe of theirs that this version knows.
     """
     rows = read_folds(output)
     if rows.empty:
         raise InputError(f"--output: {output} has no folds; name some as --folds")
-    recipe = json.loads((output / "recipe.json").read_text())
-    del recipe["images"], recipe["masks"]  # which are no settings
-    settings = from_mapping(TrainSettings, recipe, "recipe.json")
+    settings = read_recipe(output)
     parts = {str(fold): part for fold, part in rows.groupby("fold")}
     whole = figures_of(rows, labels)
     lines = [

@@ -1,6 +1,4 @@
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +77,12 @@ def test_folds_of_another_recipe_are_refused(tmp_path: Path) -> None:
         keep_recipe(tmp_path, one, "images", masks=True)
 
 
+def write_recipe(output: Path, settings: TrainSettings) -> None:
+    """As the first fold has it recorded."""
+    keep_recipe(output / "new", settings, "images", masks=True)
+    (output / "new" / "recipe.json").rename(output / "recipe.json")
+
+
 def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Path) -> None:
     truth = np.tile(np.eye(3), (10, 1))
     for fold, offset in ((0, 0.0), (3, 0.5)):
@@ -87,8 +91,9 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
         for prefix, shift in (("stage1_p_", 0.0), ("stage2_p_", 0.0), ("p_", offset)):
             rows[[prefix + name for name in labels.classes]] = truth + shift
         rows.to_csv(tmp_path / f"fold{fold}.csv", index=False)
-    recipe = {**asdict(TrainSettings(seed=3, weights="w.pth")), "images": "0123", "masks": True}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(InputError, match=r"--output: .*/recipe.json is missing"):
+        summarise(labels, tmp_path, None)
+    write_recipe(tmp_path, TrainSettings(seed=3, weights="w.pth"))
     forms = pd.Series(
         {f"{fold}-{n}": "256" if n < 9 else "512" for fold in (0, 3) for n in range(30)}
     )
@@ -101,5 +106,7 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
     for form, count in (("256", 18), ("512", 42)):
         assert f"| {form} | {count} | 1.000 (1.000 to 1.000) |" in text
     assert "| form |" not in summarise(labels, tmp_path, None)
+    write_recipe(tmp_path, TrainSettings())
+    assert "not the default: none." in summarise(labels, tmp_path, None)
     with pytest.raises(InputError, match=r"--output: .*/empty has no folds"):
         summarise(labels, tmp_path / "empty", None)
