@@ -3,8 +3,8 @@
     python -m benchmarks.compare --one docs/headline --other headline-again --labels isic/train.csv
 
 `--one` and `--other` are outputs of `benchmarks.headline`, or both of `benchmarks.crossvalidate`; a
-set or a fold that only one of them has is left out. `--labels` says which classes have a column of
-their own.
+set or a fold that only one of them has is told and left out, and so is one of other images in each,
+as the held-out ones of two seeds are. `--labels` says which classes have a column of their own.
 """
 
 import argparse
@@ -27,13 +27,17 @@ def sets_of(output: Path) -> dict[str, pd.DataFrame]:
 
 
 def in_common(one: Path, other: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """Of each set of images that both outputs have, the predictions; several folds also as one.
+    """Of each set of the same images in both outputs, the predictions; several folds also as one.
 
     Raises:
         InputError: they have none in common.
     """
     first, second = sets_of(one), sets_of(other)
-    pairs = {name: (rows, second[name]) for name, rows in first.items() if name in second}
+    pairs = {
+        name: (rows, second[name])
+        for name, rows in first.items()
+        if name in second and set(rows["image_id"]) == set(second[name]["image_id"])
+    }
     if not pairs:
         raise InputError(f"--other: {other} has none of the sets of images that {one} has")
     folds = [pair for name, pair in pairs.items() if name.startswith("of fold ")]
@@ -82,9 +86,12 @@ def main() -> None:
     labels = read_labels(flags.labels, TrainSettings().rest_class)
     print(f"| images | | {flags.one} | {flags.other} | difference |")
     print("|---|---|---|---|---|")
-    for name, (one, other) in in_common(flags.one, flags.other).items():
+    pairs = in_common(flags.one, flags.other)
+    for name, (one, other) in pairs.items():
         for cells in compare(one, other, labels):
             print(f"| {len(one):,} {name} | {' | '.join(cells)} |")
+    for name in sorted((sets_of(flags.one).keys() | sets_of(flags.other).keys()) - pairs.keys()):
+        print(f"\nNot compared: {name}, of which the two have not the same images.")
 
 
 if __name__ == "__main__":

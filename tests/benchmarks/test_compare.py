@@ -53,7 +53,9 @@ def test_sets_and_folds_that_both_have_are_compared(labels: Labels, tmp_path: Pa
         rows.to_csv(tmp_path / name / "held-out" / "predictions.csv", index=False)
         rows[::2].to_csv(tmp_path / name / "fold0.csv", index=False)
         rows[1::2].to_csv(tmp_path / name / "fold3.csv", index=False)
+        rows[:7].to_csv(tmp_path / name / "fold4.csv", index=False)
     right.to_csv(tmp_path / "one" / "fold1.csv", index=False)
+    right[1:8].to_csv(tmp_path / "one" / "fold4.csv", index=False)  # another split's
     pairs = in_common(tmp_path / "one", tmp_path / "other")
     assert {name: len(one) for name, (one, _) in pairs.items()} == {
         "held-out": 20,
