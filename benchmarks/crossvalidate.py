@@ -23,12 +23,16 @@ import pandas as pd
 
 from benchmarks.headline import unlike_default
 from benchmarks.predictions import (
+    by_class,
     by_form,
+    by_size,
     figures_of,
+    localisation_table,
     means_table,
     read_folds,
     read_images,
     read_predictions,
+    weights_table,
 )
 from lesioncam.cli import read_config
 from lesioncam.errors import InputError
@@ -128,13 +132,14 @@ def run_fold(
     found.to_csv(Path(flags.output, f"fold{fold}.csv"), index=False)
 
 
-def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
+def summarise(labels: Labels, output: Path, forms: pd.Series | None, masks: str | None) -> str:
     """Write `evaluation.json` and `README.md` from the folds that are there; returns the latter.
 
     Args:
         labels: their classes.
         output: where the folds and their `recipe.json` stand.
         forms: of each image id the form of its file, to tell these apart.
+        masks: outlines of the lesions, to tell small and large ones apart.
 
     Raises:
         InputError: there are none, or no recipe of theirs that this version knows.
@@ -143,25 +148,31 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None) -> str:
     if rows.empty:
         raise InputError(f"--output: {output} has no folds; name some as --folds")
     settings = read_recipe(output)
-    parts = {str(fold): part for fold, part in rows.groupby("fold")}
+    kinds = {"fold": {str(fold): part for fold, part in rows.groupby("fold")}}
+    if forms is not None:
+        kinds["form"] = by_form(rows, forms)
+    if masks is not None:
+        kinds["lesion's longer side"] = by_size(rows, masks)
     whole = figures_of(rows, labels)
     lines = [
         "# Cross-validation",
         "",
-        f"{len(parts)} of {FOLDS} folds, {whole['final']['mean']['n']:,} images, each scored by a "
-        "model that saw neither it nor a copy of it. AUCs are taken within each fold, whose images "
-        "one model scored, and averaged. (Images of other folds that a model held out chose its "
-        "epochs; the recipe was chosen on images of all folds.) Settings that are not the default: "
+        f"{len(kinds['fold'])} of {FOLDS} folds, {whole['final']['mean']['n']:,} images, each "
+        "scored by a model that saw neither it nor a copy of it. AUCs are taken within each fold, "
+        "whose images one model scored, and averaged. (Images of other folds that a model held out "
+        "chose its epochs.) Settings that are not the default: "
         f"{unlike_default(settings)}.",
         "",
         *markdown_table(whole),
         "",
-        *means_table("fold", parts, labels),
+        *weights_table(rows, labels),
     ]
-    if forms is not None:
-        lines += ["", *means_table("form", by_form(rows, forms), labels)]
+    for what, parts in kinds.items():
+        lines += ["", *means_table(what, parts, labels)]
     if "localisation" in whole:
         lines += ["", *overlap_table(whole["localisation"])]
+        for what, parts in {"class": by_class(rows, labels), **kinds}.items():
+            lines += ["", *localisation_table(what, parts)]
     markdown = "\n".join(lines) + "\n"
     (output / "README.md").write_text(markdown)
     (output / "evaluation.json").write_text(json.dumps(whole, indent=2) + "\n")
@@ -195,7 +206,7 @@ def main() -> None:
         digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
         for fold in chosen:
             run_fold(fold, images, labels, settings, flags, Path(flags.work, digest, f"fold{fold}"))
-    print(summarise(labels, flags.output, forms))
+    print(summarise(labels, flags.output, forms, flags.masks))
 
 
 if __name__ == "__main__":

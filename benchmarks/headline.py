@@ -19,7 +19,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.predictions import OVERLAP, by_form, means_table, read_images, read_predictions
+from benchmarks.predictions import (
+    by_form,
+    localisation_table,
+    means_table,
+    read_images,
+    read_predictions,
+)
 from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.scoring.pipeline import ScoreRequest, score
@@ -102,21 +108,6 @@ def check_held_out(figures: Figures, bundle: Bundle, margin: float = SAME_AUC) -
                 f"should be the images held out, and had {known:.4f} in training; give the images "
                 f"that --bundle was trained on"
             )
-
-
-def localisation_table(figures: Mapping[str, Figures]) -> list[str]:
-    """Lines of Markdown: maps and boxes against outlines, of those sets that have some."""
-    lines = [
-        "| images | CAM peak in the lesion | IoU of box and lesion's box | lesion kept "
-        "| the centre in the lesion | IoU of a central box |",
-        "|---|---|---|---|---|---|",
-    ]
-    for title, content in figures.items():
-        if "localisation" in content:
-            found = content["localisation"]
-            means = " | ".join(f"{found[name]:.3f}" for name in OVERLAP)
-            lines.append(f"| {found['masks']} {title} | {means} |")
-    return lines
 
 
 def classes_table(figures: Mapping[str, Figures], classes: Sequence[str]) -> list[str]:
@@ -220,7 +211,7 @@ def main() -> None:
             "",
             *classes_table(figures, labels.classes),
             "",
-            *localisation_table(figures),
+            *localisation_table("images", rows),
             "",
         ]
     )

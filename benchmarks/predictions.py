@@ -1,27 +1,32 @@
 """Labelled images, their predictions as small CSV files, and the figures that these come to."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lesioncam.evaluation.evaluate import join, read_scores
 from lesioncam.evaluation.localisation import localisation
 from lesioncam.schema import probability_columns
 from lesioncam.storage.labels import Labels
 from lesioncam.storage.listing import image_id
+from lesioncam.storage.masks import find_masks, read_mask
 from lesioncam.storage.results import Results
 from lesioncam.storage.store import read_uri
 from lesioncam.training.source import match_source
 from lesioncam.vision.copies import groups_of_copies, thumbnail
 from lesioncam.vision.decode import decode
+from lesioncam.vision.localise import combine
 from lesioncam.vision.metrics import STAGES, Figures, evaluate_stages, with_interval
-from lesioncam.vision.overlap import mean_overlap
+from lesioncam.vision.overlap import bounding_box, mean_overlap
 
 OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "centre_inside", "central_box_iou"]
+WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)  # of stage 2 that are compared
 
 
 def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, str]:
@@ -115,6 +120,68 @@ def means_table(what: str, parts: Mapping[str, pd.DataFrame], labels: Labels) ->
     return lines
 
 
+def weights_table(rows: pd.DataFrame, labels: Labels) -> list[str]:
+    """Lines of Markdown: the final mean AUC, and its gain over stage 1, by stage 2's weight."""
+    lines = ["| stage 2's weight | final | gain over stage 1 |", "|---|---|---|"]
+    first, second = (
+        torch.from_numpy(probabilities(rows, labels, stage)) for stage in ("stage1", "stage2")
+    )
+    for weight in WEIGHTS:
+        mixed = rows.copy()
+        mixed[probability_columns(labels.classes, "final")] = combine(first, second, weight).numpy()
+        figures = figures_of(mixed, labels)
+        means = map(with_interval, (figures["final"]["mean"], figures["gain"]))
+        lines.append(f"| {weight} | {' | '.join(means)} |")
+    return lines
+
+
+def localisation_table(what: str, parts: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Lines of Markdown: maps and boxes against outlines, of those parts that have some."""
+    lines = [
+        f"| {what} | outlines | CAM peak in the lesion | IoU of box and lesion's box | lesion kept "
+        "| the centre in the lesion | IoU of a central box |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in parts.items():
+        if "box_iou" in rows:
+            found = rows[OVERLAP].dropna()
+            means = " | ".join(f"{mean:.3f}" for mean in found.mean())
+            lines.append(f"| {name} | {len(found):,} | {means} |")
+    return lines
+
+
 def by_form(rows: pd.DataFrame, forms: pd.Series) -> dict[str, pd.DataFrame]:
     """Predictions parted by the form of each image's file."""
     return dict(list(rows.groupby(rows["image_id"].map(forms).fillna("unknown"))))
+
+
+def by_class(rows: pd.DataFrame, labels: Labels) -> dict[str, pd.DataFrame]:
+    """Predictions parted by what each image shows."""
+    return {name: rows[rows["label"] == name] for name in labels.classes}
+
+
+def by_size(rows: pd.DataFrame, masks: str) -> dict[str, pd.DataFrame]:
+    """Predictions of images with an outline, in four equal parts by how large the lesion is.
+
+    That is the longer side of the outline's box, as a share of the image's.
+
+    Raises:
+        InputError: there are no masks, or one cannot be read.
+    """
+    uris = find_masks(masks)
+    rows = rows[rows["image_id"].isin(uris)]
+    with ThreadPoolExecutor() as threads:
+        sides = threads.map(_longer_side, [uris[name] for name in rows["image_id"]])
+        quarters = pd.qcut(pd.Series(list(sides), rows.index), 4, duplicates="drop")
+    return {
+        f"{quarter.left:.2f} to {quarter.right:.2f}": part
+        for quarter, part in rows.groupby(quarters, observed=True)
+    }
+
+
+def _longer_side(mask: str) -> float:
+    outline = read_mask(mask)
+    if not outline.any():
+        return math.nan
+    left, top, right, bottom = bounding_box(outline)
+    return max(right - left, bottom - top)

@@ -108,8 +108,8 @@ def _add_train(verbs: Any) -> None:
     parser.add_argument(
         "--weights",
         metavar="W",
-        help="ImageNet weights: a .safetensors or .pth path, or a torchvision name such as "
-        "VGG16_Weights.IMAGENET1K_V1 (random weights)",
+        help="ImageNet weights: a torchvision name such as VGG16_Weights.IMAGENET1K_V1, or the "
+        ".safetensors or .pth path of ones for images normalised as for these (random weights)",
     )
     parser.add_argument("--backbone", help=f"vgg16, vgg11 or tiny ({_RECIPE.backbone})")
     parser.add_argument(

@@ -55,6 +55,10 @@ class Holder:
         return time.time() < self.until
 
 
+class LeaseLostError(RunBroke):
+    """Another run has what a run was at work on, or nobody."""
+
+
 class Lease:
     """Holds an output for one run, as a context.
 
@@ -160,11 +164,14 @@ def check_holder(output: Store, run_id: str) -> None:
     """Make sure that a run still has the output; its workers may outlive it on other machines.
 
     Raises:
-        RunBroke: nobody has it, or another run.
+        LeaseLostError: nobody has it, or another run.
+        RunBroke: its store cannot be reached.
     """
     holder = _parse(read_if_there(output, LEASE_FILE))
     if holder is None or holder.run_id != run_id:
-        raise RunBroke(f"{output.uri} is not run {run_id}'s any more; run the same command again")
+        raise LeaseLostError(
+            f"{output.uri} is not run {run_id}'s any more; run the same command again"
+        )
 
 
 def _parse(content: bytes | None) -> Holder | None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lesioncam.errors import InputError
 from lesioncam.storage.listing import image_id
-from lesioncam.storage.place import StoreError
+from lesioncam.storage.place import StoreError, refusal
 from lesioncam.storage.store import open_store, read_uri
 
 _SUFFIX = "_segmentation"  # the ISIC archive's
@@ -38,14 +38,19 @@ def read_mask(uri: str, side: int | None = None) -> np.ndarray:
     """Read a mask as (h, w) bool, or squashed to (side, side).
 
     Raises:
-        InputError: it cannot be read as an image.
+        InputError: it may not be read, or not as an image.
+        RunBroke: its store cannot be reached.
     """
+    place = f"--masks: a file in {uri.rpartition('/')[0]}"  # its own name may be a patient's
     try:
-        with Image.open(io.BytesIO(read_uri(uri)), formats=["PNG"]) as image:
+        content = read_uri(uri)
+    except StoreError as error:
+        raise refusal(f"{place} cannot be read", error) from error
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             grey = image.convert("L")
             if side is not None:
                 grey = grey.resize((side, side), Image.Resampling.BOX)
             return np.asarray(grey) > 127
-    except (StoreError, OSError, SyntaxError, ValueError) as error:
-        folder = uri.rpartition("/")[0]  # the name itself may be a patient's
-        raise InputError(f"--masks: a file in {folder} is not a PNG mask; remove it") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{place} is not a PNG mask; remove it") from error

@@ -22,8 +22,10 @@ def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
         network: changed in place; where torchvision's weights name their own normalisation, that
             too.
         backbone: the network's backbone, for the message.
-        weights: a `.safetensors` or `.pth` URI (tensors only), or a torchvision weights name
-            such as `VGG16_Weights.IMAGENET1K_V1`.
+        weights: a torchvision weights name such as `VGG16_Weights.IMAGENET1K_V1`, or a
+            `.safetensors` or `.pth` URI (tensors only). A file says nothing of normalisation: its
+            weights must be for images normalised with `IMAGENET_MEAN` and `IMAGENET_STD`, which a
+            file of torchvision's `IMAGENET1K_FEATURES` are not; name those instead.
 
     Raises:
         InputError: the file or name cannot be loaded, or does not fit the backbone.

@@ -87,11 +87,13 @@ def _results(bundle: Bundle) -> list[str]:
 
 
 def _limits(bundle: Bundle) -> list[str]:
+    balance = bundle.training["settings"]["balance"]
     return [
         "## Limits",
         "",
-        "- It ranks images; its probabilities are not calibrated, and were learned with classes "
-        "weighted towards balance: choose a threshold on images of your own.",
+        "- It ranks images; its probabilities are not calibrated"
+        + (", and were learned with classes weighted towards balance" * (balance > 0))
+        + ": choose a threshold on images of your own.",
         f"- It knows {', '.join(bundle.settings.classes)} and nothing else: any other finding, or "
         "a picture without a lesion, gets one of these names.",
         "- It was measured on images of the same collection. Other cameras, skin types, ages and "

@@ -1,7 +1,6 @@
 """Fit: one stage on Ray Train, from its last checkpoint if there is one."""
 
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ from pyarrow.fs import FileSelector
 
 from lesioncam.errors import InputError, RunBroke
 from lesioncam.storage.store import open_store
+from lesioncam.training.failures import WORKER_DEATHS, GoOnOrEnd, what_ended
 from lesioncam.training.predict import Workers
+from lesioncam.training.progress import Post
 from lesioncam.training.record import Record
 from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
-
-_WORKER_DEATHS = 8  # workers that may die in a stage before it gives up
 
 
 def fit(
@@ -38,7 +37,7 @@ def fit(
         record: keeps the metrics of every epoch.
 
     Raises:
-        RunBroke: workers died too often.
+        RunBroke: workers died too often, or another run has the bundle's lease.
         InputError: the loss is not a number any more.
     """
     # Ray Train's controller collects reports at its health checks only, by default every 2 s, and
@@ -58,18 +57,20 @@ def fit(
             name=f"{job.stage}-{run_id}",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=_WORKER_DEATHS),
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_DEATHS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[GoOnOrEnd(job.stage, job.board)],
         ),
     )
     try:
         with job.board.logged(job.stage, record.take), _own_interrupts():
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunBroke(told(job.stage, error)) from error
+        raise what_ended(job.stage, error) from error
     if result.checkpoint is None:
         raise RunBroke(f"{job.stage} ended without a checkpoint; run the same command again")
     state = read_state(result.checkpoint)
+    record.take(Post(job.stage, job.epochs, state.history, left=0.0))  # its last post may be lost
     if state.diverged:
         raise InputError(
             f"--config: {job.stage} diverged, its loss in epoch {state.epoch} is not a number; "
@@ -91,22 +92,6 @@ def _own_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, ours)
-
-
-def told(stage: str, error: Exception) -> str:
-    """One line for a stage that Ray Train has given up."""
-    cause = _last_words(error)
-    if "out of memory" in cause.lower():
-        return f"{stage} broke off: {cause}; lower batch_size in --config"
-    if "run the same command again" in cause:
-        return f"{stage} broke off: {cause}"
-    return f"{stage} broke off, run the same command again: {cause}"
-
-
-def _last_words(error: Exception) -> str:
-    """The last line of a traceback that has come through processes of Ray, without its colours."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in str(error).splitlines()]
-    return next((line.strip() for line in reversed(lines) if line.strip(" ^~")), "")[:300]
 
 
 def remove_checkpoints(storage: str) -> None:

@@ -48,6 +48,7 @@ from lesioncam.training.source import (
     check_classes,
     check_counts,
     hold_out,
+    match_masks,
     match_source,
     match_validation,
     read_lesions,
@@ -62,9 +63,8 @@ from lesioncam.vision.overlap import compare, mean_overlap
 
 log = logging.getLogger("lesioncam")
 
-_LATER = frozenset(  # settings that stage 1 does not read
-    {"stage2_epochs", "stage2_start", "stage2_learning_rate", "stage2_weight", "half_turn"}
-)
+# Settings that stage 1 does not read.
+_LATER = ("stage2_epochs", "stage2_start", "stage2_learning_rate", "half_turn")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ def train(request: TrainRequest) -> dict[str, Any]:
     labels = read_labels(request.labels, request.settings.rest_class)
     source = match_source(request.images, labels, "--images", "--labels")
     check_counts(labels, source.indices)
+    check_workers(request.workers, min(request.settings.batch_size, len(source.uris)))
+    masks = match_masks(source, request.masks)
     validation = match_validation(
         request.val_images, request.val_labels, labels, request.settings.rest_class, source
     )
@@ -123,7 +125,7 @@ def train(request: TrainRequest) -> dict[str, Any]:
             with Lease(open_store(request.bundle), new_run_id(), "--bundle") as lease:
                 refuse_finished(request.bundle)  # by a run that had the lease until now
                 return _Run(
-                    request, labels, source, validation, model, initial, compute, lease
+                    request, labels, source, masks, validation, model, initial, compute, lease
                 ).run()
         except (ray.exceptions.RayError, StoreError, OSError) as error:
             told = broke_off(error)
@@ -145,6 +147,18 @@ def refuse_finished(bundle: str) -> None:
         )
 
 
+def check_workers(workers: int, batch: int) -> None:
+    """Refuse more workers than there are images in a batch.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    if workers > batch:
+        raise InputError(
+            f"--workers: {workers} workers cannot share a batch of {batch} images; lower --workers"
+        )
+
+
 class _Run:
     """One run on a cluster; its stages share what was read for them."""
 
@@ -153,6 +167,7 @@ class _Run:
         request: TrainRequest,
         labels: Labels,
         source: Source,
+        masks: Mapping[str, str],
         validation: Source | None,
         model: ModelSettings,
         initial: Mapping[str, Tensor],
@@ -176,13 +191,9 @@ class _Run:
             request.settings.seed,
         )
         check_classes(labels, self.images.labels, self.held_out)
-        batch = min(request.settings.batch_size, int((~self.held_out).sum()))
-        if request.workers > batch:
-            raise InputError(
-                f"--workers: {request.workers} workers cannot share a batch of {batch} images; "
-                f"lower --workers"
-            )
-        self.lesions = read_lesions(self.images, request.masks, request.settings)
+        learned = int((~self.held_out).sum())
+        check_workers(request.workers, min(request.settings.batch_size, learned))
+        self.lesions = read_lesions(self.images, masks, request.settings)
         self.record = Record(request.bundle)
         self.board = Board.create()
 
@@ -277,11 +288,13 @@ class _Run:
         """What makes a stage the same: recipe, images, labels, split, lesions, weights before it.
 
         And the bundle's format, which changes with what the same weights make of an image. Of the
-        recipe stage 1 has only its own part, so that another one for stage 2 keeps it.
+        recipe a stage has what it reads, so that another rest of it keeps the stage.
         """
         settings = asdict(self.request.settings)
+        del settings["stage2_weight"]
         if job.stage == "stage1":
-            settings = {name: value for name, value in settings.items() if name not in _LATER}
+            for name in _LATER:
+                del settings[name]
             settings["crop"] = self.request.settings.crop.map
         asked = [FORMAT, settings, self.images.uris, job.stage, job.ranked]
         digest = hashlib.sha256(json.dumps(asked).encode())

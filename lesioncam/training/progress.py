@@ -36,16 +36,34 @@ class Post:
     resumed: bool = False
 
 
+@dataclass(frozen=True)
+class Setback:
+    """A worker broke off, and all start again from the last checkpoint, or from the beginning.
+
+    Attributes:
+        stage: `stage1` or `stage2`.
+        rank: the worker's.
+        cause: in one line.
+    """
+
+    stage: str
+    rank: int
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{_named(self.stage)}: worker {self.rank} broke off: {self.cause}"
+
+
 class _Posts:
-    """An actor that keeps what workers post until it is read."""
+    """An actor that keeps what is posted until it is read."""
 
     def __init__(self) -> None:
-        self._posts: list[Post] = []
+        self._posts: list[Post | Setback] = []
 
-    def post(self, content: Post) -> None:
+    def post(self, content: Post | Setback) -> None:
         self._posts.append(content)
 
-    def take(self) -> list[Post]:
+    def take(self) -> list[Post | Setback]:
         posts, self._posts = self._posts, []
         return posts
 
@@ -61,23 +79,27 @@ class Board:
         """Start the board in the cluster."""
         return cls(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Posts).remote())
 
-    def post(self, content: Post) -> None:
+    def post(self, content: Post | Setback) -> None:
         """Put something up; does not wait."""
         self.actor.post.remote(content)
 
     @contextmanager
     def logged(self, stage: str, take: Callable[[Post], None]) -> Iterator[None]:
-        """While a stage lasts, log a line for whatever is posted; the latest goes to `take`."""
+        """While a stage lasts, log a line for what is posted; the latest `Post` goes to `take`."""
         stop = threading.Event()
 
         def read() -> None:
             stands: Mapping[str, float | None] = {"epoch": 0}
             while True:
                 ended = stop.wait(_POLL_SECONDS)
-                posts: list[Post] = ray.get(self.actor.take.remote())
-                for content in posts:
+                news: list[Post | Setback] = ray.get(self.actor.take.remote())
+                for content in news:
+                    if isinstance(content, Setback):
+                        log.warning("%s", content, extra={"stage": stage})
+                        continue
                     stands = figures(content)
                     log.info("%s", line(content), extra={"stage": stage, **stands})
+                posts = [content for content in news if isinstance(content, Post)]
                 if posts:  # the last has the epochs of all
                     take(posts[-1])
                 show_training(stage, stands)
@@ -128,7 +150,7 @@ def figures(post: Post) -> dict[str, float | None]:
 
 def line(post: Post) -> str:
     """One line for a post: its last epoch's metrics, or that the stage goes on from there."""
-    stage = post.stage.replace("stage", "stage ")
+    stage = _named(post.stage)
     if post.resumed:
         return f"{stage}: going on from the checkpoint after epoch {len(post.history)}"
     last = post.history[-1]
@@ -138,3 +160,7 @@ def line(post: Post) -> str:
         f"held-out mean AUC {'undefined' if figure is None else f'{figure:.3f}'}, "
         f"{last['images_per_second']:.1f} images/s, about {post.left / 60:.0f} min left"
     )
+
+
+def _named(stage: str) -> str:
+    return stage.replace("stage", "stage ")

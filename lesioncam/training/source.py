@@ -219,34 +219,41 @@ def check_classes(labels: Labels, indices: np.ndarray, held_out: np.ndarray) -> 
             )
 
 
-def read_lesions(images: Images, masks: str | None, settings: TrainSettings) -> Lesions:
-    """Where the lesions are: drawn, where `--masks` has an outline, else guessed from colour.
+def match_masks(source: Source, masks: str | None) -> Mapping[str, str]:
+    """Image id -> uri of its mask, of the source's images that have one; none without `--masks`.
 
     Raises:
-        InputError: no image has a mask, or one cannot be read.
+        InputError: there are masks, but of none of the images.
+    """
+    if masks is None:
+        return {}
+    names = set(map(image_id, source.uris))
+    of_images = {name: uri for name, uri in find_masks(masks).items() if name in names}
+    if not of_images:
+        raise InputError(f"--masks: none of the masks in {masks} is of an image of {source.flag}")
+    log.info("--masks: %s of %s images have one", f"{len(of_images):,}", f"{len(names):,}")
+    return of_images
+
+
+def read_lesions(images: Images, masks: Mapping[str, str], settings: TrainSettings) -> Lesions:
+    """Where the lesions are: drawn, where an image has a mask, else guessed from colour.
+
+    Args:
+        images: n of them.
+        masks: image id -> uri, as `match_masks` has it.
+        settings: what is learned from either.
+
+    Raises:
+        InputError: a mask cannot be read.
+        RunBroke: its store cannot be reached.
     """
     scale = _MASK_SIDE // images.guesses.shape[1]
     grid = images.guesses.repeat(scale, axis=1).repeat(scale, axis=2)
-    drawn = np.zeros(len(images), bool)
-    if masks is not None:
-        drawn = _read_masks(images, masks, grid)
+    uris = [masks.get(image_id(uri)) for uri in images.uris]
+    drawn = np.array([uri is not None for uri in uris], bool)
+    with ThreadPoolExecutor(_MASK_THREADS) as threads:
+        outlines = threads.map(lambda uri: read_mask(uri, _MASK_SIDE), filter(None, uris))
+        for number, outline in zip(np.flatnonzero(drawn), outlines, strict=True):
+            grid[number] = outline
     weights = np.where(drawn, settings.mask_weight, settings.guess_weight).astype(np.float32)
     return Lesions(grid, drawn, weights)
-
-
-def _read_masks(images: Images, masks: str, grid: np.ndarray) -> np.ndarray:
-    """Put the drawn outlines into `grid` (n, m, m); returns (n,) bool, which have one."""
-    by_id = find_masks(masks)
-    names = [image_id(uri) for uri in images.uris]
-    with_mask = [number for number, name in enumerate(names) if name in by_id]
-    if not with_mask:
-        raise InputError(f"--masks: none of the masks in {masks} is of an image of --images")
-    with ThreadPoolExecutor(_MASK_THREADS) as threads:
-        uris = [by_id[names[number]] for number in with_mask]
-        grid[with_mask] = np.stack(list(threads.map(_small_mask, uris)))
-    log.info("--masks: %s of %s images have one", f"{len(with_mask):,}", f"{len(names):,}")
-    return np.isin(np.arange(len(names)), with_mask)
-
-
-def _small_mask(uri: str) -> np.ndarray:
-    return read_mask(uri, _MASK_SIDE)

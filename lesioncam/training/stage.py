@@ -25,6 +25,7 @@ from lesioncam.storage.bundle import ModelSettings, load_network
 from lesioncam.storage.lease import check_holder
 from lesioncam.storage.store import open_store
 from lesioncam.training.batches import Batch, Batches, Examples
+from lesioncam.training.failures import traceback_noted
 from lesioncam.training.progress import Board, Post, seconds_left
 from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
@@ -173,7 +174,8 @@ def train_stage(config: dict[str, Any]) -> None:
     Args:
         config: `job`, a `StageJob`.
     """
-    _Worker(config["job"]).run()
+    with traceback_noted():
+        _Worker(config["job"]).run()
 
 
 class _Worker:

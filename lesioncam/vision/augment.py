@@ -1,8 +1,9 @@
 """Augmentation: random turns, flips, zoom, shifts, light and colour, drawn and then applied.
 
-Rotation and flips as in Jia & Shen (arXiv 1703.01053); the rest keeps stage 2 from learning where
-exactly a box sits. Drawing is apart from applying, so that workers can draw for the whole batch and
-apply to their share: how many there are does not change what an image becomes.
+Rotation and flips as in Jia & Shen (arXiv 1703.01053); zoom and shifts keep stage 2 from learning
+where exactly a box sits, light and colour either stage from learning one camera's. Drawing is apart
+from applying, so that workers can draw for the whole batch and apply to their share: how many there
+are does not change what an image becomes.
 """
 
 import math

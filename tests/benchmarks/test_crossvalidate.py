@@ -92,21 +92,22 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
             rows[[prefix + name for name in labels.classes]] = truth + shift
         rows.to_csv(tmp_path / f"fold{fold}.csv", index=False)
     with pytest.raises(InputError, match=r"--output: .*/recipe.json is missing"):
-        summarise(labels, tmp_path, None)
+        summarise(labels, tmp_path, None, None)
     write_recipe(tmp_path, TrainSettings(seed=3, weights="w.pth"))
     forms = pd.Series(
         {f"{fold}-{n}": "256" if n < 9 else "512" for fold in (0, 3) for n in range(30)}
     )
-    text = summarise(labels, tmp_path, forms)
+    text = summarise(labels, tmp_path, forms, None)
     assert text == (tmp_path / "README.md").read_text()
     assert "2 of 5 folds, 60 images" in text
     assert "not the default: `weights = 'w.pth'`, `seed = 3`." in text
     for fold in (0, 3):
         assert f"| {fold} | 30 | 1.000 (1.000 to 1.000) |" in text
+    assert "| 0.7 | 1.000 (1.000 to 1.000) | 0.000 (0.000 to 0.000) |" in text
     for form, count in (("256", 18), ("512", 42)):
         assert f"| {form} | {count} | 1.000 (1.000 to 1.000) |" in text
-    assert "| form |" not in summarise(labels, tmp_path, None)
+    assert "| form |" not in summarise(labels, tmp_path, None, None)
     write_recipe(tmp_path, TrainSettings())
-    assert "not the default: none." in summarise(labels, tmp_path, None)
+    assert "not the default: none." in summarise(labels, tmp_path, None, None)
     with pytest.raises(InputError, match=r"--output: .*/empty has no folds"):
-        summarise(labels, tmp_path / "empty", None)
+        summarise(labels, tmp_path / "empty", None, None)

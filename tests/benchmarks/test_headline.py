@@ -155,18 +155,10 @@ def test_tables_say_what_is_whose() -> None:
     def figure(auc: float) -> dict[str, float]:
         return {"auc": auc, "low": auc - 0.1, "high": auc + 0.1}
 
-    overlap = {"masks": 6, "peak_inside": 0.1, "box_iou": 0.2, "lesion_kept": 0.3}
-    overlap |= {"centre_inside": 0.4, "central_box_iou": 0.5}
-    figures: dict[str, Any] = {
-        "one": {"localisation": overlap},
-        "two": {},
-    }
+    figures: dict[str, Any] = {"one": {}, "two": {}}
     for title, add in (("one", 0.0), ("two", 0.05)):
         for stage, auc in (("stage1", 0.7), ("stage2", 0.6), ("final", 0.8)):
             figures[title][stage] = {"melanoma": figure(auc + add)}
-    assert headline.localisation_table(figures)[2:] == [
-        "| 6 one | 0.100 | 0.200 | 0.300 | 0.400 | 0.500 |"
-    ]
     assert headline.classes_table(figures, ["melanoma"])[2:] == [
         "| melanoma | one | 0.700 (0.600 to 0.800) | 0.600 (0.500 to 0.700) "
         "| 0.800 (0.700 to 0.900) |",

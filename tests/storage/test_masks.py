@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesioncam.errors import InputError
+from lesioncam.errors import InputError, RunBroke
 from lesioncam.storage.masks import find_masks, read_mask
 
 
@@ -43,4 +43,17 @@ def test_masks_are_read_as_they_are_and_squashed(tmp_path: Path, kind: str) -> N
 def test_a_broken_mask_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=f"--masks: a file in {tmp_path} is not a PNG mask"):
+        read_mask(str(tmp_path / "a.png"))
+
+
+def test_a_mask_that_its_store_does_not_give_is_not_called_broken(unreachable: str) -> None:
+    with pytest.raises(
+        RunBroke, match=f"--masks: a file in {unreachable} cannot be read: "
+    ) as told:
+        read_mask(f"{unreachable}/JANE_DOE.png")
+    assert "JANE_DOE" not in str(told.value)
+
+
+def test_a_mask_that_is_gone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"--masks: a file in {tmp_path} cannot be read: no such"):
         read_mask(str(tmp_path / "a.png"))

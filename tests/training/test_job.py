@@ -173,6 +173,9 @@ def test_the_same_command_goes_on_from_finished_stages(
     bundle = load_bundle(str(place))
     for stage, weights in (("stage1", bundle.stage1), ("stage2", bundle.stage2)):
         torch.testing.assert_close(dict(weights), dict(states[stage].best), rtol=0, atol=0)
+        # Two workers looked at half of the held-out images each; now each image was predicted.
+        best = states[stage].history[states[stage].best_epoch - 1]
+        assert best["mean_auc"] == bundle.metrics["held_out"][stage]["mean"]["auc"]
 
 
 def test_copies_of_validation_images_are_left_out(
@@ -282,7 +285,9 @@ def test_another_recipe_for_stage_2_keeps_stage_1_and_one_for_stage_1_does_not(
         "crop": CropRule(threshold=0.4),
     }
     assert run_id(**later) == first
-    assert run_id("stage2", **later) != run_id("stage2")
+    second = run_id("stage2")
+    assert run_id("stage2", **later) != second
+    assert run_id("stage2", stage2_weight=0.3) == second  # that is of what both came to
     assert len({first, run_id(learning_rate=0.01), run_id(crop=CropRule(map="predicted"))}) == 3
 
 

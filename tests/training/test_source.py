@@ -13,9 +13,11 @@ from lesioncam.storage.labels import Labels
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.source import (
     Images,
+    Source,
     check_classes,
     check_counts,
     hold_out,
+    match_masks,
     read_lesions,
     without_copies_of,
 )
@@ -144,8 +146,12 @@ def write_mask(path: Path, x0: int, y0: int, x1: int, y1: int) -> None:
 SETTINGS = TrainSettings(mask_weight=0.5, guess_weight=0.25)
 
 
+def source(images: Images) -> Source:
+    return Source(images.uris, images.labels, {}, "--images")
+
+
 def test_lesions_are_guessed_where_nobody_drew_them() -> None:
-    found = read_lesions(images(1, 2), None, SETTINGS)
+    found = read_lesions(images(1, 2), {}, SETTINGS)
     assert found.drawn.tolist() == [False, False]
     assert found.weights.tolist() == [0.25, 0.25]
     assert found.weights.dtype == np.float32
@@ -158,7 +164,8 @@ def test_drawn_outlines_take_the_guesses_place(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks" / "001_segmentation.png", 0, 48, 128, 96)
     write_mask(tmp_path / "masks" / "900.png", 0, 0, 10, 10)
     shown = images(1, 2, 3)
-    found = read_lesions(shown, f"{tmp_path}/masks", SETTINGS)
+    masks = match_masks(source(shown), f"{tmp_path}/masks")
+    found = read_lesions(shown, masks, SETTINGS)
     assert found.drawn.tolist() == [False, True, False]
     assert found.weights.tolist() == [0.25, 0.5, 0.25]
     assert found.grid[1, 32:].all()
@@ -170,4 +177,4 @@ def test_drawn_outlines_take_the_guesses_place(tmp_path: Path) -> None:
 def test_masks_of_other_images_are_refused(tmp_path: Path) -> None:
     write_mask(tmp_path / "masks" / "900.png", 0, 0, 10, 10)
     with pytest.raises(InputError, match=r"--masks: none of the masks in .* is of an image"):
-        read_lesions(images(1, 2), f"{tmp_path}/masks", SETTINGS)
+        match_masks(source(images(1, 2)), f"{tmp_path}/masks")

@@ -1,0 +1,89 @@
+"""Which failures of workers a stage goes on after, and how it ends after the others."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+
+from lesioncam.errors import InputError, RunBroke
+from lesioncam.schema import ErrorKind
+from lesioncam.storage.lease import LeaseLostError
+from lesioncam.storage.place import StoreError
+from lesioncam.training.failures import GoOnOrEnd, told, traceback_noted, what_ended
+from lesioncam.training.progress import Setback
+
+
+@dataclass
+class Wall:
+    """A board without an actor."""
+
+    posted: list[Any] = field(default_factory=list)
+
+    def post(self, content: Any) -> None:
+        self.posted.append(content)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Connection closed by peer\nand more"),
+        ConnectionResetError("Connection closed by peer"),
+        StoreError(ErrorKind.UNREACHABLE, "Connection closed by peer"),
+        RunBroke("cannot read from s3://b/model: Connection closed by peer"),
+    ],
+)
+def test_what_may_pass_is_told_and_tried_again(error: Exception) -> None:
+    wall: Any = Wall()
+    GoOnOrEnd("stage2", wall).after_exception(None, {1: error})
+    (setback,) = wall.posted
+    assert setback == Setback("stage2", 1, setback.cause)
+    assert str(setback).startswith(f"stage 2: worker 1 broke off: {type(error).__name__}: ")
+    assert str(setback).endswith("Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("--config: no"),
+        LeaseLostError("s3://b/model is not run 7's any more"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        KeyError("nevus"),
+        ValueError("shapes"),
+    ],
+)
+def test_what_would_come_again_ends_the_stage(error: Exception) -> None:
+    wall: Any = Wall()
+    with pytest.raises(type(error)) as raised:
+        GoOnOrEnd("stage1", wall).after_exception(None, {0: RuntimeError("peer"), 1: error})
+    assert raised.value is error
+    assert not wall.posted
+
+
+def test_a_bug_keeps_its_traceback_and_the_rest_is_one_line() -> None:
+    with pytest.raises(KeyError) as raised, traceback_noted():
+        raise KeyError("nevus")
+    bug = what_ended("stage1", ray.train.ControllerError(raised.value))
+    assert bug is raised.value
+    assert "in test_a_bug_keeps_its_traceback" in "".join(bug.__notes__)
+    lost = LeaseLostError("s3://b/model is not run 7's any more; run the same command again")
+    ended = what_ended("stage1", ray.train.ControllerError(lost))
+    assert isinstance(ended, RunBroke)
+    assert str(ended) == f"stage1 broke off: {lost}"
+    deaths = ray.train.WorkerGroupError("[Rank 0]\nSIGKILL", {0: RuntimeError("SIGKILL")})
+    assert str(what_ended("stage2", deaths)) == (
+        "stage2 broke off, run the same command again: SIGKILL"
+    )
+
+
+def test_the_line_of_a_stage_that_ray_train_gave_up() -> None:
+    lost = "Traceback ...\nRunBroke: it is gone; run the same command again\n\x1b[31m^^^\x1b[0m"
+    assert told("stage1", RuntimeError(lost)) == (
+        "stage1 broke off: RunBroke: it is gone; run the same command again"
+    )
+    assert told("stage2", RuntimeError("SIGKILL")) == (
+        "stage2 broke off, run the same command again: SIGKILL"
+    )
+    memory = RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried")
+    assert told("stage2", memory).endswith("Tried; lower batch_size in --config")
