@@ -79,7 +79,7 @@ def overlap_table(figures: dict[str, Any]) -> list[str]:
     if not figures["masks"]:
         return ["Localisation: undefined, as none of these images has a lesion mask."]
     return [
-        f"Localisation against {figures['masks']} lesion masks:",
+        f"Localisation against {figures['masks']:,} lesion masks:",
         "",
         "| | lesioncam | the image's centre |",
         "|---|---|---|",
