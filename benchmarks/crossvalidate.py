@@ -152,7 +152,9 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None, masks: str 
     if forms is not None:
         kinds["form"] = by_form(rows, forms)
     if masks is not None:
-        kinds["lesion's longer side"] = by_size(rows, masks)
+        kinds["lesion's longer side"] = sizes = by_size(rows, masks)
+        name, smallest = next(iter(sizes.items()))
+        kinds[f"fold, of {name}"] = {str(fold): part for fold, part in smallest.groupby("fold")}
     whole = figures_of(rows, labels)
     lines = [
         "# Cross-validation",

@@ -143,8 +143,8 @@ def localisation_table(what: str, parts: Mapping[str, pd.DataFrame]) -> list[str
         "|---|---|---|---|---|---|---|",
     ]
     for name, rows in parts.items():
-        if "box_iou" in rows:
-            found = rows[OVERLAP].dropna()
+        found = rows.reindex(columns=OVERLAP).dropna()
+        if len(found):
             means = " | ".join(f"{mean:.3f}" for mean in found.mean())
             lines.append(f"| {name} | {len(found):,} | {means} |")
     return lines
@@ -173,10 +173,8 @@ def by_size(rows: pd.DataFrame, masks: str) -> dict[str, pd.DataFrame]:
     with ThreadPoolExecutor() as threads:
         sides = threads.map(_longer_side, [uris[name] for name in rows["image_id"]])
         quarters = pd.qcut(pd.Series(list(sides), rows.index), 4, duplicates="drop")
-    return {
-        f"{quarter.left:.2f} to {quarter.right:.2f}": part
-        for quarter, part in rows.groupby(quarters, observed=True)
-    }
+    names = quarters.map("{0.left:.2f} to {0.right:.2f}".format, na_action="ignore")
+    return {str(name): part for name, part in rows.groupby(names, observed=True)}
 
 
 def _longer_side(mask: str) -> float:

@@ -166,6 +166,7 @@ def check_holder(output: Store, run_id: str) -> None:
     Raises:
         LeaseLostError: nobody has it, or another run.
         RunBroke: its store cannot be reached.
+        InputError: its store refuses.
     """
     holder = _parse(read_if_there(output, LEASE_FILE))
     if holder is None or holder.run_id != run_id:

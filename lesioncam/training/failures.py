@@ -1,28 +1,32 @@
 """What workers break off by: a stage goes on after the one, and ends by the other.
 
 A worker died, or a node, a store or a connection was away: Ray Train starts all workers again, from
-the last checkpoint. What would come again ends the stage at once: a lease that another run has, bad
-input, memory that is short, a bug.
+the last checkpoint. What would come again ends the stage at once: a lease that another run has, a
+GPU's memory that is short, and what Python calls a mistake, such as a `KeyError`.
 """
 
 import re
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+import ray.exceptions
 import ray.train
 import torch
 
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import RunBroke
 from lesioncam.storage.lease import LeaseLostError
 from lesioncam.training.progress import Board, Setback
 
 WORKER_DEATHS = 8  # workers that may die in a stage before it gives up
-_BUGS = (
+_MISTAKES = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError,
 )  # fmt: skip
-_COMES_AGAIN = (InputError, LeaseLostError, torch.OutOfMemoryError, *_BUGS)
+_NONE_OF_OURS = (ray.exceptions.RayError, pa.ArrowException)  # though some are of those types, too
+_AGAIN_SECONDS = 60  # until the same setback is told again: while others run on, it is seen often
 
 
 class GoOnOrEnd(ray.train.UserCallback):  # type: ignore[misc]
@@ -35,6 +39,7 @@ class GoOnOrEnd(ray.train.UserCallback):  # type: ignore[misc]
 
     def __init__(self, stage: str, board: Board):
         self.stage, self.board = stage, board
+        self._told: dict[Setback, float] = {}
 
     def after_exception(
         self,
@@ -43,31 +48,41 @@ class GoOnOrEnd(ray.train.UserCallback):  # type: ignore[misc]
     ) -> None:
         """Ray Train calls this when workers broke off, and ends where it raises."""
         for error in worker_exceptions.values():
-            if isinstance(error, _COMES_AGAIN):
+            if isinstance(error, LeaseLostError | torch.OutOfMemoryError) or _is_mistake(error):
                 raise error
+        now = time.monotonic()
         for rank, error in worker_exceptions.items():
-            self.board.post(Setback(self.stage, rank, _first_line(error)))
+            setback = Setback(self.stage, rank, _one_line(error))
+            if now - self._told.get(setback, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:
+                self._told[setback] = now
+                self.board.post(setback)
 
 
 @contextmanager
 def traceback_noted() -> Iterator[None]:
-    """For a worker: what it raises takes its traceback along, which does not travel by itself."""
+    """For a worker: a mistake takes its traceback along, which does not travel by itself."""
     try:
         yield
-    except _BUGS as error:
-        error.add_note(traceback.format_exc())
+    except _MISTAKES as error:
+        if _is_mistake(error):
+            error.add_note(traceback.format_exc())
         raise
 
 
 def what_ended(stage: str, error: Exception) -> Exception:
-    """A stage that Ray Train gave up: a `RunBroke`, or the worker's own exception if that is a bug.
+    """A stage that Ray Train gave up: a `RunBroke`, or a worker's own exception if by mistake.
 
     Args:
         stage: `stage1` or `stage2`.
         error: a `ray.train.TrainingFailedError`.
     """
     cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else error
-    return cause if isinstance(cause, _BUGS) else RunBroke(told(stage, cause))
+    from_a_worker = hasattr(cause, "__notes__")  # and not from Ray Train's controller
+    return cause if _is_mistake(cause) and from_a_worker else RunBroke(told(stage, cause))
+
+
+def _is_mistake(error: Exception) -> bool:
+    return isinstance(error, _MISTAKES) and not isinstance(error, _NONE_OF_OURS)
 
 
 def told(stage: str, error: Exception) -> str:
@@ -80,8 +95,9 @@ def told(stage: str, error: Exception) -> str:
     return f"{stage} broke off, run the same command again: {cause}"
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300]
+def _one_line(error: Exception) -> str:
+    cause = getattr(error, "health_check_failure", error)  # how a worker died, or its node
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300]
 
 
 def _last_line(error: Exception) -> str:

@@ -38,7 +38,7 @@ class Post:
 
 @dataclass(frozen=True)
 class Setback:
-    """A worker broke off, and all start again from the last checkpoint, or from the beginning.
+    """A worker broke off: all start again from the last checkpoint, or the stage is given up.
 
     Attributes:
         stage: `stage1` or `stage2`.

@@ -1,13 +1,16 @@
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from benchmarks import crossvalidate
 from benchmarks.crossvalidate import FOLDS, assign_folds, keep_recipe, summarise
+from benchmarks.predictions import OVERLAP
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.labels import Labels, read_labels
@@ -109,5 +112,23 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
     assert "| form |" not in summarise(labels, tmp_path, None, None)
     write_recipe(tmp_path, TrainSettings())
     assert "not the default: none." in summarise(labels, tmp_path, None, None)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for fold in (0, 3):
+        rows = pd.read_csv(tmp_path / f"fold{fold}.csv")
+        for number, name in enumerate(rows["image_id"]):
+            mask = Image.new("1", (100, 100))
+            mask.paste(1, (0, 0, 20 + 2 * number + fold, 10))
+            mask.save(masks / f"{name}.png")
+        rows.assign(**dict.fromkeys(OVERLAP, 0.25)).to_csv(
+            tmp_path / f"fold{fold}.csv", index=False
+        )
+    text = summarise(labels, tmp_path, forms, f"{masks}")
+    assert re.search(r"\n\| lesion's longer side \| images .*\n.*\n\| 0.20 to 0.36 \| 15 \|", text)
+    assert re.search(
+        r"\n\| fold, of 0.20 to 0.36 \| images .*\n.*\n\| 0 \| 8 \|.*\n\| 3 \| 7 \|", text
+    )
+    for part in ("melanoma | 20", "3 | 30", "256 | 18", "0.20 to 0.36 | 15"):
+        assert f"\n| {part} | {' | '.join(['0.250'] * 5)} |" in text
     with pytest.raises(InputError, match=r"--output: .*/empty has no folds"):
         summarise(labels, tmp_path / "empty", None, None)

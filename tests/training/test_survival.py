@@ -69,7 +69,7 @@ def test_workers_killed_in_both_stages_and_between_change_nothing(
         train(seven(drawn, disturbed))
     assert killer.killed == ["stage1", "_Predictor", "stage2"]
     for stage in ("stage1", "stage2"):
-        told = rf"{stage[:5]} {stage[5]}: worker [01] broke off: \w+Error: "
+        told = rf"{stage[:5]} {stage[5]}: worker [01] broke off: Actor\w+Error: "
         assert re.search(told, caplog.text)
         assert f"{stage[:5]} {stage[5]}: going on from the checkpoint after epoch" in caplog.text
         first, second = history(undisturbed, stage), history(disturbed, stage)
@@ -207,7 +207,10 @@ def test_a_bundle_that_another_run_is_at_work_on_is_refused(drawn: Path, tmp_pat
 
 
 def test_a_run_that_another_has_followed_writes_no_checkpoint(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     bundle = tmp_path / "model"
 
@@ -218,6 +221,7 @@ def test_a_run_that_another_has_followed_writes_no_checkpoint(
     monkeypatch.setattr("lesioncam.training.job.fit", fit_too_late)
     with pytest.raises(RunBroke, match=r"stage1 broke off: .* is not run .* any more"):
         train(request(drawn, bundle))
+    assert "worker 0 broke off" not in caplog.text  # it is not tried again
     assert not list(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint*/*"))
     assert json.loads((bundle / LEASE_FILE).read_text())["run_id"] == "run-0"
 
