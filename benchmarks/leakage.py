@@ -119,7 +119,8 @@ def main() -> None:
     rows["held_out"] = rows["image_id"].isin(held_out)
     shapes = rows[["width", "height", "width", "height"]].to_numpy(float)
     rows["box"] = list(rows[list(BOX_COLUMNS)].to_numpy(float) / shapes)
-    rows["outline"] = [bounding_box(one) if one.any() else None for one in outlines]
+    found = [bounding_box(one) if one.any() else None for one in outlines]
+    rows["outline"] = pd.Series(found, rows.index, dtype=object)
     rows = rows.dropna(subset=["outline"])
     print("\n".join(table(rows, labels)))
 
