@@ -76,18 +76,22 @@ def what_ended(stage: str, error: Exception) -> Exception:
         stage: `stage1` or `stage2`.
         error: a `ray.train.TrainingFailedError`.
     """
-    cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else error
-    from_a_worker = hasattr(cause, "__notes__")  # and not from Ray Train's controller
-    return cause if _is_mistake(cause) and from_a_worker else RunBroke(told(stage, cause))
+    if not isinstance(error, ray.train.ControllerError):
+        return RunBroke(told(stage, str(error)))
+    cause = error.controller_failure
+    if _is_mistake(cause) and hasattr(cause, "__notes__"):  # by a worker, not by the controller
+        return cause
+    said = str(cause) if isinstance(cause, RunBroke) else f"{type(cause).__name__}: {cause}"
+    return RunBroke(told(stage, said))
 
 
 def _is_mistake(error: Exception) -> bool:
     return isinstance(error, _MISTAKES) and not isinstance(error, _NONE_OF_OURS)
 
 
-def told(stage: str, error: Exception) -> str:
-    """One line for a stage that was given up."""
-    cause = _last_line(error)
+def told(stage: str, said: str) -> str:
+    """One line for a stage that was given up, from what its end says in one or many."""
+    cause = _last_line(said)
     if "out of memory" in cause.lower():
         return f"{stage} broke off: {cause}; lower batch_size in --config"
     if "run the same command again" in cause:
@@ -100,7 +104,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300]
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(said: str) -> str:
     """The last line of a traceback that has come through processes of Ray, without its colours."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in str(error).splitlines()]
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in said.splitlines()]
     return next((line.strip() for line in reversed(lines) if line.strip(" ^~")), "")[:300]

@@ -37,8 +37,10 @@ def fit(
         record: keeps the metrics of every epoch.
 
     Raises:
-        RunBroke: workers died too often, or another run has the bundle's lease.
+        RunBroke: workers died too often, another run has the bundle's lease, or a GPU has too
+            little memory.
         InputError: the loss is not a number any more.
+        Exception: a worker's own mistake, its traceback in a note.
     """
     # Ray Train's controller collects reports at its health checks only, by default every 2 s, and
     # the workers wait for it; an epoch of a small network is shorter than that.

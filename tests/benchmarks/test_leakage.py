@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.leakage import table
+from benchmarks.leakage import table, told_by
 from lesioncam.storage.labels import read_labels
 
 
@@ -34,3 +34,18 @@ def test_boxes_that_follow_the_label_tell_it_where_they_do(tmp_path: Path) -> No
     assert float(learned[4][:5]) > 0.2
     for cell in (learned[3], held[2], held[3]):
         assert abs(float(cell[:5]) - 0.5) < 0.15
+
+
+def test_no_label_of_the_images_asked_of_is_learned() -> None:
+    random = np.random.default_rng(1)
+    places, held_out, folds = np.arange(60) % 2, np.arange(60) >= 40, np.arange(60) % 5
+    some = boxes(random.uniform(0.2, 0.8, 60), random)
+
+    def told(changed: np.ndarray) -> np.ndarray:
+        return told_by(some, np.where(changed, 1 - places, places), 2, held_out, folds)
+
+    before, first = told(np.zeros(60, bool)), (folds == 0) & ~held_out
+    np.testing.assert_array_equal(told(held_out), before)
+    after = told(first)
+    np.testing.assert_array_equal(after[first], before[first])
+    assert (after != before)[~first].any(axis=1).all()
