@@ -78,7 +78,7 @@ def what_ended(stage: str, error: Exception) -> Exception:
     """
     if not isinstance(error, ray.train.ControllerError):
         return RunBroke(told(stage, str(error)))
-    cause = error.controller_failure
+    cause: Exception = error.controller_failure
     if _is_mistake(cause) and hasattr(cause, "__notes__"):  # by a worker, not by the controller
         return cause
     said = str(cause) if isinstance(cause, RunBroke) else f"{type(cause).__name__}: {cause}"
