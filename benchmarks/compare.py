@@ -26,8 +26,13 @@ def sets_of(output: Path) -> dict[str, pd.DataFrame]:
     return dict(sorted(sets.items())) | {f"of fold {fold}": rows for fold, rows in folds}
 
 
-def in_common(one: Path, other: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+def in_common(
+    one: Path, other: Path
+) -> tuple[dict[str, tuple[pd.DataFrame, pd.DataFrame]], list[str]]:
     """Of each set of the same images in both outputs, the predictions; several folds also as one.
+
+    Returns:
+        These pairs by the set's name, and the names of the sets that are left out.
 
     Raises:
         InputError: they have none in common.
@@ -40,11 +45,12 @@ def in_common(one: Path, other: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFr
     }
     if not pairs:
         raise InputError(f"--other: {other} has none of the sets of images that {one} has")
+    left_out = sorted((first.keys() | second.keys()) - pairs.keys())
     folds = [pair for name, pair in pairs.items() if name.startswith("of fold ")]
     if len(folds) > 1:
         ones, others = zip(*folds, strict=True)
         pairs["of all folds"] = (pd.concat(ones), pd.concat(others))
-    return pairs
+    return pairs, left_out
 
 
 def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list[str]]:
@@ -87,11 +93,11 @@ def main() -> None:
     labels = read_labels(flags.labels, flags.rest_class)
     print(f"| images | | {flags.one} | {flags.other} | difference |")
     print("|---|---|---|---|---|")
-    pairs = in_common(flags.one, flags.other)
+    pairs, left_out = in_common(flags.one, flags.other)
     for name, (one, other) in pairs.items():
         for cells in compare(one, other, labels):
             print(f"| {len(one):,} {name} | {' | '.join(cells)} |")
-    for name in sorted((sets_of(flags.one).keys() | sets_of(flags.other).keys()) - pairs.keys()):
+    for name in left_out:
         print(f"\nNot compared: {name}, of which the two have not the same images.")
 
 

@@ -3,6 +3,7 @@
     python -m benchmarks.headline --isic isic --bundle model --output docs/headline
 
 Scores, in float32, the images that its training held out and the validation images in both forms.
+(Of the held-out ones lesions are told apart by their longer side, too, as a share of the image's.)
 Each of these sets gets a folder in the output, with the predictions and what `lesioncam evaluate`
 says of them; beside it go the run's own record and `README.md` with tables of all of it. With
 `--half-turn` the bundle is scored as if it had been trained with `half_turn = true`, and there are
@@ -21,6 +22,7 @@ import pandas as pd
 
 from benchmarks.predictions import (
     by_form,
+    by_size,
     localisation_table,
     means_table,
     read_images,
@@ -33,6 +35,7 @@ from lesioncam.settings import TrainSettings, flat, from_mapping
 from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.training.initial import settled
+from lesioncam.training.progress import stage_name
 from lesioncam.training.source import hold_out
 from lesioncam.vision.metrics import STAGES, Figures, with_interval
 
@@ -104,7 +107,7 @@ def check_held_out(figures: Figures, bundle: Bundle, margin: float = SAME_AUC) -
         found, known = (of[stage]["mean"]["auc"] for of in (figures, bundle.metrics["held_out"]))
         if abs(found - known) > margin:
             raise InputError(
-                f"--isic: {stage.replace('stage', 'stage ')} has a mean AUC of {found:.4f} on what "
+                f"--isic: {stage_name(stage)} has a mean AUC of {found:.4f} on what "
                 f"should be the images held out, and had {known:.4f} in training; give the images "
                 f"that --bundle was trained on"
             )
@@ -193,6 +196,8 @@ def main() -> None:
             check_held_out(figures[part.title], bundle, margin)
             found["form"] = found["image_id"].map(forms)
             rows |= {f"of these at {form}": of_it for form, of_it in by_form(found, forms).items()}
+            sizes = by_size(found, str(part.masks))
+            rows |= {f"of these, lesions of {size}": of_it for size, of_it in sizes.items()}
         found.to_csv(output / name / "predictions.csv", index=False)
 
     markdown = "\n".join(

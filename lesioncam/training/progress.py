@@ -51,7 +51,7 @@ class Setback:
     cause: str
 
     def __str__(self) -> str:
-        return f"{_named(self.stage)}: worker {self.rank} broke off: {self.cause}"
+        return f"{stage_name(self.stage)}: worker {self.rank} broke off: {self.cause}"
 
 
 class _Posts:
@@ -150,7 +150,7 @@ def figures(post: Post) -> dict[str, float | None]:
 
 def line(post: Post) -> str:
     """One line for a post: its last epoch's metrics, or that the stage goes on from there."""
-    stage = _named(post.stage)
+    stage = stage_name(post.stage)
     if post.resumed:
         return f"{stage}: going on from the checkpoint after epoch {len(post.history)}"
     last = post.history[-1]
@@ -162,5 +162,6 @@ def line(post: Post) -> str:
     )
 
 
-def _named(stage: str) -> str:
+def stage_name(stage: str) -> str:
+    """`stage 1` for `stage1`."""
     return stage.replace("stage", "stage ")

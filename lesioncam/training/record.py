@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lesioncam.errors import LesioncamError
 from lesioncam.storage.store import open_store
-from lesioncam.training.progress import Post
+from lesioncam.training.progress import Post, stage_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def draw_curves(frame: pd.DataFrame) -> bytes:
     done = 0
     for stage, part in frame.groupby("stage"):
         epochs = part["epoch"] + done
-        name = str(stage).replace("stage", "stage ")
+        name = stage_name(str(stage))
         left.plot(epochs, part["loss"], marker=".", label=name)
         right.plot(epochs, part["mean_auc"].astype(float), marker=".", label=name)
         done = int(epochs.max())

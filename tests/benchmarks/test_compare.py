@@ -56,7 +56,8 @@ def test_sets_and_folds_that_both_have_are_compared(labels: Labels, tmp_path: Pa
         rows[:7].to_csv(tmp_path / name / "fold4.csv", index=False)
     right.to_csv(tmp_path / "one" / "fold1.csv", index=False)
     right[1:8].to_csv(tmp_path / "one" / "fold4.csv", index=False)  # another split's
-    pairs = in_common(tmp_path / "one", tmp_path / "other")
+    pairs, left_out = in_common(tmp_path / "one", tmp_path / "other")
+    assert left_out == ["of fold 1", "of fold 4"]
     assert {name: len(one) for name, (one, _) in pairs.items()} == {
         "held-out": 20,
         "of fold 0": 10,
