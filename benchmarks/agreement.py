@@ -1,8 +1,8 @@
 """Agreement: whether two programs did the same work on the same images.
 
 They decode differently (a JPEG at a reduced scale, or whole) and may compute in different
-precisions, so their figures differ a little, and now and then a region flows into its neighbour and
-a box jumps. Another crop rule, normalisation or set of weights moves most boxes, or the mean
+precisions, so their figures differ a little, and now and then a region flows into its neighbor and
+a box jumps. Another crop rule, normalization or set of weights moves most boxes, or the mean
 difference, past the limits here.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lesioncam.schema import BOX_COLUMNS, probability_columns
+from lesioncam.columns import BOX_COLUMNS, probability_columns
 
 TOLERANCE = 0.03  # mean difference of a final probability
 OVERLAP = 0.95  # median IoU of an image's two boxes
@@ -80,11 +80,11 @@ def read_scores(folder: Path, classes: tuple[str, ...]) -> Outcome:
     )
 
 
-def read_peer(folder: Path, canvas_side: int) -> Outcome:
+def read_peer(folder: Path, canvas_size: int) -> Outcome:
     """What a peer wrote."""
     rows = pd.read_parquet(folder)
     probabilities, boxes = (np.stack(rows[name].tolist()) for name in ("probabilities", "box"))
-    return _outcome(rows["path"], probabilities, boxes / canvas_side)
+    return _outcome(rows["path"], probabilities, boxes / canvas_size)
 
 
 def compare(ours: Outcome, theirs: Outcome) -> Agreement:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.predictions import probabilities, read_folds
+from lesioncam.columns import STAGES
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.vision.metrics import STAGES, evaluate_stages, with_interval
+from lesioncam.vision.metrics import evaluate_stages, with_interval
 
 
 def sets_of(output: Path) -> dict[str, pd.DataFrame]:
@@ -76,7 +77,7 @@ def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list
     for stage in STAGES:
         first, second = (probabilities(rows, labels, stage) for rows in (one, other))
         pair = {"final": first, "stage1": second, "stage2": second}  # the gain is final's
-        figures = evaluate_stages(pair, places, labels.classes, labels.ranked, folds=folds)
+        figures = evaluate_stages(pair, places, labels.classes, labels.target_classes, folds=folds)
         means = (figures[name]["mean"] for name in ("final", "stage1"))
         lines.append([stage, *map(with_interval, means), with_interval(figures["gain"])])
     return lines

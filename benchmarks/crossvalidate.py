@@ -27,7 +27,7 @@ from benchmarks.predictions import (
     by_form,
     by_size,
     figures_of,
-    localisation_table,
+    localization_table,
     means_table,
     read_folds,
     read_images,
@@ -37,10 +37,10 @@ from benchmarks.predictions import (
 from lesioncam.cli import read_config
 from lesioncam.errors import InputError
 from lesioncam.scoring.pipeline import ScoreRequest, score
-from lesioncam.settings import TrainSettings, from_mapping
+from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.training.initial import settled
+from lesioncam.training.initial import resolve_recipe
 from lesioncam.training.job import TrainRequest, train
 from lesioncam.vision.copies import SIDE
 from lesioncam.vision.metrics import markdown_table
@@ -65,7 +65,7 @@ def read_settings(flags: argparse.Namespace) -> TrainSettings:
     settings = read_config(flags.config) if flags.config else TrainSettings()
     given = {"weights": flags.weights, "seed": flags.seed}
     given = {name: value for name, value in given.items() if value is not None}
-    return settled(replace(settings, **given))
+    return resolve_recipe(replace(settings, **given))
 
 
 def keep_recipe(output: Path, settings: TrainSettings, images: str, *, masks: bool) -> str:
@@ -103,7 +103,7 @@ def read_recipe(output: Path) -> TrainSettings:
     recipe = json.loads(path.read_text())
     del recipe["images"], recipe["masks"]  # which are no settings
     recipe["weights"] = recipe["weights"] or None
-    return from_mapping(TrainSettings, recipe, f"--output: {path}")
+    return parse(TrainSettings, recipe, f"--output: {path}")
 
 
 def run_fold(
@@ -118,7 +118,7 @@ def run_fold(
     work.mkdir(parents=True, exist_ok=True)
     others, own = images[images["fold"] != fold], images[images["fold"] == fold]
     truth = pd.DataFrame({"image_id": images["image_id"]})
-    for place, name in enumerate(labels.ranked):
+    for place, name in enumerate(labels.target_classes):
         truth[name] = (images["label"] == place).astype(int)
     truth.loc[others.index].to_csv(work / "train.csv", index=False)
     truth.loc[own.index].to_csv(work / "labels.csv", index=False)
@@ -132,7 +132,7 @@ def run_fold(
     found.to_csv(Path(flags.output, f"fold{fold}.csv"), index=False)
 
 
-def summarise(labels: Labels, output: Path, forms: pd.Series | None, masks: str | None) -> str:
+def summarize(labels: Labels, output: Path, forms: pd.Series | None, masks: str | None) -> str:
     """Write `evaluation.json` and `README.md` from the folds that are there; returns the latter.
 
     Args:
@@ -171,10 +171,10 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None, masks: str 
     ]
     for what, parts in kinds.items():
         lines += ["", *means_table(what, parts, labels)]
-    if "localisation" in whole:
-        lines += ["", *overlap_table(whole["localisation"])]
+    if "localization" in whole:
+        lines += ["", *overlap_table(whole["localization"])]
         for what, parts in {"class": by_class(rows, labels), **kinds}.items():
-            lines += ["", *localisation_table(what, parts)]
+            lines += ["", *localization_table(what, parts)]
     markdown = "\n".join(lines) + "\n"
     (output / "README.md").write_text(markdown)
     (output / "evaluation.json").write_text(json.dumps(whole, indent=2) + "\n")
@@ -182,7 +182,7 @@ def summarise(labels: Labels, output: Path, forms: pd.Series | None, masks: str 
 
 
 def main() -> None:
-    """Run the folds that are asked for, then summarise all that are there."""
+    """Run the folds that are asked for, then summarize all that are there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", required=True)
     parser.add_argument("--labels", required=True)
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", default="cross-validation", help="bundles and scores")
-    parser.add_argument("--folds", default="", help="which to run, as 0,1; none: only summarise")
+    parser.add_argument("--folds", default="", help="which to run, as 0,1; none: only summarize")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = read_settings(flags)
@@ -208,7 +208,7 @@ def main() -> None:
         digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
         for fold in chosen:
             run_fold(fold, images, labels, settings, flags, Path(flags.work, digest, f"fold{fold}"))
-    print(summarise(labels, flags.output, forms, flags.masks))
+    print(summarize(labels, flags.output, forms, flags.masks))
 
 
 if __name__ == "__main__":

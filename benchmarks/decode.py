@@ -19,11 +19,11 @@ from PIL import Image
 
 from benchmarks.images import SIZES, write_images
 from benchmarks.report import Rounds, machine, machine_line, markdown, seconds_of
+from lesioncam.settings import BACKBONES
 from lesioncam.vision.decode import decode
 from lesioncam.vision.decoder import Decoder
-from lesioncam.vision.network import BACKBONES
 
-_SIDE = 2 * BACKBONES["vgg16"].input_side  # of its canvas
+_SIDE = 2 * BACKBONES["vgg16"].input_size  # of its canvas
 _IMAGES = 8
 _ROUNDS = 5
 

@@ -18,8 +18,9 @@ from benchmarks.model import write_bundle
 from benchmarks.process import Finished
 from benchmarks.report import machine, machine_line, markdown, steady_rate, write
 from benchmarks.speed import FEW, OURS, Program
+from lesioncam.settings import BACKBONES
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.vision.network import BACKBONES, native_precision
+from lesioncam.vision.network import native_precision
 
 log = logging.getLogger("benchmarks")
 

@@ -6,7 +6,7 @@ Scores, in float32, the images that its training held out and the validation ima
 (Of the held-out ones lesions are told apart by their longer side, too, as a share of the image's.)
 Each of these sets gets a folder in the output, with the predictions and what `lesioncam evaluate`
 says of them; beside it go the run's own record and `README.md` with tables of all of it. With
-`--half-turn` the bundle is scored as if it had been trained with `half_turn = true`, and there are
+`--half-turn` the bundle is scored as if it had been trained with `test_time_rotation = true`, and there are
 no records.
 """
 
@@ -23,21 +23,22 @@ import pandas as pd
 from benchmarks.predictions import (
     by_form,
     by_size,
-    localisation_table,
+    localization_table,
     means_table,
     read_images,
     read_predictions,
 )
+from lesioncam.columns import STAGES
 from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.scoring.pipeline import ScoreRequest, score
-from lesioncam.settings import TrainSettings, flat, from_mapping
+from lesioncam.settings import TrainSettings, flat, parse
 from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.training.initial import settled
+from lesioncam.training.initial import resolve_recipe
 from lesioncam.training.progress import stage_name
 from lesioncam.training.source import hold_out
-from lesioncam.vision.metrics import STAGES, Figures, with_interval
+from lesioncam.vision.metrics import Figures, with_interval
 
 RECORD = {"metrics.csv": "metrics.csv", "curves.png": "curves.png", "README.md": "model-card.md"}
 SAME_AUC = 0.01  # as far as float32 may be from the precision of training
@@ -79,7 +80,7 @@ def held_out_images(
     Raises:
         InputError: these are not the images that it was trained on.
     """
-    rows, _ = read_images(images, labels, bundle.settings.canvas_side)
+    rows, _ = read_images(images, labels, bundle.settings.canvas_size)
     places, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     held_out = hold_out(places, groups, settings.val_fraction, settings.seed)
     for part, of_it in (("training_images", ~held_out), ("held_out_images", held_out)):
@@ -125,15 +126,17 @@ def classes_table(figures: Mapping[str, Figures], classes: Sequence[str]) -> lis
 
 def unlike_default(settings: TrainSettings) -> str:
     """The settings that differ from the default recipe's, as `name = value, ...`."""
-    given, default = (dict(flat(asdict(settled(each)))) for each in (settings, TrainSettings()))
+    given, default = (
+        dict(flat(asdict(resolve_recipe(each)))) for each in (settings, TrainSettings())
+    )
     changed = {name: value for name, value in given.items() if value != default[name]}
     return ", ".join(f"`{name} = {value!r}`" for name, value in changed.items()) or "none"
 
 
 def looking_twice(bundle: Bundle, uri: str) -> str:
     """Write a copy of a bundle that takes each image's half turn, too; returns its place."""
-    settings = replace(bundle.settings, half_turn=True)
-    save_bundle(replace(bundle, settings=settings), uri, "# A copy with half_turn\n")
+    settings = replace(bundle.settings, test_time_rotation=True)
+    save_bundle(replace(bundle, settings=settings), uri, "# A copy with test_time_rotation\n")
     return uri
 
 
@@ -169,17 +172,17 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     bundle, scored, output = load_bundle(flags.bundle), flags.bundle, flags.output
-    work = flags.work / (bundle.digest[:8] + "-half-turn" * flags.half_turn)
+    work = flags.work / (bundle.digest[:8] + "-half-turn" * flags.test_time_rotation)
     for place in (output, work):
         place.mkdir(parents=True, exist_ok=True)
-    if flags.half_turn:
+    if flags.test_time_rotation:
         scored = looking_twice(bundle, f"{work}/bundle")
     else:
         for name, kept in RECORD.items():
             shutil.copy(Path(flags.bundle, name), output / kept)
     forms = pd.read_csv(flags.isic / "forms.csv", dtype=str).set_index("image_id")["form"]
 
-    settings = from_mapping(TrainSettings, bundle.training["settings"], "bundle.json: settings")
+    settings = parse(TrainSettings, bundle.training["settings"], "bundle.json: settings")
     labels = read_labels(f"{flags.isic}/train.csv", settings.rest_class)
     uris = held_out_images(f"{flags.isic}/train", labels, settings, bundle)
     pd.DataFrame({"uri": uris}).to_csv(work / "held-out.csv", index=False)
@@ -192,7 +195,7 @@ def main() -> None:
         )
         rows[part.title] = found
         if name == "held-out":
-            margin = TWICE_AUC if flags.half_turn else SAME_AUC
+            margin = TWICE_AUC if flags.test_time_rotation else SAME_AUC
             check_held_out(figures[part.title], bundle, margin)
             found["form"] = found["image_id"].map(forms)
             rows |= {f"of these at {form}": of_it for form, of_it in by_form(found, forms).items()}
@@ -202,21 +205,21 @@ def main() -> None:
 
     markdown = "\n".join(
         [
-            "# What one run reaches" + ", each image seen twice" * flags.half_turn,
+            "# What one run reaches" + ", each image seen twice" * flags.test_time_rotation,
             "",
             f"Made by `benchmarks.headline` from the bundle {bundle.digest[:8]}, trained by "
             f"lesioncam {bundle.training['lesioncam_version']}, and scored in float32"
-            f"{', each image also turned by half' * flags.half_turn}. Settings "
+            f"{', each image also turned by half' * flags.test_time_rotation}. Settings "
             f"that are not the default: {unlike_default(settings)}. The held-out images chose each "
             "stage's epoch, the validation images chose nothing. AUCs have 95 % bootstrap "
             "intervals; the mean is over "
-            f"{', '.join(labels.ranked)}.",
+            f"{', '.join(labels.target_classes)}.",
             "",
             *means_table("mean AUC", rows, labels),
             "",
             *classes_table(figures, labels.classes),
             "",
-            *localisation_table("images", rows),
+            *localization_table("images", rows),
             "",
         ]
     )

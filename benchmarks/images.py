@@ -19,7 +19,7 @@ DISTINCT = 24
 
 _QUALITY = 90
 _OCTAVES = 6  # scales of the skin's texture, each twice as coarse as the one before
-_TEXTURE = 2.0  # standard deviation of an octave, in grey levels
+_TEXTURE = 2.0  # standard deviation of an octave, in gray levels
 _GRAIN = 2.0
 _HAIRS = 12
 

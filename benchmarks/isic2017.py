@@ -2,11 +2,11 @@ r"""ISIC-2017 laid out for training, so that no class can be told by the form of
 
     python -m benchmarks.isic2017 --source isic2017 --output isic
 
-The copies at hand come in two forms: whole images squashed to 256 x 256, of all, and centre squares
+The copies at hand come in two forms: whole images squashed to 256 x 256, of all, and center squares
 of 512 x 512, of most. Nearly half of the seborrheic keratoses have the former only, and few of the
 others, so a network that is given the finer form wherever there is one can learn the form instead
 of the lesion. Here each class has the same share of its training images in each form, and copies of
-one picture have the same form, as they are not recognised by their pixels otherwise. A training
+one picture have the same form, as they are not recognized by their pixels otherwise. A training
 image that shows the same picture as a validation image is left out.
 
 Writes `train/` and `masks/` (each image's in its own form), `train.csv`, `forms.csv` (of each

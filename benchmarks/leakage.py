@@ -22,9 +22,9 @@ import pandas as pd
 
 from benchmarks.crossvalidate import assign_folds
 from benchmarks.headline import held_out_images
+from lesioncam.columns import BOX_COLUMNS
 from lesioncam.evaluation.evaluate import join, read_scores
-from lesioncam.schema import BOX_COLUMNS
-from lesioncam.settings import TrainSettings, from_mapping
+from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.storage.listing import image_id
@@ -49,8 +49,8 @@ def told_by(
     Returns:
         (n, K) scores.
     """
-    size, centre = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
-    away = np.abs(centre - 0.5)
+    size, center = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+    away = np.abs(center - 0.5)
     known = np.column_stack([np.ones(len(boxes)), size, size**2, size.prod(axis=1), away, away**2])
 
     def told(of: np.ndarray, by: np.ndarray) -> np.ndarray:
@@ -88,10 +88,10 @@ def table(rows: pd.DataFrame, labels: Labels) -> list[str]:
             stages,
             places[part],
             labels.classes,
-            labels.ranked,
+            labels.target_classes,
             folds=None if part is held_out else folds[part],  # one model told all held out
         )
-        for of in (*labels.ranked, "mean"):
+        for of in (*labels.target_classes, "mean"):
             aucs = [with_interval(figures[stage][of]) for stage in ("final", "stage1")]
             gain = with_interval(figures["gain"]) if of == "mean" else ""
             lines.append(f"| {part.sum():,} {name} | {of} | {' | '.join(aucs)} | {gain} |")
@@ -107,7 +107,7 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     bundle = load_bundle(flags.bundle)
-    settings = from_mapping(TrainSettings, bundle.training["settings"], "bundle.json: settings")
+    settings = parse(TrainSettings, bundle.training["settings"], "bundle.json: settings")
     labels = read_labels(f"{flags.isic}/train.csv", settings.rest_class)
     held_out = set(map(image_id, held_out_images(f"{flags.isic}/train", labels, settings, bundle)))
     scored, classes = read_scores(Results(flags.scores))

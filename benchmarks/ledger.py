@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.report import machine, machine_line, markdown, write
-from lesioncam.schema import ErrorKind, Status, scores_schema
-from lesioncam.storage.ledger import Tally
+from lesioncam.columns import ErrorKind, Status
+from lesioncam.schema import scores_schema
 from lesioncam.storage.listing import Listing
-from lesioncam.storage.place import Entry
+from lesioncam.storage.pending import Tally
 from lesioncam.storage.results import PART_ROWS, Results
 from lesioncam.storage.runs import RunRecord
+from lesioncam.storage.store import Entry
 
 _CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 _MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -159,11 +160,11 @@ def measure(images: int, folder: Path) -> Iterator[Step]:
     yield step("manifest written", images, started)
     started = time.monotonic()
     shares = results.shares(results.sizes(), record.manifest(), rows)
-    todo = record.record_todo(shares, retry_failed=False)
+    todo = record.record_pending(shares, retry_failed=False)
     yield step(f"what is left: {todo.left:,}", images, started)
     parts = write_new(results, images)
     started = time.monotonic()
-    results.settle(record.run_id)
+    results.compact(record.run_id)
     yield step(f"settled, {parts:,} new parts among them", images, started)
     started = time.monotonic()
     shares = results.shares(results.sizes(), record.manifest(), rows)

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lesioncam.storage.bundle import Bundle, load_bundle, load_network
-from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import classify, localise
-from lesioncam.vision.network import native_precision, prepare_for_inference
+from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.vision.classifier import CropClassifier, Localizer, TwoStageClassifier
+from lesioncam.vision.network import build_network, native_precision, prepare_for_inference
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -101,22 +100,22 @@ class Passes:
     """Both forward passes over one batch of canvases of random pixels."""
 
     def __init__(self, bundle: Bundle, batch: int, precision: str):
-        self._settings = bundle.settings
+        settings = bundle.settings
         self.first, self.second = (
-            prepare_for_inference(load_network(bundle.settings, state), device(), precision)
+            prepare_for_inference(build_network(bundle.settings, state), device(), precision)
             for state in (bundle.stage1, bundle.stage2)
         )
-        shape = (batch, 3, self._settings.canvas_side, self._settings.canvas_side)
+        self._classifier = TwoStageClassifier(
+            Localizer(settings, self.first), CropClassifier(settings, self.second)
+        )
+        shape = (batch, 3, settings.canvas_size, settings.canvas_size)
         random = torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
         self._canvases = pixels.contiguous(memory_format=torch.channels_last).to(device())
 
     def __call__(self) -> torch.Tensor:
         """Run them; returns stage 2's probabilities."""
-        settings = self._settings
-        found = localise(self.first, self._canvases, settings.input_side, settings.crop)
-        crops = sample_boxes(self._canvases, found.views, settings.input_side)
-        return classify(self.second, crops).cpu()
+        return self._classifier(self._canvases).stage2.cpu()
 
 
 def _rate(

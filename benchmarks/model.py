@@ -15,11 +15,11 @@ from torch import Tensor
 
 from benchmarks.images import SIZES, photographs
 from lesioncam.demo import CLASSES
-from lesioncam.settings import CropRule
-from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
+from lesioncam.settings import BACKBONES, CropRule, ModelSettings
+from lesioncam.storage.bundle import Bundle, save_bundle
 from lesioncam.storage.weights import load_backbone
-from lesioncam.vision.localise import to_channels_first
-from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, VGGGAP
+from lesioncam.vision.classifier import to_channels_first
+from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, VGGGAP, build_network
 
 _SEED = 1
 _LOOKED_AT = 24  # drawn images that the linear layers are set by
@@ -30,13 +30,13 @@ _SPREAD = 1.5  # standard deviation of a logit over images
 
 def write_bundle(uri: str, backbone: str, weights: str | None) -> None:
     """Save a bundle whose convolutions are random, or as in a file of ImageNet weights."""
-    side = BACKBONES[backbone].input_side
+    side = BACKBONES[backbone].input_size
     rule = CropRule() if weights else CropRule(threshold=_RANDOM_THRESHOLD)
     settings = ModelSettings(
         CLASSES, backbone, side, 2 * side, IMAGENET_MEAN, IMAGENET_STD, 0.5, rule
     )
     torch.manual_seed(_SEED)
-    network = settings.network().eval()
+    network = build_network(settings).eval()
     if weights is not None:
         load_backbone(network, backbone, weights)
         mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()

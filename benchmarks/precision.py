@@ -16,12 +16,12 @@ import pandas as pd
 from benchmarks.agreement import box_overlaps
 from benchmarks.report import markdown, write
 from lesioncam.cluster import connected
+from lesioncam.columns import BOX_COLUMNS, DEFAULT_REST_CLASS, STAGES, Status, probability_columns
 from lesioncam.evaluation.evaluate import join
-from lesioncam.schema import BOX_COLUMNS, DEFAULT_REST_CLASS, Status, probability_columns
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.vision.metrics import STAGES, auc, mean_auc
+from lesioncam.vision.metrics import auc, mean_auc
 
 PRECISIONS = ("float32", "bfloat16")
 OVERLAP = 0.95  # IoU from which on two boxes count as the same
@@ -63,10 +63,10 @@ def aucs(rows: pd.DataFrame, labels: Labels, classes: tuple[str, ...]) -> dict[s
     joined, _ = join(rows, labels, classes)
     places = joined["label"].to_numpy()
     probabilities = joined[probability_columns(classes)].to_numpy(float)
-    ranked = [classes.index(name) for name in labels.ranked]
+    target_classes = [classes.index(name) for name in labels.target_classes]
     return {
-        **{classes[k]: auc(probabilities[:, k], places == k) for k in ranked},
-        "mean": mean_auc(probabilities, places, ranked),
+        **{classes[k]: auc(probabilities[:, k], places == k) for k in target_classes},
+        "mean": mean_auc(probabilities, places, target_classes),
     }
 
 

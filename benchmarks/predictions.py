@@ -1,4 +1,4 @@
-"""Labelled images, their predictions as small CSV files, and the figures that these come to."""
+"""Labeled images, their predictions as small CSV files, and the figures that these come to."""
 
 import hashlib
 import math
@@ -10,27 +10,27 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lesioncam.columns import STAGES, probability_columns
 from lesioncam.evaluation.evaluate import join, read_scores
-from lesioncam.evaluation.localisation import localisation
-from lesioncam.schema import probability_columns
+from lesioncam.evaluation.localization import localization
 from lesioncam.storage.labels import Labels
 from lesioncam.storage.listing import image_id
 from lesioncam.storage.masks import find_masks, read_mask
 from lesioncam.storage.results import Results
-from lesioncam.storage.store import read_uri
+from lesioncam.storage.uris import read_uri
 from lesioncam.training.source import match_source
+from lesioncam.vision.classifier import combine
 from lesioncam.vision.copies import groups_of_copies, thumbnail
 from lesioncam.vision.decode import decode
-from lesioncam.vision.localise import combine
-from lesioncam.vision.metrics import STAGES, Figures, evaluate_stages, with_interval
+from lesioncam.vision.metrics import Figures, evaluate_stages, with_interval
 from lesioncam.vision.overlap import bounding_box, mean_overlap
 
-OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "centre_inside", "central_box_iou"]
+OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "center_inside", "central_box_iou"]
 WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)  # of stage 2 that are compared
 
 
 def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, str]:
-    """The labelled images: `uri`, `image_id`, `label` (a place in the classes) and `group`.
+    """The labeled images: `uri`, `image_id`, `label` (a place in the classes) and `group`.
 
     Images of one group show the same picture; its number is the first one's.
 
@@ -59,7 +59,7 @@ def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, s
 
 
 def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataFrame:
-    """Every scored and labelled image's probabilities, `label` (its name) and overlap with a mask.
+    """Every scored and labeled image's probabilities, `label` (its name) and overlap with a mask.
 
     Numbers have five decimals.
 
@@ -71,7 +71,7 @@ def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataF
     columns = [name for stage in STAGES for name in probability_columns(classes, stage)]
     found = joined[["image_id", *columns]].assign(label=[classes[k] for k in joined["label"]])
     if masks is not None:
-        _, overlap = localisation(joined, masks)
+        _, overlap = localization(joined, masks)
         found = found.join(overlap[OVERLAP], on="image_id")
     return found.round(5)
 
@@ -98,11 +98,11 @@ def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
     places = rows["label"].map(list(labels.classes).index).to_numpy()
     stages = {stage: probabilities(rows, labels, stage) for stage in STAGES}
     folds = rows["fold"].to_numpy() if "fold" in rows else None
-    figures = evaluate_stages(stages, places, labels.classes, labels.ranked, folds=folds)
+    figures = evaluate_stages(stages, places, labels.classes, labels.target_classes, folds=folds)
     if "box_iou" in rows:
         with_mask = rows.dropna(subset=["box_iou"])
         found = ({name: float(row[name]) for name in OVERLAP} for _, row in with_mask.iterrows())
-        figures["localisation"] = mean_overlap(found)
+        figures["localization"] = mean_overlap(found)
     return figures
 
 
@@ -135,11 +135,11 @@ def weights_table(rows: pd.DataFrame, labels: Labels) -> list[str]:
     return lines
 
 
-def localisation_table(what: str, parts: Mapping[str, pd.DataFrame]) -> list[str]:
+def localization_table(what: str, parts: Mapping[str, pd.DataFrame]) -> list[str]:
     """Lines of Markdown: maps and boxes against outlines, of those parts that have some."""
     lines = [
         f"| {what} | outlines | CAM peak in the lesion | IoU of box and lesion's box | lesion kept "
-        "| the centre in the lesion | IoU of a central box |",
+        "| the center in the lesion | IoU of a central box |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, rows in parts.items():

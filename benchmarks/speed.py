@@ -29,8 +29,9 @@ from benchmarks.model import write_bundle
 from benchmarks.process import Finished, run
 from benchmarks.report import Rounds, machine, machine_line, markdown, steady_rate, write
 from lesioncam.errors import InputError
-from lesioncam.storage.bundle import ModelSettings, load_bundle
-from lesioncam.vision.network import BACKBONES, native_precision
+from lesioncam.settings import BACKBONES, ModelSettings
+from lesioncam.storage.bundle import load_bundle
+from lesioncam.vision.network import native_precision
 
 log = logging.getLogger("benchmarks")
 
@@ -69,7 +70,7 @@ class Program:
         """What it found."""
         if self.name == OURS:
             return read_scores(output, settings.classes)
-        return read_peer(output, settings.canvas_side)
+        return read_peer(output, settings.canvas_size)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Benchmark:
     def __init__(self, bundle: str, work: Path, many: int):
         self.bundle, self.work, self.many = bundle, work, many
         self.settings = load_bundle(bundle).settings
-        if self.settings.half_turn:
+        if self.settings.test_time_rotation:
             raise InputError("--bundle: it looks at each image twice, and the peers do not")
         self.fastest, self.layouts = limit.best(
             bundle, limit.layouts(native_precision(limit.device()))

@@ -23,7 +23,7 @@ from lesioncam.cli import main
 from lesioncam.errors import LesioncamError
 from lesioncam.logs import JsonLines
 from lesioncam.storage.lease import LEASE_SECONDS, refuse_other_run
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 
 _FINAL = (2, 3)  # exit codes that the same command would give again
 _MARGIN = 5.0  # seconds that two machines' clocks may differ

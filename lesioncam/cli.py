@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lesioncam import __version__
-from lesioncam.errors import InputError, LesioncamError, RunBroke
+from lesioncam.columns import DEFAULT_REST_CLASS
+from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.logs import PLAIN, log_to_stderr
-from lesioncam.schema import DEFAULT_REST_CLASS
-from lesioncam.settings import TrainSettings, from_mapping
+from lesioncam.settings import TrainSettings, parse
 
 TOO_MANY_FAILED = 3
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str], layout: logging.Formatter = PLAIN) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("lesioncam: interrupted; the same command goes on from here", file=sys.stderr)
-        return RunBroke.exit_code
+        return RunFailedError.exit_code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,7 +109,7 @@ def _add_train(verbs: Any) -> None:
         "--weights",
         metavar="W",
         help="ImageNet weights: a torchvision name such as VGG16_Weights.IMAGENET1K_V1, or the "
-        ".safetensors or .pth path of ones for images normalised as for these (random weights)",
+        ".safetensors or .pth path of ones for images normalized as for these (random weights)",
     )
     parser.add_argument("--backbone", help=f"vgg16, vgg11 or tiny ({_RECIPE.backbone})")
     parser.add_argument(
@@ -326,7 +326,7 @@ def read_config(path: str) -> TrainSettings:
         raise InputError(f"--config: {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config: {path} is not TOML: {error}") from error
-    return from_mapping(TrainSettings, content, f"--config: {path}")
+    return parse(TrainSettings, content, f"--config: {path}")
 
 
 def _epochs(text: str) -> tuple[int, int]:

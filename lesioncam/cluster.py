@@ -18,8 +18,8 @@ import ray.data
 import torch
 from ray.util import placement_group, remove_placement_group
 
-from lesioncam.errors import InputError, RunBroke
-from lesioncam.storage.place import StoreError
+from lesioncam.errors import InputError, RunFailedError
+from lesioncam.storage.store import StoreError
 
 _ROUNDING = 1e-9
 _PATIENCE = 900  # seconds a cluster that scales itself has for a node that is waited for
@@ -106,7 +106,7 @@ def await_resources(bundles: list[dict[str, float]], what: str) -> None:
         what: their name for the log.
 
     Raises:
-        RunBroke: they did not come in time.
+        RunFailedError: they did not come in time.
     """
     group = placement_group(bundles)
     try:
@@ -114,7 +114,7 @@ def await_resources(bundles: list[dict[str, float]], what: str) -> None:
             log.info("waiting for %s, which the cluster does not have free yet", what)
             if not group.wait(_PATIENCE):
                 minutes = _PATIENCE / 60
-                raise RunBroke(
+                raise RunFailedError(
                     f"the cluster did not come to have {what} in {minutes:g} minutes; run the same "
                     f"command again"
                 )
@@ -127,7 +127,7 @@ def device_here() -> torch.device:
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
-def broke_off(error: BaseException) -> RunBroke | None:
+def broke_off(error: BaseException) -> RunFailedError | None:
     """What ended a run that Ray, a store or a disk broke off, in one line.
 
     Args:
@@ -137,20 +137,20 @@ def broke_off(error: BaseException) -> RunBroke | None:
         None for what says it itself, and for bugs, a worker's too: their tracebacks tell more.
     """
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    if isinstance(cause, RunBroke):
-        return None if cause is error else RunBroke(_first_line(cause))
+    if isinstance(cause, RunFailedError):
+        return None if cause is error else RunFailedError(_first_line(cause))
     if isinstance(cause, InputError | StoreError | OSError):
         return to_mend(cause)
     if isinstance(cause, ray.exceptions.RayError):
         what = f"in Ray, which tells more in its logs ({type(cause).__name__})"
-        return RunBroke(f"the run broke off {what}; run the same command again")
+        return RunFailedError(f"the run broke off {what}; run the same command again")
     return None
 
 
-def to_mend(error: Exception) -> RunBroke:
+def to_mend(error: Exception) -> RunFailedError:
     """A run broken off by what was good input, or a place to write, when it began."""
     said = _first_line(error)
-    return RunBroke(f"the run broke off: {said}; mend that; run the same command again")
+    return RunFailedError(f"the run broke off: {said}; mend that; run the same command again")
 
 
 def _first_line(error: Exception) -> str:

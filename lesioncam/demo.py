@@ -29,15 +29,15 @@ SETTINGS = TrainSettings(
     learning_rate=0.02,
     stage2_learning_rate=0.01,
     dropout=0.1,
-    coarse_share=0.0,
+    low_resolution_fraction=0.0,
 )
 
 
 def draw_lesion(name: str, random: np.random.Generator) -> Image.Image:
-    """Draw one image of a class: a small lesion off the centre of a patch of skin.
+    """Draw one image of a class: a small lesion off the center of a patch of skin.
 
-    Colour, border, texture and asymmetry tell the classes apart: a nevus is round and evenly
-    brown; a melanoma is ragged, lopsided and of several dark colours; a seborrheic keratosis is
+    Color, border, texture and asymmetry tell the classes apart: a nevus is round and evenly
+    brown; a melanoma is ragged, lopsided and of several dark colors; a seborrheic keratosis is
     sharply bordered, tan, and full of pale dots.
     """
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
@@ -46,15 +46,15 @@ def draw_lesion(name: str, random: np.random.Generator) -> Image.Image:
     pixels = skin * shade[..., None] + random.normal(0, 5, (HEIGHT, WIDTH, 1))
 
     radius = random.uniform(0.09, 0.15) * WIDTH
-    centre_x = random.uniform(0.25, 0.75) * WIDTH
-    centre_y = random.uniform(0.25, 0.75) * HEIGHT
-    angle = np.arctan2(y - centre_y, x - centre_x)
+    center_x = random.uniform(0.25, 0.75) * WIDTH
+    center_y = random.uniform(0.25, 0.75) * HEIGHT
+    angle = np.arctan2(y - center_y, x - center_x)
     ragged = {"melanoma": 0.16, "seborrheic_keratosis": 0.06, "nevus": 0.03}[name]
     border = sum(
         random.normal(0, ragged) / k**0.5 * np.cos(k * angle + random.uniform(0, 6.3))
         for k in range(2, 8)
     )
-    distance = np.hypot(x - centre_x, y - centre_y) / (radius * (1 + border))
+    distance = np.hypot(x - center_x, y - center_y) / (radius * (1 + border))
     softness = {"melanoma": 0.10, "seborrheic_keratosis": 0.03, "nevus": 0.12}[name]
     inside = 1 / (1 + np.exp((distance - 1) / softness))
 
@@ -65,17 +65,17 @@ def draw_lesion(name: str, random: np.random.Generator) -> Image.Image:
     }[name]
     lesion = np.broadcast_to(np.array(base) + random.normal(0, 10, 3), pixels.shape).copy()
     if name == "melanoma":
-        for colour in ((40, 44, 70), (20, 16, 20), (150, 70, 70)):
+        for color in ((40, 44, 70), (20, 16, 20), (150, 70, 70)):
             side = random.uniform(0, 6.3)
-            patch_x = centre_x + np.cos(side) * radius * 0.5
-            patch_y = centre_y + np.sin(side) * radius * 0.5
+            patch_x = center_x + np.cos(side) * radius * 0.5
+            patch_y = center_y + np.sin(side) * radius * 0.5
             patch = np.exp(-((x - patch_x) ** 2 + (y - patch_y) ** 2) / (radius * 0.4) ** 2)
-            lesion += (np.array(colour) - lesion) * patch[..., None]
+            lesion += (np.array(color) - lesion) * patch[..., None]
     if name == "seborrheic_keratosis":
         for _ in range(30):
             side, far = random.uniform(0, 6.3), random.uniform(0, 0.9) * radius
-            left = int(centre_x + np.cos(side) * far) - _DOT
-            top = int(centre_y + np.sin(side) * far) - _DOT
+            left = int(center_x + np.cos(side) * far) - _DOT
+            top = int(center_y + np.sin(side) * far) - _DOT
             near = lesion[top : top + 2 * _DOT, left : left + 2 * _DOT]
             near += (np.array((226, 206, 170)) - near) * _dot()[..., None]
     pixels = pixels * (1 - inside[..., None]) + lesion * inside[..., None]

@@ -13,7 +13,7 @@ class InputError(LesioncamError):
     exit_code = 2
 
 
-class RunBroke(LesioncamError):  # noqa: N818
+class RunFailedError(LesioncamError):
     """The run could not go on; the same command again continues from what is already written."""
 
     exit_code = 1

@@ -1,26 +1,88 @@
-"""Settings: frozen, typed, checked once when they are made; an unknown key is an error.
+"""Settings: the recipe, the crop rule, the network's shape. Frozen, typed, checked when made.
 
-Knows nothing about flags or files' places; `--config` and `bundle.json` both come in through
-`from_mapping`.
+Knows nothing about flags or files; `--config` and `bundle.json` both come in through `parse`.
 """
 
-import dataclasses
-import types
-import typing
+import difflib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+
+from lesioncam.columns import DEFAULT_REST_CLASS, check_classes
 from lesioncam.errors import InputError
-from lesioncam.schema import DEFAULT_REST_CLASS
 
 T = TypeVar("T")
 
+MapRule = Literal["predicted", "maximum"]
+MAP_RULES: tuple[str, ...] = get_args(MapRule)
 
-MAP_RULES = ("predicted", "maximum")
+
+@plain_dataclass(frozen=True)
+class Backbone:
+    """A VGG's layers and its input size.
+
+    Attributes:
+        layers: as torchvision writes them: the channels of a 3 x 3 convolution, or `M` for a
+            max-pool that halves the size.
+        input_size: in pixels, where the recipe sets no other.
+    """
+
+    layers: tuple[int | str, ...]
+    input_size: int
+
+    def cells(self, size: int) -> int:
+        """The rows h of the features, and of the maps, for images of `size` pixels."""
+        return size >> self.layers.count("M")
 
 
-@dataclass(frozen=True)
+BACKBONES: Mapping[str, Backbone] = {
+    "vgg16": Backbone(
+        (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512), 160
+    ),
+    "vgg11": Backbone((64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512), 160),
+    "tiny": Backbone((16, "M", 32, "M", 64, "M", 64), 96),
+}
+
+
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"it should be one of {', '.join(BACKBONES)}")
+    return name
+
+
+def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return check_classes(names, "classes")
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Between0And1 = Annotated[float, Field(gt=0, lt=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+BackboneName = Annotated[str, AfterValidator(_known_backbone)]
+InputSize = Annotated[int, Field(ge=32, multiple_of=16)]  # a VGG halves it four times
+
+
+@dataclass(frozen=True, config=_STRICT)
 class CropRule:
     """How a class activation map becomes a crop. Fractions of the canvas are of its side.
 
@@ -34,49 +96,85 @@ class CropRule:
             0.125 the smallest box is seen with half of the canvas, which at the default canvas has
             as many pixels as the network's input.
 
-    The box says where the lesion is and sits tightly; stage 2 sees it with its surroundings, since
-    a lesion cut out of its skin is harder to tell. docs/training.md has the tables.
+    The box says where the lesion is and fits it tightly. Stage 2 sees it with its surroundings:
+    a lesion cut out of its skin is harder to classify.
     """
 
-    map: str = "maximum"
-    threshold: float = 0.5
-    padding: float = 0.05
-    smallest: float = 0.25
-    context: float = 0.125
-
-    def __post_init__(self) -> None:
-        _check(self.map in MAP_RULES, "crop.map", self.map, " or ".join(MAP_RULES))
-        _check(0 < self.threshold < 1, "crop.threshold", self.threshold, "a number in (0, 1)")
-        _check(0 <= self.padding <= 1, "crop.padding", self.padding, "a number in [0, 1]")
-        _check(0.25 <= self.smallest <= 1, "crop.smallest", self.smallest, "a number in [0.25, 1]")
-        _check(0 <= self.context <= 0.5, "crop.context", self.context, "a number in [0, 0.5]")
+    map: MapRule = "maximum"
+    threshold: Between0And1 = 0.5
+    padding: Fraction = 0.05
+    smallest: Annotated[float, Field(ge=0.25, le=1)] = 0.25
+    context: Annotated[float, Field(ge=0, le=0.5)] = 0.125
 
     @property
-    def smallest_view(self) -> float:
+    def smallest_crop(self) -> float:
         """The smallest side of what stage 2 sees, as a fraction of the canvas."""
         return min(1.0, self.smallest + 2 * self.context)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
+class ModelSettings:
+    """What inference needs to know to use the weights as they were trained.
+
+    Attributes:
+        classes: the class order of the logits.
+        backbone: a key of `BACKBONES`.
+        input_size: the side s of the networks' square input, in pixels.
+        canvas_size: the side S of the square canvas, in pixels.
+        mean: the normalization's, per channel, on pixels scaled to [0, 1].
+        std: likewise.
+        stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
+        crop: the crop rule.
+        test_time_rotation: whether each stage averages over its input and the input rotated by
+            180 degrees.
+    """
+
+    classes: Annotated[tuple[str, ...], AfterValidator(_class_names)]
+    backbone: BackboneName
+    input_size: Annotated[int, Field(ge=32)]
+    canvas_size: PositiveInt
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    stage2_weight: Fraction
+    crop: CropRule
+    test_time_rotation: bool = False
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if not self.input_size <= self.canvas_size <= 2 * self.input_size:
+            raise ValueError(
+                f"canvas_size is {self.canvas_size}; it should be one to two times the input_size "
+                f"of {self.input_size}"
+            )
+        if self.crop.smallest_crop * self.canvas_size < self.input_size / 2:
+            raise ValueError(
+                f"crop.smallest is {self.crop.smallest} and crop.context {self.crop.context}; a "
+                f"crop should have at least half of the input's {self.input_size} pixels on a "
+                f"canvas of {self.canvas_size}"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=_STRICT)
 class TrainSettings:
     """The training recipe. Every field can stand in the file that `--config` names.
 
     Attributes:
-        backbone: a key of `lesioncam.vision.network.BACKBONES`.
-        input_side: of the images that the networks take, in pixels, a multiple of 16, as a VGG
-            halves them four times; None for the backbone's own.
+        backbone: a key of `BACKBONES`.
+        input_size: the side of the networks' square input, in pixels, a multiple of 16; None for
+            the backbone's own.
         weights: where the backbone's weights come from, or None for random ones.
         stage1_epochs: passes over the training images for stage 1.
         stage2_epochs: passes over their crops for stage 2.
         stage2_start: the weights stage 2 starts from: `weights`, the loaded ones with a linear
             layer of its own (stage 1's best ones where none are loaded), or `stage1`, its best
             ones, as in the paper.
-        coarse_share: the share of a stage's epochs, from the first, that learn from coarse images;
-            the last never does.
-        coarse_scale: their side, as a fraction of the input side. At 0.8 an epoch takes two thirds
-            of the time.
+        low_resolution_fraction: the fraction of a stage's epochs, from the first, that learn from
+            images of lower resolution; the last never does.
+        low_resolution_scale: their side, as a fraction of the input size. At 0.8 an epoch takes
+            two thirds of the time.
         batch_size: images a step, over all workers together.
-        learning_rate: the peak of stage 1's one-cycle schedule. A VGG has no batch normalisation:
+        learning_rate: the peak of stage 1's one-cycle schedule. A VGG has no batch normalization:
             at 0.01, VGG-16 fell back to chance in its first epochs.
         stage2_learning_rate: likewise for stage 2.
         weight_decay: on all trained weights.
@@ -87,91 +185,66 @@ class TrainSettings:
             were loaded; only applied where weights are loaded.
         mask_weight: of the loss that pulls both stages' maps onto the lesion, where `--masks` has
             its outline.
-        guess_weight: likewise where the outline is guessed from colour; 0 for no guessing.
-        rotate: augmentation turns by any angle up to this many degrees, and flips both ways.
+        estimated_mask_weight: likewise where the outline is estimated from color; 0 for none.
+        rotate: augmentation rotates by any angle up to this many degrees, and flips both ways.
         zoom: augmentation scales by up to this fraction, up or down.
         shift: augmentation moves the box by up to this fraction of its side.
         brightness: augmentation scales brightness and contrast by up to this fraction.
-        colour: augmentation scales each channel by up to this fraction, and saturation by twice it.
-        val_fraction: the share of images held out of training, by class, to choose the epoch, of
-            those at the full side.
-        canvas_scale: the canvas's side in input sides, between 1 and 2.
+        color: augmentation scales each channel by up to this fraction, and saturation by twice it.
+        val_fraction: the fraction of images held out of training, by class, to choose the epoch,
+            of those at full resolution.
+        canvas_scale: the canvas's side in input sizes, between 1 and 2.
         stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
-        half_turn: whether the bundle's stages look at each image a second time, turned by
-            180 degrees, and take the mean; scoring then takes twice as long in the networks.
+        test_time_rotation: whether the bundle's stages average over each image and the image
+            rotated by 180 degrees; scoring then takes twice as long in the networks.
         rest_class: the class of label rows with no 1.
         seed: of the split, the initial weights, the order, the augmentation and the dropout.
         crop: the crop rule.
     """
 
-    backbone: str = "vgg16"
-    input_side: int | None = None
+    backbone: BackboneName = "vgg16"
+    input_size: InputSize | None = None
     weights: str | None = None
-    stage1_epochs: int = 20
-    stage2_epochs: int = 15
-    stage2_start: str = "weights"
-    coarse_share: float = 0.8
-    coarse_scale: float = 0.8
-    batch_size: int = 32
-    learning_rate: float = 0.004
-    stage2_learning_rate: float = 0.004
-    weight_decay: float = 1e-4
-    label_smoothing: float = 0.05
-    balance: float = 0.5
-    dropout: float = 0.5
-    frozen_blocks: int = 2
-    mask_weight: float = 0.3
-    guess_weight: float = 0.3
-    rotate: float = 180.0
-    zoom: float = 0.2
-    shift: float = 0.08
-    brightness: float = 0.15
-    colour: float = 0.1
-    val_fraction: float = 0.15
-    canvas_scale: float = 2.0
-    stage2_weight: float = 0.5
-    half_turn: bool = False
+    stage1_epochs: PositiveInt = 20
+    stage2_epochs: PositiveInt = 15
+    stage2_start: Literal["weights", "stage1"] = "weights"
+    low_resolution_fraction: Below1 = 0.8
+    low_resolution_scale: Annotated[float, Field(ge=0.25, le=1)] = 0.8
+    batch_size: PositiveInt = 32
+    learning_rate: LearningRate = 0.004
+    stage2_learning_rate: LearningRate = 0.004
+    weight_decay: Below1 = 1e-4
+    label_smoothing: Below1 = 0.05
+    balance: Fraction = 0.5
+    dropout: Below1 = 0.5
+    frozen_blocks: Annotated[int, Field(ge=0, le=5)] = 2
+    mask_weight: Fraction = 0.3
+    estimated_mask_weight: Fraction = 0.3
+    rotate: Annotated[float, Field(ge=0, le=180)] = 180.0
+    zoom: Below1 = 0.2
+    shift: Below1 = 0.08
+    brightness: Below1 = 0.15
+    color: Below1 = 0.1
+    val_fraction: Between0And1 = 0.15
+    canvas_scale: Annotated[float, Field(ge=1, le=2)] = 2.0
+    stage2_weight: Fraction = 0.5
+    test_time_rotation: bool = False
     rest_class: str = DEFAULT_REST_CLASS
-    seed: int = 0
-    crop: CropRule = field(default_factory=CropRule)
+    seed: NonNegativeInt = 0
+    crop: CropRule = Field(default_factory=CropRule)
 
-    def __post_init__(self) -> None:
-        for name in ("stage1_epochs", "stage2_epochs", "batch_size"):
-            value = getattr(self, name)
-            _check(value >= 1, name, value, "a whole number of at least 1")
-        _check(
-            self.input_side is None or (self.input_side >= 32 and self.input_side % 16 == 0),
-            "input_side",
-            self.input_side,
-            "a multiple of 16 pixels, at least 32",
-        )
-        for name in ("learning_rate", "stage2_learning_rate"):
-            value = getattr(self, name)
-            _check(0 < value <= 1, name, value, "a number in (0, 1]")
-        for name in (
-            "label_smoothing", "dropout", "zoom", "shift", "brightness", "colour", "weight_decay",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            _check(0 <= value < 1, name, value, "a number in [0, 1)")
-        for name in ("balance", "stage2_weight", "mask_weight", "guess_weight"):
-            value = getattr(self, name)
-            _check(0 <= value <= 1, name, value, "a number in [0, 1]")
-        _check(0 <= self.coarse_share < 1, "coarse_share", self.coarse_share, "in [0, 1)")
-        _check(0.25 <= self.coarse_scale <= 1, "coarse_scale", self.coarse_scale, "in [0.25, 1]")
-        _check(0 < self.val_fraction < 1, "val_fraction", self.val_fraction, "a number in (0, 1)")
-        _check(1 <= self.canvas_scale <= 2, "canvas_scale", self.canvas_scale, "from 1 to 2")
-        _check(
-            self.crop.smallest_view * self.canvas_scale >= 0.5,
-            "crop.smallest",
-            self.crop.smallest,
-            "at least 0.5 / canvas_scale - 2 x crop.context, so that a crop has half the input's "
-            "pixels each way",
-        )
-        starts = ("weights", "stage1")
-        _check(self.stage2_start in starts, "stage2_start", self.stage2_start, " or ".join(starts))
-        _check(0 <= self.rotate <= 180, "rotate", self.rotate, "degrees from 0 to 180")
-        _check(0 <= self.frozen_blocks <= 5, "frozen_blocks", self.frozen_blocks, "0 to 5")
-        _check(self.seed >= 0, "seed", self.seed, "a whole number of at least 0")
+    @model_validator(mode="after")
+    def _check_crop(self) -> Self:
+        if self.crop.smallest_crop * self.canvas_scale < 0.5:
+            raise ValueError(
+                f"crop.smallest is {self.crop.smallest}; it should be at least 0.5 / canvas_scale "
+                f"- 2 x crop.context, so that a crop has half of the input's pixels each way"
+            )
+        return self
+
+    def resolved(self) -> "TrainSettings":
+        """The same with the backbone's own input size where none is set."""
+        return replace(self, input_size=self.input_size or BACKBONES[self.backbone].input_size)
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -183,64 +256,51 @@ def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield f"{before}{name}", value
 
 
-def from_mapping(kind: type[T], mapping: Mapping[str, Any], where: str) -> T:
+def parse(kind: type[T], content: Mapping[str, Any], where: str) -> T:
     """Make settings of class `kind` from parsed TOML or JSON.
 
     Args:
-        kind: a frozen dataclass of this package.
-        mapping: its fields, nested settings as nested mappings; those left out keep their default.
-        where: the file (and section) the mapping came from, for messages.
+        kind: a dataclass of settings.
+        content: its fields, nested settings as nested mappings; those left out keep their default.
+        where: the file (and section) the content came from, for messages.
 
     Raises:
         InputError: an unknown key, a missing one that has no default, or a value of another type
             or outside its range.
     """
-    known = typing.get_type_hints(kind)
-    unknown = sorted(set(mapping) - set(known))
-    if unknown:
-        raise InputError(
-            f"{where}: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(known)}"
-        )
-    values = {
-        name: _convert(known[name], value, f"{where}: {name}") for name, value in mapping.items()
-    }
     try:
-        return kind(**values)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    except TypeError:
-        needed = [
-            item.name
-            for item in dataclasses.fields(kind)  # type: ignore[arg-type]
-            if item.default is dataclasses.MISSING
-            and item.default_factory is dataclasses.MISSING
-            and item.name not in mapping
-        ]
-        raise InputError(f"{where}: missing {', '.join(needed)}") from None
+        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, kind)}") from error
 
 
-def _convert(expected: Any, value: Any, where: str) -> Any:
-    """Check a parsed value against a field's type; lists become tuples, ints floats."""
-    if dataclasses.is_dataclass(expected) and isinstance(value, Mapping):
-        return from_mapping(typing.cast("type[Any]", expected), value, where)
-    if expected is Any:
-        return value
-    if isinstance(expected, types.UnionType):
-        if value is None:
-            return None
-        expected = next(part for part in typing.get_args(expected) if part is not types.NoneType)
-    origin = typing.get_origin(expected)
-    if origin is tuple and isinstance(value, list):
-        item = typing.get_args(expected)[0]
-        return tuple(_convert(item, part, where) for part in value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wanted = origin or expected
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise InputError(f"{where}: expected {wanted.__name__}, got {value!r}")
-    return value
+def explain(error: ValidationError, kind: type[Any]) -> str:
+    """The first thing that is wrong with settings of class `kind`, in one line."""
+    first = error.errors()[0]
+    name, message = ".".join(map(str, first["loc"])), first["msg"]
+    match first["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            known = _names(kind)
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            return f"unknown key {name!r}; {hint}"
+        case "missing" | "missing_argument":
+            return f"missing {name}"
+        case "value_error":
+            reason = message.removeprefix("Value error, ")
+            return f"{name} is {first['input']!r}; {reason}" if name else reason
+        case _:
+            return f"{name} is {first['input']!r}; {message.replace('Input should', 'it should')}"
 
 
-def _check(condition: bool, name: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise InputError(f"{name} is {value!r}; expected {wanted}")
+def _names(kind: type[Any]) -> list[str]:
+    """The settings' names, those of a part as `part.name`."""
+    return [
+        name
+        for item in fields(kind)
+        for name in (
+            [f"{item.name}.{inner.name}" for inner in fields(CropRule)]
+            if item.type is CropRule
+            else [item.name]
+        )
+    ]

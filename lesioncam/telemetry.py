@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from ray.util.metrics import Counter, Gauge
 
-from lesioncam.schema import Status
+from lesioncam.columns import Status
 
 _BEAT_SECONDS = 1.0
 
@@ -63,7 +63,7 @@ def show_training(stage: str, figures: Mapping[str, float | None]) -> None:
         gauge.set(figures.get(name), {"stage": stage})
 
 
-class Beat:
+class Heartbeat:
     """Calls what sets a gauge every second, from a thread of its own, until it is stopped."""
 
     def __init__(self, show: Callable[[], None]):

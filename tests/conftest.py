@@ -12,10 +12,10 @@ from botocore.retries.standard import ExponentialBackoff
 from moto.server import ThreadedMotoServer
 
 from lesioncam.cluster import connected
-from lesioncam.settings import CropRule
-from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
+from lesioncam.settings import BACKBONES, CropRule, ModelSettings
+from lesioncam.storage.bundle import Bundle, save_bundle
 from lesioncam.storage.s3 import s3_client
-from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.faults.proxy import Proxy
 from tests.faults.servers import KEY
 
@@ -31,7 +31,7 @@ needs_shared = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def model_settings() -> ModelSettings:
-    side = BACKBONES["tiny"].input_side
+    side = BACKBONES["tiny"].input_size
     return ModelSettings(
         CLASSES, "tiny", side, 2 * side, IMAGENET_MEAN, IMAGENET_STD, 0.5, CropRule()
     )
@@ -42,7 +42,7 @@ def bundle_uri(model_settings: ModelSettings, tmp_path_factory: pytest.TempPathF
     """A tiny bundle with random weights."""
     uri = str(tmp_path_factory.mktemp("bundle") / "tiny")
     torch.manual_seed(0)
-    stage1, stage2 = (model_settings.network().state_dict() for _ in range(2))
+    stage1, stage2 = (build_network(model_settings).state_dict() for _ in range(2))
     save_bundle(Bundle(model_settings, stage1, stage2), uri, "# A tiny bundle for tests\n")
     return uri
 

@@ -19,7 +19,7 @@ class Expected:
 
 
 def lesion(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A dark blob, off the centre, on skin."""
+    """A dark blob, off the center, on skin."""
     y, x = np.mgrid[0:height, 0:width]
     inside = ((x / width - 0.35) ** 2 + (y / height - 0.6) ** 2) < 0.02
     noise = np.random.default_rng(seed).integers(0, 12, (height, width, 1))
@@ -42,23 +42,23 @@ def fill(folder: Path) -> dict[str, Expected]:
         (folder / name).write_bytes(data)
         expected[name] = Expected(kind, size)
 
-    colour = lesion(320, 240)
+    color = lesion(320, 240)
     for number in range(3):
         good(f"good_{number}.jpg", lesion(320, 240, number), (320, 240))
-    good("grey.jpg", colour.convert("L"), (320, 240))
-    good("cmyk.jpg", colour.convert("CMYK"), (320, 240))
-    palette = colour.quantize(16)
+    good("gray.jpg", color.convert("L"), (320, 240))
+    good("cmyk.jpg", color.convert("CMYK"), (320, 240))
+    palette = color.quantize(16)
     good("palette.png", palette, (320, 240), transparency=0)
-    sixteen = Image.fromarray((np.asarray(colour.convert("L")).astype(np.uint16)) * 257)
+    sixteen = Image.fromarray((np.asarray(color.convert("L")).astype(np.uint16)) * 257)
     good("sixteen_bit.png", sixteen, (320, 240))
     exif = Image.Exif()
     exif[0x0112] = 6
-    good("rotated.jpg", colour, (240, 320), exif=exif)
+    good("rotated.jpg", color, (240, 320), exif=exif)
     frames = [lesion(320, 240, seed) for seed in (1, 2)]
     good("animated.gif", frames[0], (320, 240), save_all=True, append_images=frames[1:])
     good("large.jpg", lesion(1200, 900).resize((12000, 9000)), (12000, 9000), quality=60)
     for name in ("with space.jpg", "hash#1.jpg", "per%20cent.jpg", "Läsion 皮肤.jpg", "UPPER.JPG"):
-        good(f"odd/{name}", colour, (320, 240))
+        good(f"odd/{name}", color, (320, 240))
 
     whole = (folder / "good_0.jpg").read_bytes()
     bad("cut_off.jpg", whole[: len(whole) // 2], "truncated", (320, 240))

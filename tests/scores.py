@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lesioncam.schema import BOX_COLUMNS, STAGE_PREFIXES
+from lesioncam.columns import BOX_COLUMNS, STAGE_PREFIXES
 
 _EXACT = ("status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS, "model", "cam",
           "cam_flat")  # fmt: skip

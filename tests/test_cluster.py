@@ -7,9 +7,9 @@ import pytest
 import ray
 
 from lesioncam.cluster import Capacity, Node, broke_off, can_grow, capacity
-from lesioncam.errors import InputError, RunBroke
-from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import StoreError
+from lesioncam.columns import ErrorKind
+from lesioncam.errors import InputError, RunFailedError
+from lesioncam.storage.store import StoreError
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_what_a_store_or_a_disk_broke_off_is_one_line_and_a_bug_is_not(
 def test_what_broke_off_in_ray_or_was_told_by_a_worker_is_one_line() -> None:
     gone = broke_off(ray.exceptions.WorkerCrashedError())
     assert str(gone).startswith("the run broke off in Ray, which tells more in its logs (Worker")
-    worker = ray.exceptions.RayTaskError("f", "its traceback", RunBroke(f"it is gone{AGAIN}"))
+    worker = ray.exceptions.RayTaskError("f", "its traceback", RunFailedError(f"it is gone{AGAIN}"))
     assert str(broke_off(worker)) == f"it is gone{AGAIN}"
-    assert broke_off(RunBroke("it is gone")) is None
+    assert broke_off(RunFailedError("it is gone")) is None

@@ -17,7 +17,7 @@ from jobs.kuberay import wait_for_a_lost_run, written_by
 from lesioncam.cli import main
 from lesioncam.errors import InputError
 from lesioncam.storage.lease import LEASE_FILE, Holder, refuse_other_run
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 from tests.messy import lesion
 from tests.scores import assert_same_scores
 

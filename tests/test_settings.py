@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from lesioncam.errors import InputError
-from lesioncam.settings import CropRule, TrainSettings, from_mapping
-from lesioncam.vision.network import BACKBONES
+from lesioncam.settings import BACKBONES, CropRule, TrainSettings, parse
 
 WHERE = "config.toml"
 
@@ -37,7 +36,7 @@ MODEL: dict[str, Any] = {
 
 def refusal(mapping: dict[str, Any], kind: type = TrainSettings) -> str:
     with pytest.raises(InputError) as caught:
-        from_mapping(kind, mapping, WHERE)
+        parse(kind, mapping, WHERE)
     message = str(caught.value)
     assert message.startswith(f"{WHERE}: ")
     assert "\n" not in message
@@ -45,7 +44,7 @@ def refusal(mapping: dict[str, Any], kind: type = TrainSettings) -> str:
 
 
 def train(**values: Any) -> TrainSettings:
-    return from_mapping(TrainSettings, values, WHERE)
+    return parse(TrainSettings, values, WHERE)
 
 
 def test_defaults_are_valid_and_complete() -> None:
@@ -126,7 +125,7 @@ def test_wrong_type_in_crop_names_the_table() -> None:
         ("stage1_epochs", [1, 100], [0, -1]),
         ("stage2_epochs", [1], [0]),
         ("batch_size", [1], [0]),
-        ("input_side", [32, 224, None], [0, 16, 100]),
+        ("input_size", [32, 224, None], [0, 16, 100]),
         ("learning_rate", [1e-6, 1.0], [0.0, -0.1, 1.01]),
         ("stage2_learning_rate", [1e-6, 1.0], [0.0, -0.1, 1.01]),
         ("weight_decay", [0.0, 0.5], [-0.1, 1.0]),
@@ -174,7 +173,7 @@ def test_ranges_of_crop(key: str, good: list[Any], bad: list[Any]) -> None:
 
 def test_a_crop_has_at_least_half_the_inputs_pixels_each_way() -> None:
     for crop in ({"smallest": 0.5, "context": 0.0}, {"smallest": 0.4, "context": 0.05}):
-        assert train(canvas_scale=1.0, crop=crop).crop.smallest_view == 0.5
+        assert train(canvas_scale=1.0, crop=crop).crop.smallest_crop == 0.5
     assert "crop.smallest is 0.4; expected at least 0.5 / canvas_scale - 2 x crop.context" in (
         refusal({"canvas_scale": 1.0, "crop": {"smallest": 0.4, "context": 0.04}})
     )
@@ -212,7 +211,7 @@ def test_weights_may_be_null_or_text(weights: str | None) -> None:
 
 
 def test_lists_become_tuples_of_the_fields_type() -> None:
-    model = from_mapping(Model, MODEL, WHERE)
+    model = parse(Model, MODEL, WHERE)
     assert model.names == ("a", "b")
     assert model.scales == (1.0, 0.5)
     assert [type(value) for value in model.scales] == [float, float]
@@ -223,7 +222,7 @@ def test_lists_become_tuples_of_the_fields_type() -> None:
 
 def test_field_of_any_type_is_left_alone() -> None:
     for value in (True, [1, 2], {"a": None}):
-        assert from_mapping(Model, MODEL | {"anything": value}, WHERE).anything is value
+        assert parse(Model, MODEL | {"anything": value}, WHERE).anything is value
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from lesioncam.telemetry import Beat
+from lesioncam.telemetry import Heartbeat
 
 
 def test_a_beat_goes_on_until_it_is_stopped_and_tells_the_end(
@@ -16,7 +16,7 @@ def test_a_beat_goes_on_until_it_is_stopped_and_tells_the_end(
         if len(told) == 3:
             beaten.set()
 
-    beat = Beat(show)
+    beat = Heartbeat(show)
     assert beaten.wait(60)
     left = 0
     beat.stop()

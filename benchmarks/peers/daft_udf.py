@@ -20,7 +20,7 @@ from benchmarks.peers.model import (
 )
 from lesioncam.storage.bundle import load_bundle
 
-LOCALISED = DataType.struct(
+LOCALIZED = DataType.struct(
     {
         "stage1": DataType.list(DataType.float32()),
         "box": DataType.list(DataType.int64()),
@@ -39,16 +39,16 @@ class Stage1:
     def __init__(self, bundle: str, precision: str):
         self.network, self.settings = load_stage(bundle, 1, precision)
 
-    @daft.method.batch(return_dtype=LOCALISED, unnest=True, batch_size=BATCH)  # type: ignore[untyped-decorator]
+    @daft.method.batch(return_dtype=LOCALIZED, unnest=True, batch_size=BATCH)  # type: ignore[untyped-decorator]
     @torch.inference_mode()
-    def localise(self, images: Series) -> list[dict[str, Any]]:
+    def localize(self, images: Series) -> list[dict[str, Any]]:
         """Classify, and crop what the map shows."""
         settings = self.settings
         canvases = torch.from_numpy(np.stack(images.to_pylist())).permute(0, 3, 1, 2)
-        logits, features = self.network(shrink(canvases, settings.input_side))
+        logits, features = self.network(shrink(canvases, settings.input_size))
         maps = chosen_map(self.network, features, logits, settings.crop.map)
         boxes, views = boxes_of(maps, settings)
-        crops = cut(canvases, views, settings.input_side).numpy()
+        crops = cut(canvases, views, settings.input_size).numpy()
         return [
             {"stage1": one, "box": box, "crop": crop}
             for one, box, crop in zip(
@@ -80,14 +80,14 @@ class Stage2:
 def main() -> None:
     """Score a directory."""
     flags = read_flags()
-    side = load_bundle(flags.bundle).settings.canvas_side
+    side = load_bundle(flags.bundle).settings.canvas_size
     stage1 = Stage1(flags.bundle, flags.precision)
     stage2 = Stage2(flags.bundle, flags.precision)
     canvas = resize(decode_image(download(col("path")), mode="RGB"), side, side)
     (
         daft.from_glob_path(f"{flags.images}/*.jpg")
         .select("path", canvas.cast(DataType.image("RGB", side, side)).alias("canvas"))
-        .select("path", stage1.localise(col("canvas")))
+        .select("path", stage1.localize(col("canvas")))
         .select("path", "box", stage2.classify(col("crop"), col("stage1")))
         .write_parquet(flags.output)
     )

@@ -104,12 +104,12 @@ def main() -> None:
     first, settings = load_stage(flags.bundle, 1, flags.precision)
     second, _ = load_stage(flags.bundle, 2, flags.precision)
     cam = ClassActivationMap(first, settings.crop.map)
-    loader = DataLoader(Images(flags.images, settings.canvas_side), BATCH, num_workers=2)
+    loader = DataLoader(Images(flags.images, settings.canvas_size), BATCH, num_workers=2)
     tables = []
     for paths, canvases in loader:
-        maps = torch.from_numpy(cam(shrink(canvases, settings.input_side), targets=None))
+        maps = torch.from_numpy(cam(shrink(canvases, settings.input_size), targets=None))
         boxes, views = boxes_of(maps, settings)
-        stage2 = second(cut(canvases, views, settings.input_side))[0].softmax(dim=1)
+        stage2 = second(cut(canvases, views, settings.input_size))[0].softmax(dim=1)
         predictions, final = decide(cam.outputs.softmax(dim=1), stage2, settings)
         columns = {
             "path": paths,

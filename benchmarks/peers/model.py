@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import resized_crop
 
-from lesioncam.storage.bundle import ModelSettings, load_bundle, load_network
-from lesioncam.vision.cam import choose_map, normalise_map
-from lesioncam.vision.crop import crop_boxes, with_context
-from lesioncam.vision.network import VGGGAP
+from lesioncam.settings import ModelSettings
+from lesioncam.storage.bundle import load_bundle
+from lesioncam.vision.cam import choose_map, normalize_map
+from lesioncam.vision.crop import crop_boxes, lesion_boxes
+from lesioncam.vision.network import VGGGAP, build_network
 
 BATCH = 16
 
@@ -31,7 +32,7 @@ def read_flags() -> argparse.Namespace:
 def load_stage(uri: str, stage: int, precision: str) -> tuple[VGGGAP, ModelSettings]:
     """A stage's network in evaluation mode, convolutions in a precision."""
     bundle = load_bundle(uri)
-    network = load_network(bundle.settings, (bundle.stage1, bundle.stage2)[stage - 1]).eval()
+    network = build_network(bundle.settings, (bundle.stage1, bundle.stage2)[stage - 1]).eval()
     network.features.to(getattr(torch, precision))
     return network, bundle.settings
 
@@ -43,15 +44,15 @@ def shrink(canvases: Tensor, side: int) -> Tensor:
 
 def chosen_map(network: VGGGAP, features: Tensor, logits: Tensor, rule: str) -> Tensor:
     """(B, h, w): the map that is cropped after."""
-    maps = torch.einsum("kc,bchw->bkhw", network.linear.weight, features.float())
+    maps = torch.einsum("kc,bchw->bkhw", network.class_weights, features.float())
     return choose_map(maps, logits, rule)
 
 
 def boxes_of(maps: Tensor, settings: ModelSettings) -> tuple[Tensor, Tensor]:
     """Of (B, h, w) maps each lesion's box on the canvas, and what stage 2 sees of it: (B, 4)."""
-    scaled, flat = normalise_map(maps)
-    boxes = crop_boxes(scaled, flat, settings.crop, settings.canvas_side)
-    return boxes, with_context(boxes, settings.crop, settings.canvas_side)
+    scaled, flat = normalize_map(maps)
+    boxes = lesion_boxes(scaled, flat, settings.crop, settings.canvas_size)
+    return boxes, crop_boxes(boxes, settings.crop, settings.canvas_size)
 
 
 def cut(canvases: Tensor, views: Tensor, side: int) -> Tensor:

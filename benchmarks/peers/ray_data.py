@@ -41,14 +41,14 @@ class Stage1:
         settings = self.settings
         canvases = torch.from_numpy(batch["canvas"].copy())
         with torch.inference_mode():
-            logits, features = self.network(shrink(canvases, settings.input_side))
+            logits, features = self.network(shrink(canvases, settings.input_size))
             maps = chosen_map(self.network, features, logits, settings.crop.map)
         boxes, views = boxes_of(maps, settings)
         return {
             "path": batch["path"],
             "stage1": logits.softmax(dim=1).numpy(),
             "box": boxes.numpy(),
-            "crop": cut(canvases, views, settings.input_side).numpy(),
+            "crop": cut(canvases, views, settings.input_size).numpy(),
         }
 
 
@@ -75,7 +75,7 @@ class Stage2:
 def main() -> None:
     """Score a directory."""
     flags = read_flags()
-    side = load_bundle(flags.bundle).settings.canvas_side
+    side = load_bundle(flags.bundle).settings.canvas_size
     ray.init(address="local", include_dashboard=False)
     actors: dict[str, Any] = {
         "fn_constructor_args": (flags.bundle, flags.precision),

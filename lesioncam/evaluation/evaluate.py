@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lesioncam.columns import BOX_COLUMNS, STAGES, Status, classes_of, probability_columns
 from lesioncam.errors import InputError
-from lesioncam.evaluation.localisation import localisation
+from lesioncam.evaluation.localization import localization
 from lesioncam.evaluation.overlays import overlay_sheet
-from lesioncam.schema import BOX_COLUMNS, Status, classes_of, probability_columns
 from lesioncam.storage.labels import Labels, match, read_labels
 from lesioncam.storage.results import SUCCESS, Results
-from lesioncam.storage.store import open_store
-from lesioncam.vision.metrics import STAGES, decision_table, evaluate_stages, markdown_table
+from lesioncam.storage.uris import open_store
+from lesioncam.vision.metrics import decision_table, evaluate_stages, markdown_table
 from lesioncam.vision.overlap import overlap_table
 
 log = logging.getLogger("lesioncam")
@@ -64,13 +64,13 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     stages = {
         stage: joined[probability_columns(classes, stage)].to_numpy(np.float64) for stage in STAGES
     }
-    figures = evaluate_stages(stages, joined["label"].to_numpy(), classes, labels.ranked)
+    figures = evaluate_stages(stages, joined["label"].to_numpy(), classes, labels.target_classes)
     content: dict[str, Any] = {**figures, "images": counts}
     lines = ["# Evaluation", "", *markdown_table(figures), "", *decision_table(figures), ""]
     lines += [f"{count:,} {name.replace('_', ' ')}  " for name, count in counts.items()]
     if request.masks is not None:
-        content["localisation"], _ = localisation(joined, request.masks)
-        lines += ["", *overlap_table(content["localisation"])]
+        content["localization"], _ = localization(joined, request.masks)
+        lines += ["", *overlap_table(content["localization"])]
     markdown = "\n".join(lines) + "\n"
 
     store = open_store(request.output or f"{results.store.uri}/_evaluation")
@@ -92,7 +92,7 @@ def read_scores(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
         raise InputError(
             f"--scores: no Parquet in {results.store.uri}; give what 'lesioncam score' wrote"
         )
-    classes = classes_of(schema)
+    classes = classes_of(schema.names)
     if not classes or "cam" not in schema.names:
         raise InputError(f"--scores: {results.store.uri} was not written by lesioncam")
     if not results.store.exists(SUCCESS):
@@ -121,7 +121,7 @@ def join(
     joined = scored.iloc[matched.positions].assign(label=places[matched.indices])
     counts = {
         "evaluated": len(joined),
-        "images_without_label": matched.unlabelled,
+        "images_without_label": matched.unlabeled,
         "labels_without_image": matched.unused,
         "images_with_a_duplicate_id": matched.duplicates,
         "failed_images": len(rows) - len(scored),
@@ -131,8 +131,8 @@ def join(
 
 def _check_same_classes(labels: Labels, classes: tuple[str, ...], rest_class: str) -> None:
     unknown = set(labels.classes) - set(classes)
-    unlabelled = set(classes) - set(labels.ranked) - {rest_class}
-    if unknown or unlabelled:
+    unlabeled = set(classes) - set(labels.target_classes) - {rest_class}
+    if unknown or unlabeled:
         raise InputError(
             f"--labels: classes {', '.join(labels.classes)} are not those of the scores, "
             f"{', '.join(classes)}; check the columns and --rest-class"

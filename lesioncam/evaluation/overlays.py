@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from lesioncam.schema import BOX_COLUMNS
-from lesioncam.storage.place import StoreError
-from lesioncam.storage.store import read_uri
+from lesioncam.columns import BOX_COLUMNS
+from lesioncam.storage.store import StoreError
+from lesioncam.storage.uris import read_uri
 from lesioncam.vision.decode import DecodeError, decode
 
 _SIDE = 224
 _CAPTION = 16
 _COLUMNS = 3
-_BOX_COLOUR = (255, 255, 255)
+_BOX_COLOR = (255, 255, 255)
 # The ramp from the map's minimum to its peak: blue, cyan, yellow, red.
 _RAMP = np.array([(0, 0, 160), (0, 200, 255), (255, 230, 0), (220, 0, 0)], float)
 
@@ -39,7 +39,7 @@ def overlay_sheet(rows: pd.DataFrame, count: int, classes: tuple[str, ...]) -> b
             draw.text((corner[0] + 4, corner[1] + _SIDE // 2), f"image: {error.kind}", fill="black")
         caption = f"{row['prediction']} {row['p_' + row['prediction']]:.2f}"
         if "label" in row:
-            caption += f" (labelled {classes[row['label']]})"
+            caption += f" (labeled {classes[row['label']]})"
         draw.text((corner[0] + 4, corner[1] + _SIDE + 2), caption, fill="black")
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
@@ -53,7 +53,7 @@ def overlay(data: bytes, row: Mapping[Hashable, Any]) -> Image.Image:
     scale = (_SIDE / row["width"], _SIDE / row["height"]) * 2
     corners = [row[name] * by for name, by in zip(BOX_COLUMNS, scale, strict=True)]
     corners[2:] = [corner - 1 for corner in corners[2:]]
-    ImageDraw.Draw(boxed).rectangle(corners, outline=_BOX_COLOUR, width=3)
+    ImageDraw.Draw(boxed).rectangle(corners, outline=_BOX_COLOR, width=3)
     pair = Image.new("RGB", (2 * _SIDE, _SIDE))
     pair.paste(boxed, (0, 0))
     pair.paste(Image.blend(pixels, heat(row["cam"]), 0.5), (_SIDE, 0))
@@ -61,12 +61,12 @@ def overlay(data: bytes, row: Mapping[Hashable, Any]) -> Image.Image:
 
 
 def heat(cam: bytes) -> Image.Image:
-    """A map as its colours: (_SIDE, _SIDE) RGB."""
+    """A map as its colors: (_SIDE, _SIDE) RGB."""
     values = np.frombuffer(cam, np.uint8)
     cells = round(len(values) ** 0.5)
-    grey = Image.fromarray(values.reshape(cells, cells)).resize(
+    gray = Image.fromarray(values.reshape(cells, cells)).resize(
         (_SIDE, _SIDE), Image.Resampling.BICUBIC
     )
-    position = np.asarray(grey) / 255 * (len(_RAMP) - 1)
+    position = np.asarray(gray) / 255 * (len(_RAMP) - 1)
     channels = [np.interp(position, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)]
     return Image.fromarray(np.stack(channels, axis=2).round().astype(np.uint8))

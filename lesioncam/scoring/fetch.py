@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from lesioncam.schema import ErrorKind, Status
+from lesioncam.columns import ErrorKind, Status
 from lesioncam.storage.listing import read_table
-from lesioncam.storage.place import StoreError
-from lesioncam.storage.store import open_store, read_uri, stat_uri
+from lesioncam.storage.store import StoreError
+from lesioncam.storage.uris import open_store, read_uri, stat_uri
 from lesioncam.telemetry import timed
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoders
@@ -43,7 +43,7 @@ def read_todo(table: pa.Table, todo: str) -> pa.Table:
     return pa.concat_tables([read_table(store, name) for name in table["name"].to_pylist()])
 
 
-def fetch_and_decode(table: pa.Table, canvas_side: int, window: Any) -> pa.Table:
+def fetch_and_decode(table: pa.Table, canvas_size: int, window: Any) -> pa.Table:
     """Manifest rows -> the same with `canvas`, the image's size, and a status.
 
     Waits until there is room for them in the window. Threads fetch; what they fetched is decoded
@@ -51,16 +51,16 @@ def fetch_and_decode(table: pa.Table, canvas_side: int, window: Any) -> pa.Table
     """
     ray.get(window.enter.remote(*extent_of(table)))
     with timed("fetch", table.num_rows):
-        return _decoded(table, canvas_side)
+        return _decoded(table, canvas_size)
 
 
-def _decoded(table: pa.Table, canvas_side: int) -> pa.Table:
-    canvases = np.zeros((table.num_rows, canvas_side, canvas_side, 3), np.uint8)
+def _decoded(table: pa.Table, canvas_size: int) -> pa.Table:
+    canvases = np.zeros((table.num_rows, canvas_size, canvas_size, 3), np.uint8)
 
     def one(place: int, uri: str, size: int | None) -> dict[str, Any]:
         try:
             with _LARGE_ONE if (size or 0) > _LARGE else nullcontext():
-                decoded = _DECODERS.decode(fetch(uri, size), canvas_side)
+                decoded = _DECODERS.decode(fetch(uri, size), canvas_size)
         except (StoreError, DecodeError) as error:
             width, height = getattr(error, "size", None) or (None, None)
             return {

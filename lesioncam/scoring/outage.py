@@ -7,12 +7,12 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from lesioncam.errors import RunBroke
-from lesioncam.schema import TRANSIENT_KINDS, ErrorKind
+from lesioncam.columns import TRANSIENT_KINDS, ErrorKind
+from lesioncam.errors import RunFailedError
 from lesioncam.scoring.fetch import MAX_BYTES
-from lesioncam.storage.place import StoreError
 from lesioncam.storage.runs import RunRecord
-from lesioncam.storage.store import read_uri
+from lesioncam.storage.store import StoreError
+from lesioncam.storage.uris import read_uri
 
 FAILURES = 256  # images one after another that could not be read, for a reason that may pass
 _SAMPLE = 16  # listed images, drawn at random, that are then tried
@@ -37,7 +37,7 @@ class Outage:
         """Count a part's images by their outcomes: `ok` or an error kind.
 
         Raises:
-            RunBroke: the store is out of reach.
+            RunFailedError: the store is out of reach.
         """
         self._failures = (
             self._failures + sum(part.values()) if part.keys() <= TRANSIENT_KINDS else 0
@@ -47,7 +47,7 @@ class Outage:
         outcome = max(part, key=lambda kind: part[kind])
         with ThreadPoolExecutor(_SAMPLE) as threads:
             if not any(threads.map(_answers, self._record.sample(_SAMPLE))):
-                raise RunBroke(
+                raise RunFailedError(
                     f"the store is out of reach ({outcome}): {self._failures} images in a row "
                     f"could not be read, nor could {_SAMPLE} others; mend access to it and run "
                     f"the same command again"

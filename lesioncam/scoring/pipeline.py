@@ -18,23 +18,23 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from lesioncam import __version__
 from lesioncam.cluster import broke_off, connected
-from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.schema import Status
+from lesioncam.columns import Status
+from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.scoring.fetch import fetch_and_decode, read_todo
 from lesioncam.scoring.outage import Outage
 from lesioncam.scoring.plan import Plan, check_cluster, make_plan
 from lesioncam.scoring.progress import Progress
-from lesioncam.scoring.stages import Classify, Compute, Localise
+from lesioncam.scoring.stages import Classify, Compute, Localize
 from lesioncam.scoring.window import open_window
 from lesioncam.scoring.write import write_part
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
-from lesioncam.storage.ledger import Tally
 from lesioncam.storage.listing import Listing
-from lesioncam.storage.place import Entry
+from lesioncam.storage.pending import Tally
 from lesioncam.storage.results import Results
-from lesioncam.storage.runs import RunRecord, Todo, new_run_id
-from lesioncam.storage.store import open_store
+from lesioncam.storage.runs import Pending, RunRecord, new_run_id
+from lesioncam.storage.store import Entry
+from lesioncam.storage.uris import open_store
 
 log = logging.getLogger("lesioncam")
 
@@ -75,7 +75,7 @@ def score(request: ScoreRequest) -> dict[str, Any]:
     Raises:
         InputError: no such images or bundle, or the output is another model's, or another run is
             at work there.
-        RunBroke: a listed image ended without a row, or the lease on the output was lost.
+        RunFailedError: a listed image ended without a row, or the lease on the output was lost.
     """
     results = Results(request.output)
     refuse_other_run(results.store)
@@ -132,7 +132,7 @@ class _Run:
         rows = record.record_listing(entries)
         results.begin()
         shares = results.shares(results.sizes(), record.manifest(), rows)
-        todo = record.record_todo(shares, retry_failed=self.request.retry_failed)
+        todo = record.record_pending(shares, retry_failed=self.request.retry_failed)
         log.info(
             "%s images listed, %s to score",
             f"{todo.listed:,}",
@@ -142,12 +142,12 @@ class _Run:
         if todo.left:
             self._score_left(todo, lease)
         lease.check()
-        results.settle(record.run_id, lease.check)
+        results.compact(record.run_id, lease.check)
 
         shares = results.shares(results.sizes(), record.manifest(), rows)
         tally = sum((share.tally() for share in shares), start=Tally())
         if tally.without_row or tally.doubled:
-            raise RunBroke(
+            raise RunFailedError(
                 f"{tally.without_row} of {tally.listed} listed images have no row in "
                 f"{results.store.uri}, and {tally.doubled} rows are doubled; run the same command "
                 f"again"
@@ -174,7 +174,7 @@ class _Run:
         """End the showing of progress."""
         self.progress.close()
 
-    def _score_left(self, todo: Todo, lease: Lease) -> None:
+    def _score_left(self, todo: Pending, lease: Lease) -> None:
         self.progress.begin(todo.left)
         plan = make_plan(self.request.gpus, self.request.precision, todo.left)
         self.record.write("run", self.asked | {"plan": asdict(plan)})
@@ -207,7 +207,7 @@ class _Run:
 
 
 def scored_parts(
-    record: RunRecord, todo: Todo, bundle: Bundle, plan: Plan, results: Results
+    record: RunRecord, todo: Pending, bundle: Bundle, plan: Plan, results: Results
 ) -> ray.data.Dataset:
     """The pipeline from what is left to do to receipts of written parts; nothing runs yet."""
     settings = bundle.settings
@@ -236,13 +236,13 @@ def scored_parts(
         .repartition(target_num_rows_per_block=plan.block_rows)
         .map_batches(
             fetch_and_decode,
-            fn_kwargs={"canvas_side": settings.canvas_side, "window": window},
+            fn_kwargs={"canvas_size": settings.canvas_size, "window": window},
             num_cpus=plan.decode_cpus,
             batch_size=None,  # a block a task: what waits to enter the window holds nothing back
             batch_format="pyarrow",
         )
         .map_batches(
-            Localise,
+            Localize,
             fn_constructor_kwargs={"settings": settings, "state": stage1, "compute": compute},
             num_gpus=plan.actor_gpus[0],
             **actors,
@@ -276,9 +276,11 @@ def _checked(entries: Iterator[Entry]) -> Iterator[Entry]:
     return chain([first], entries)
 
 
-def _told(error: BaseException) -> RunBroke | None:
+def _told(error: BaseException) -> RunFailedError | None:
     """What a run that broke off says in one line; None for what says it itself, and for bugs."""
     if isinstance(error, ExecutionTimeoutError):
         minutes = _NO_PROGRESS_SECONDS / 60
-        return RunBroke(f"the run did nothing for {minutes:g} minutes; run the same command again")
+        return RunFailedError(
+            f"the run did nothing for {minutes:g} minutes; run the same command again"
+        )
     return broke_off(error)

@@ -82,7 +82,7 @@ def make_plan(gpus: int | None, precision: str, left: int) -> Plan:
 
     Raises:
         InputError: the cluster has a single CPU.
-        RunBroke: it started no node in time.
+        RunFailedError: it started no node in time.
     """
     here = capacity().gpus
     used = here if gpus is None else min(gpus, max(here, math.ceil(left / _WORTH_A_NODE)))

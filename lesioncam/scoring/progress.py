@@ -12,10 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lesioncam.columns import Status
 from lesioncam.errors import LesioncamError
-from lesioncam.schema import Status
 from lesioncam.storage.runs import RunRecord
-from lesioncam.telemetry import Beat, count_images, show_left
+from lesioncam.telemetry import Heartbeat, count_images, show_left
 
 LOG_SECONDS = 30.0
 _FILE_SECONDS = 5.0
@@ -35,7 +35,7 @@ class Progress:
         self._total, self._record = 0, record
         self._bar = tqdm(disable=True)
         self._started = self._logged = self._written = time.monotonic()
-        self._beat = Beat(lambda: show_left(self._left))
+        self._beat = Heartbeat(lambda: show_left(self._left))
 
     @property
     def _left(self) -> int:

@@ -16,20 +16,15 @@ from torch import Tensor
 
 from lesioncam import __version__
 from lesioncam.cluster import device_here
-from lesioncam.schema import (
-    BOX_COLUMNS,
-    MANIFEST_SCHEMA,
-    Status,
-    probability_columns,
-    scores_schema,
-)
+from lesioncam.columns import BOX_COLUMNS, Status, probability_columns
+from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.scoring.fetch import pixel_column, pixels_of
-from lesioncam.storage.bundle import ModelSettings, load_network
+from lesioncam.settings import ModelSettings
 from lesioncam.storage.listing import image_id
 from lesioncam.telemetry import timed
-from lesioncam.vision.crop import boxes_in_image, sample_boxes
-from lesioncam.vision.localise import classify, combine, localise, to_channels_first
-from lesioncam.vision.network import VGGGAP, prepare_for_inference
+from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
+from lesioncam.vision.crop import boxes_in_image
+from lesioncam.vision.network import VGGGAP, build_network, prepare_for_inference
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Compute:
         device = device_here()
         if device.type == "cpu":
             torch.set_num_threads(1)  # there is an actor for each core
-        network = load_network(settings, ray.get(state))
+        network = build_network(settings, ray.get(state))
         return prepare_for_inference(network, device, self.precision)
 
     def batch(self, column: pa.ChunkedArray, side: int) -> tuple[Tensor, int]:
@@ -59,30 +54,27 @@ class Compute:
         return to_channels_first(torch.from_numpy(batch)).to(device_here()), len(pixels)
 
 
-class Localise:
+class Localize:
     """Stage 1: canvases -> probabilities, CAM, box and crop."""
 
     def __init__(self, settings: ModelSettings, state: ray.ObjectRef, compute: Compute):
         self._settings, self._compute = settings, compute
-        self._network = compute.load(settings, state)
+        self._localize = Localizer(settings, compute.load(settings, state))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace `canvas` by `crop` and what stage 1 found; null and black in failed rows."""
-        with timed("localise", table.num_rows):
-            return self._localised(table)
+        with timed("localize", table.num_rows):
+            return self._localized(table)
 
-    def _localised(self, table: pa.Table) -> pa.Table:
+    def _localized(self, table: pa.Table) -> pa.Table:
         settings = self._settings
         good = _good_rows(table)
         chosen = table.take(good)
-        canvases, count = self._compute.batch(chosen["canvas"], settings.canvas_side)
-        found = localise(
-            self._network, canvases, settings.input_side, settings.crop, settings.half_turn
-        )
-        crops = sample_boxes(canvases, found.views, settings.input_side)
+        canvases, count = self._compute.batch(chosen["canvas"], settings.canvas_size)
+        found = self._localize(canvases)
         boxes = boxes_in_image(
             found.boxes[:count].cpu(),
-            settings.canvas_side,
+            settings.canvas_size,
             torch.from_numpy(chosen["width"].to_numpy().astype(np.int64)),
             torch.from_numpy(chosen["height"].to_numpy().astype(np.int64)),
         )
@@ -96,9 +88,9 @@ class Localise:
             "cam_flat": pa.array(found.flat[:count].cpu().numpy()),
             "cam": pa.array([one.tobytes() for one in maps], pa.binary()),
         }
-        side = settings.input_side
+        side = settings.input_size
         crop_pixels = np.zeros((table.num_rows, side, side, 3), np.uint8)
-        crop_pixels[good.to_numpy()] = crops[:count].permute(0, 2, 3, 1).cpu().numpy()
+        crop_pixels[good.to_numpy()] = found.crops[:count].permute(0, 2, 3, 1).cpu().numpy()
         return _append_scattered(table.drop_columns("canvas"), good, columns).append_column(
             "crop", pixel_column(crop_pixels)
         )
@@ -123,7 +115,7 @@ class Classify:
         self._model, self._run_id = model, run_id
         self._not_before = not_before
         self._schema = scores_schema(settings.classes)
-        self._network = compute.load(settings, state)
+        self._classify = CropClassifier(settings, compute.load(settings, state))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Finish the rows; the result has the scores' schema and `row`, to name its part by."""
@@ -134,8 +126,8 @@ class Classify:
         settings = self._settings
         good = _good_rows(table)
         chosen = table.take(good)
-        crops, count = self._compute.batch(chosen["crop"], settings.input_side)
-        stage2 = classify(self._network, crops, self._settings.half_turn)[:count].cpu()
+        crops, count = self._compute.batch(chosen["crop"], settings.input_size)
+        stage2 = self._classify(crops)[:count].cpu()
         stage1_columns = probability_columns(settings.classes, "stage1")
         stage1 = torch.from_numpy(np.stack([chosen[name].to_numpy() for name in stage1_columns], 1))
         final = combine(stage1, stage2, settings.stage2_weight)

@@ -11,70 +11,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lesioncam.errors import InputError
-from lesioncam.schema import check_classes
-from lesioncam.settings import CropRule, from_mapping
-from lesioncam.storage.place import Store, StoreError, refusal
-from lesioncam.storage.store import open_store
-from lesioncam.vision.network import BACKBONES, VGGGAP
+from lesioncam.settings import ModelSettings, parse
+from lesioncam.storage.store import Store, StoreError, refusal
+from lesioncam.storage.uris import open_store
+from lesioncam.vision.network import build_network
 
-FORMAT = 5
+FORMAT = 6
 BUNDLE_FILE = "bundle.json"
 CARD_FILE = "README.md"
 STAGES = ("stage1", "stage2")
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """What scoring needs to know to use the weights as they were trained.
-
-    Attributes:
-        classes: the class order of the logits.
-        backbone: a key of `lesioncam.vision.network.BACKBONES`.
-        input_side: the networks' input side s in pixels.
-        canvas_side: the canvas's side S in pixels.
-        mean: the normalisation's, per channel, on pixels scaled to [0, 1].
-        std: likewise.
-        stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
-        crop: the crop rule.
-        half_turn: whether each stage looks at its input a second time, turned by half, and takes
-            the mean.
-    """
-
-    classes: tuple[str, ...]
-    backbone: str
-    input_side: int
-    canvas_side: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    stage2_weight: float
-    crop: CropRule
-    half_turn: bool = False
-
-    def __post_init__(self) -> None:
-        check_classes(self.classes, "classes")
-        if self.backbone not in BACKBONES:
-            raise InputError(f"backbone {self.backbone!r} is not one of {', '.join(BACKBONES)}")
-        if self.input_side < 32:
-            raise InputError(f"input_side is {self.input_side}; expected at least 32 pixels")
-        if not self.input_side <= self.canvas_side <= 2 * self.input_side:
-            raise InputError(
-                f"canvas_side is {self.canvas_side}; expected one to two times the input side "
-                f"of {self.input_side}"
-            )
-        if self.crop.smallest_view * self.canvas_side < self.input_side / 2:
-            raise InputError(
-                f"crop.smallest is {self.crop.smallest} and crop.context {self.crop.context}; "
-                f"expected a crop of at least half the input's {self.input_side} pixels on a "
-                f"canvas of {self.canvas_side}"
-            )
-        if not 0 <= self.stage2_weight <= 1 or len(self.mean) != 3 or len(self.std) != 3:
-            raise InputError("stage2_weight must be in [0, 1], mean and std of three channels")
-        if min(self.std) <= 0:
-            raise InputError(f"std is {self.std}; expected numbers above 0")
-
-    def network(self) -> VGGGAP:
-        """A network of this shape, untrained."""
-        return VGGGAP(self.backbone, len(self.classes), self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -168,7 +113,7 @@ def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
             f"{where} has format {content.get('format')!r}, this version reads {FORMAT}; train it "
             f"anew"
         )
-    parsed = from_mapping(_BundleFile, json.loads(data), where)
+    parsed = parse(_BundleFile, json.loads(data), where)
     stages = {name: _read_stage(store, name, parsed, flag) for name in STAGES}
     _check_digest(store, CARD_FILE, parsed, flag)
     return Bundle(
@@ -177,19 +122,12 @@ def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
     )  # fmt: skip
 
 
-def load_network(settings: ModelSettings, state: Mapping[str, Tensor]) -> VGGGAP:
-    """A bundle's network for one stage, weights loaded strictly."""
-    network = settings.network()
-    network.load_state_dict(dict(state), strict=True)
-    return network
-
-
 def _read_stage(store: Store, stage: str, parsed: _BundleFile, flag: str) -> dict[str, Tensor]:
     name = f"{stage}.safetensors"
     data = _check_digest(store, name, parsed, flag)
     try:
         state: dict[str, Tensor] = load(data)
-        load_network(parsed.model, state)
+        build_network(parsed.model, state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{flag}: {store.uri}/{name} does not hold the tensors of {parsed.model.backbone}"

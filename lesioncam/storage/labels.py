@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from lesioncam.columns import check_classes
 from lesioncam.errors import InputError
-from lesioncam.schema import check_classes
-from lesioncam.storage.place import StoreError, refusal
-from lesioncam.storage.store import read_uri
+from lesioncam.storage.store import StoreError, refusal
+from lesioncam.storage.uris import read_uri
 
 _ID_COLUMNS = ("image_id", "image")
 
@@ -22,14 +22,14 @@ class Labels:
 
     Attributes:
         classes: the class order: the CSV's columns, then the rest class where rows need one.
-        ranked: the classes whose mean AUC is reported: those with a column of their own (for
+        target_classes: the classes whose mean AUC is reported: those with a column of their own (for
             ISIC-2017 melanoma and seborrheic keratosis, the official metric).
         ids: image ids, each once.
         indices: (n,) int64, for each id its class's place in `classes`.
     """
 
     classes: tuple[str, ...]
-    ranked: tuple[str, ...]
+    target_classes: tuple[str, ...]
     ids: tuple[str, ...]
     indices: np.ndarray
 
@@ -101,14 +101,14 @@ class Matched:
     Attributes:
         positions: (m,) int64: which of the images.
         indices: (m,) int64: their classes.
-        unlabelled: images left over.
+        unlabeled: images left over.
         unused: labels left over.
         duplicates: images left over because an earlier one has the same id.
     """
 
     positions: np.ndarray
     indices: np.ndarray
-    unlabelled: int
+    unlabeled: int
     unused: int
     duplicates: int
 
@@ -116,10 +116,10 @@ class Matched:
 def match(labels: Labels, image_ids: Iterable[str]) -> Matched:
     """Join images to labels by id. Of several images with one id, the first counts."""
     found: dict[str, int] = {}
-    unlabelled = duplicates = 0
+    unlabeled = duplicates = 0
     for position, name in enumerate(image_ids):
         if name not in labels.by_id:
-            unlabelled += 1
+            unlabeled += 1
         elif name in found:
             duplicates += 1
         else:
@@ -127,7 +127,7 @@ def match(labels: Labels, image_ids: Iterable[str]) -> Matched:
     return Matched(
         np.fromiter(found.values(), np.int64, len(found)),
         np.fromiter((labels.by_id[name] for name in found), np.int64, len(found)),
-        unlabelled,
+        unlabeled,
         len(labels.ids) - len(found),
         duplicates,
     )

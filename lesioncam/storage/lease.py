@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.storage.place import Store, read_if_there
+from lesioncam.errors import InputError, LesioncamError, RunFailedError
+from lesioncam.storage.store import Store, read_if_there
 
 LEASE_FILE = "_lesioncam/lease.json"
 LEASE_SECONDS = 60.0
@@ -55,7 +55,7 @@ class Holder:
         return time.time() < self.until
 
 
-class LeaseLostError(RunBroke):
+class LeaseLostError(RunFailedError):
     """Another run has what a run was at work on, or nobody."""
 
 
@@ -85,7 +85,9 @@ class Lease:
             if self._write(refuse_other_run(self._output, self._flag)):
                 self._renewer.start()
                 return self
-        raise RunBroke(f"{self._flag}: {self._output.uri} is being taken by others; try again")
+        raise RunFailedError(
+            f"{self._flag}: {self._output.uri} is being taken by others; try again"
+        )
 
     def __exit__(
         self,
@@ -103,10 +105,10 @@ class Lease:
         """Make sure that the output is still this run's.
 
         Raises:
-            RunBroke: it could not be renewed in time, or another run has it.
+            RunFailedError: it could not be renewed in time, or another run has it.
         """
         if self._lost.is_set() or time.time() > self._until:
-            raise RunBroke(
+            raise RunFailedError(
                 f"this run's lease on {self._output.uri} ran out, as it could not be renewed in "
                 f"time; run the same command again"
             )
@@ -165,7 +167,7 @@ def check_holder(output: Store, run_id: str) -> None:
 
     Raises:
         LeaseLostError: nobody has it, or another run.
-        RunBroke: its store cannot be reached.
+        RunFailedError: its store cannot be reached.
         InputError: its store refuses.
     """
     holder = _parse(read_if_there(output, LEASE_FILE))

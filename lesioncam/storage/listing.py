@@ -20,13 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lesioncam.errors import InputError
-from lesioncam.schema import IGNORED_ENDING, IMAGE_ENDINGS, MANIFEST_SCHEMA, SOURCE_FIELDS
+from lesioncam.schema import MANIFEST_SCHEMA, SOURCE_FIELDS
 from lesioncam.storage.local import local_path
-from lesioncam.storage.place import Entry, Store, StoreError, refusal, stat_or_unknown
-from lesioncam.storage.store import open_store, open_uri, stat_uri
+from lesioncam.storage.store import Entry, Store, StoreError, refusal, stat_or_unknown
+from lesioncam.storage.uris import open_store, open_uri, stat_uri
 
 T = TypeVar("T")
 
+IMAGE_ENDINGS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+)  # compared in lower case
+IGNORED_ENDING = "_superpixels.png"  # the ISIC archive keeps these beside its images
 MANIFEST_ROWS = 100_000  # rows a manifest file: some 10 MB
 _STAT_THREADS = 32
 _LIST_THREADS = 16
@@ -70,7 +74,7 @@ class Listing:
             InputError: there is no such place, or no image in it.
         """
         branches = [self._listed()] if self._is_list() else self._branches()
-        return self._told_if_none(side_by_side(branches, _LIST_THREADS))
+        return self._told_if_none(merge_parallel(branches, _LIST_THREADS))
 
     def _branches(self) -> list[Iterator[Entry]]:
         return [self._images(branch) for branch in self._place().branches()]
@@ -130,7 +134,7 @@ class Listing:
             self.ignored += 1
 
 
-def side_by_side(sources: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
+def merge_parallel(sources: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
     """Yield what several sources give, drawn by threads, in any order.
 
     Memory holds a bounded number of items. What a source raises is raised here.
@@ -158,7 +162,7 @@ def side_by_side(sources: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
 
 
 class _Crew(Generic[T]):
-    """What the threads of `side_by_side` share.
+    """What the threads of `merge_parallel` share.
 
     Attributes:
         ready: items that were drawn; an empty list where a source ends, or what it raised.

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs
 
-from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import (
+from lesioncam.columns import ErrorKind
+from lesioncam.errors import InputError, LesioncamError, RunFailedError
+from lesioncam.storage.store import (
     Entry,
     Store,
     StoreError,
@@ -140,7 +140,7 @@ class LocalStore(Store):
         """A full disk breaks the run; a place that is no place to write is the user's to mend."""
         message = f"cannot write to {self.uri}: {error.strerror}"
         if error.errno in _PASSING:
-            return RunBroke(f"{message}; mend that and run the same command again")
+            return RunFailedError(f"{message}; mend that and run the same command again")
         return InputError(message)
 
     def delete(self, name: str) -> None:

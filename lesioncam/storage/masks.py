@@ -12,8 +12,8 @@ from PIL import Image
 
 from lesioncam.errors import InputError
 from lesioncam.storage.listing import image_id
-from lesioncam.storage.place import StoreError, refusal
-from lesioncam.storage.store import open_store, read_uri
+from lesioncam.storage.store import StoreError, refusal
+from lesioncam.storage.uris import open_store, read_uri
 
 _SUFFIX = "_segmentation"  # the ISIC archive's
 
@@ -39,7 +39,7 @@ def read_mask(uri: str, side: int | None = None) -> np.ndarray:
 
     Raises:
         InputError: it may not be read, or not as an image.
-        RunBroke: its store cannot be reached.
+        RunFailedError: its store cannot be reached.
     """
     place = f"--masks: a file in {uri.rpartition('/')[0]}"  # its own name may be a patient's
     try:
@@ -48,9 +48,9 @@ def read_mask(uri: str, side: int | None = None) -> np.ndarray:
         raise refusal(f"{place} cannot be read", error) from error
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            grey = image.convert("L")
+            gray = image.convert("L")
             if side is not None:
-                grey = grey.resize((side, side), Image.Resampling.BOX)
-            return np.asarray(grey) > 127
+                gray = gray.resize((side, side), Image.Resampling.BOX)
+            return np.asarray(gray) > 127
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{place} is not a PNG mask; remove it") from error

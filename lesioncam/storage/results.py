@@ -17,16 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lesioncam.errors import InputError, RunBroke
-from lesioncam.schema import classes_of, scores_schema
-from lesioncam.storage.ledger import (
+from lesioncam.columns import classes_of
+from lesioncam.errors import InputError, RunFailedError
+from lesioncam.schema import scores_schema
+from lesioncam.storage.listing import write_table
+from lesioncam.storage.pending import (
     INDEX_SCHEMA,
-    Share,
+    Partition,
     shares,
     with_version,
 )
-from lesioncam.storage.listing import write_table
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 
 log = logging.getLogger("lesioncam")
 
@@ -82,7 +83,7 @@ class Results:
 
     def shares(
         self, sizes: Mapping[str, int], listed: Iterable[pa.Table] = (), images: int = 0
-    ) -> Iterator[Share]:
+    ) -> Iterator[Partition]:
         """The rows of these parts, beside a listing of so many images, a share at a time."""
         return shares(listed, self._index(list(sizes)), images + sum(sizes.values()))
 
@@ -112,7 +113,7 @@ class Results:
         """Write rows as one Parquet file, whole or not at all."""
         write_table(self.store, name, table)
 
-    def settle(self, run_id: str, check: Callable[[], None] = lambda: None) -> None:
+    def compact(self, run_id: str, check: Callable[[], None] = lambda: None) -> None:
         """Leave one row an image, in few files: drop older rows and merge small parts.
 
         What is to be added and removed is recorded first, and nothing is removed before all that
@@ -153,14 +154,14 @@ class Results:
         """Finish a settling that broke off after it had written all its files, else undo it.
 
         Raises:
-            RunBroke: a file that replaces others is gone; nothing is removed then.
+            RunFailedError: a file that replaces others is gone; nothing is removed then.
         """
         if not self.store.exists(COMMIT_FILE):
             return
         commit = Commit(**json.loads(self.store.read(COMMIT_FILE)))
         missing = set(commit.added) - set(self.parts()) if commit.written else set()
         if missing:
-            raise RunBroke(
+            raise RunFailedError(
                 f"{self.store.uri}: {len(missing)} merged files are missing that replace "
                 f"{len(commit.removed)} others; remove {COMMIT_FILE} and run the same command again"
             )
@@ -186,7 +187,7 @@ class Results:
                 schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
         except pa.ArrowInvalid:  # not Parquet at all
             schema = pa.schema([])
-        if "model" not in schema.names or not classes_of(schema):
+        if "model" not in schema.names or not classes_of(schema.names):
             raise InputError(
                 f"--output: {self.store.uri}/{name} was not written by lesioncam; "
                 f"name another output"
@@ -225,7 +226,7 @@ class Results:
         try:
             yield
         except OSError as error:
-            raise RunBroke(f"cannot read {self.store.uri}/{name}: {error}") from error
+            raise RunFailedError(f"cannot read {self.store.uri}/{name}: {error}") from error
 
     def _index(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Each part's rows as the ledger wants them; a few parts are read at once."""

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lesioncam.storage.ledger import Share
 from lesioncam.storage.listing import (
     MANIFEST_ROWS,
     read_table,
@@ -22,7 +21,8 @@ from lesioncam.storage.listing import (
     write_manifest,
     write_table,
 )
-from lesioncam.storage.place import Entry, Store
+from lesioncam.storage.pending import Partition
+from lesioncam.storage.store import Entry, Store
 
 
 def new_run_id() -> str:
@@ -31,7 +31,7 @@ def new_run_id() -> str:
 
 
 @dataclass(frozen=True)
-class Todo:
+class Pending:
     """How much a run has to do.
 
     Attributes:
@@ -73,7 +73,7 @@ class RunRecord:
         """Write the manifest; returns how many rows it has."""
         return write_manifest(entries, self._manifest)
 
-    def record_todo(self, shares: Iterable[Share], *, retry_failed: bool) -> Todo:
+    def record_pending(self, shares: Iterable[Partition], *, retry_failed: bool) -> Pending:
         """Write what is left of the manifest."""
         listed = left = repeated = 0
         newest = datetime.fromtimestamp(0, UTC)
@@ -85,7 +85,7 @@ class RunRecord:
                 piece = rows.slice(start, MANIFEST_ROWS)
                 write_table(self.todo, f"{left + start:012d}.parquet", piece)
             left += rows.num_rows
-        return Todo(listed, left, repeated, newest + timedelta(microseconds=1))
+        return Pending(listed, left, repeated, newest + timedelta(microseconds=1))
 
     def manifest(self) -> Iterator[pa.Table]:
         """What was listed, one table a manifest file."""

@@ -26,9 +26,9 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
+from lesioncam.columns import ErrorKind
 from lesioncam.errors import InputError
-from lesioncam.schema import ErrorKind
-from lesioncam.storage.place import Entry, Store, StoreError, check_size, refusal
+from lesioncam.storage.store import Entry, Store, StoreError, check_size, refusal
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

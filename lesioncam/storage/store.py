@@ -1,48 +1,128 @@
-"""Store: the place that a flag names, and one file or object by its `uri`."""
+"""Place: what the rest knows of a local directory or an `s3://` prefix, whichever it is.
 
-from contextlib import AbstractContextManager
-from typing import BinaryIO
+A write appears whole or not at all in both. Knows nothing about images or scores.
+"""
 
-from lesioncam.errors import InputError
-from lesioncam.storage.local import LocalStore, local_path, open_local, read_local, stat_local
-from lesioncam.storage.place import Entry, Store
-from lesioncam.storage.s3 import S3Store, open_s3, read_s3, stat_s3
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
 
+import pyarrow.fs
 
-def open_store(uri: str) -> Store:
-    """The place a flag names: a local path, `file://` or `s3://bucket/prefix`."""
-    scheme = uri.partition("://")[0] if "://" in uri else ""
-    if scheme == "s3":
-        return S3Store(uri)
-    if scheme == "file":
-        return LocalStore(local_path(uri))
-    if scheme:
-        raise InputError(f"{uri}: {scheme}:// is not supported; give a local path or s3://")
-    return LocalStore(uri)
+from lesioncam.columns import ErrorKind
+from lesioncam.errors import InputError, LesioncamError, RunFailedError
 
 
-def read_uri(uri: str, most: int | None = None) -> bytes:
-    """Read one file or object by its `uri`.
+class StoreError(Exception):
+    """An object that could not be read, with the schema's error kind for it."""
 
-    Args:
-        uri: of the file or object.
-        most: bytes that it may have; None for any number.
+    def __init__(self, kind: ErrorKind, message: str):
+        super().__init__(kind, message)  # both, so that it survives pickling
+        self.kind = kind
+        self.message = " ".join(message.split())
 
-    Raises:
-        StoreError: with kind `not_found`, `permission`, `unreachable` or `too_large`.
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or object as a listing shows it.
+
+    Attributes:
+        uri: absolute path, or `s3://bucket/key`, unescaped.
+        size: bytes; None where it could not be found out.
+        etag: S3's, without quotes; None for local files.
+        last_modified: UTC; None where it could not be found out.
     """
-    return read_s3(uri, most) if _is_s3(uri) else read_local(local_path(uri), most)
+
+    uri: str
+    size: int | None = None
+    etag: str | None = None
+    last_modified: datetime | None = None
 
 
-def open_uri(uri: str) -> AbstractContextManager[BinaryIO]:
-    """Open one file or object of any size, to read in pieces; `StoreError` as in `read_uri`."""
-    return open_s3(uri) if _is_s3(uri) else open_local(local_path(uri))
+class Store(Protocol):
+    """A directory or prefix. Names are relative to it, with `/` between their parts."""
+
+    uri: str
+
+    def join(self, name: str) -> "Store":
+        """The place below this one."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file below this place, at any depth, always in the same order."""
+
+    def branches(self) -> list[Iterator[Entry]]:
+        """What `entries` gives, in any order, in pieces that threads may list side by side."""
+
+    def names(self) -> list[str]:
+        """Names of the files directly at this place, sorted."""
+
+    def read(self, name: str) -> bytes:
+        """Read a file whole; `StoreError` if that fails."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole; it appears complete or not at all, and replaces an older one."""
+
+    def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
+        """Write a file if it still holds `expected` (None: if there is none); False if it does not.
+
+        Of several that try at once, one succeeds.
+        """
+
+    def read_quickly(self, name: str) -> bytes | None:
+        """Read a file whole, None if there is none; for what must not wait as long as `read`."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; no error if there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    def check_writable(self) -> None:
+        """Write and remove a file, by a name that pyarrow has too; else an error of one line."""
+        self.arrow()
+        name = f"_writable-{os.getpid()}"
+        self.write(name, b"")
+        self.delete(name)
+
+    def tidy(self) -> None:
+        """Remove what writers that were killed left half; nobody else may be writing."""
+        return
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """The same place for pyarrow."""
 
 
-def stat_uri(uri: str) -> Entry:
-    """What a listing would show of one `uri`; `StoreError` as in `read_uri`."""
-    return stat_s3(uri) if _is_s3(uri) else stat_local(local_path(uri))
+def check_size(size: int, most: int | None) -> None:
+    """Refuse what is larger than `most` bytes; None for any number."""
+    if most is not None and size > most:
+        limit = f"{most / 2**30:g} GiB"
+        raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
 
 
-def _is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
+def stat_or_unknown(stat: Callable[[str], Entry], uri: str) -> Entry:
+    """What `stat` finds out of a file; where that is nothing, reading it will say why."""
+    try:
+        return stat(uri)
+    except StoreError:
+        return Entry(uri)
+
+
+def refusal(what: str, failure: StoreError) -> LesioncamError:
+    """A store's failure outside any one image: the user's to mend, or the store's."""
+    kind = RunFailedError if failure.kind is ErrorKind.UNREACHABLE else InputError
+    return kind(f"{what}: {failure.message}")
+
+
+def read_if_there(store: Store, name: str) -> bytes | None:
+    """Read a file whole with all of a store's patience; None if there is none."""
+    try:
+        return store.read(name)
+    except StoreError as error:
+        if error.kind is ErrorKind.NOT_FOUND:
+            return None
+        raise refusal(f"cannot read from {store.uri}", error) from error

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.models import get_weight
 
 from lesioncam.errors import InputError
-from lesioncam.storage.place import StoreError, refusal
-from lesioncam.storage.store import read_uri
+from lesioncam.storage.store import StoreError, refusal
+from lesioncam.storage.uris import read_uri
 from lesioncam.vision.network import VGGGAP
 
 
@@ -19,17 +19,17 @@ def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
     """Load ImageNet weights into the convolutions, strictly; the linear layer stays as it is.
 
     Args:
-        network: changed in place; where torchvision's weights name their own normalisation, that
+        network: changed in place; where torchvision's weights name their own normalization, that
             too.
         backbone: the network's backbone, for the message.
         weights: a torchvision weights name such as `VGG16_Weights.IMAGENET1K_V1`, or a
-            `.safetensors` or `.pth` URI (tensors only). A file says nothing of normalisation: its
-            weights must be for images normalised with `IMAGENET_MEAN` and `IMAGENET_STD`, which a
+            `.safetensors` or `.pth` URI (tensors only). A file says nothing of normalization: its
+            weights must be for images normalized with `IMAGENET_MEAN` and `IMAGENET_STD`, which a
             file of torchvision's `IMAGENET1K_FEATURES` are not; name those instead.
 
     Raises:
         InputError: the file or name cannot be loaded, or does not fit the backbone.
-        RunBroke: its store cannot be reached.
+        RunFailedError: its store cannot be reached.
     """
     state = _read_weights(network, weights)
     features = {

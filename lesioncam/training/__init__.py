@@ -1,1 +1,1 @@
-"""Training on Ray Train: labelled images -> bundle. Does not know how bundles are used."""
+"""Training on Ray Train: labeled images -> bundle. Does not know how bundles are used."""

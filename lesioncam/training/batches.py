@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lesioncam.schema import STAGE_PREFIXES
-from lesioncam.settings import TrainSettings
+from lesioncam.columns import STAGE_PREFIXES
+from lesioncam.settings import Backbone, TrainSettings
 from lesioncam.training.canvases import Canvases
 from lesioncam.vision.augment import Draws, augment, draw, turn
+from lesioncam.vision.classifier import to_channels_first
 from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import to_channels_first
-from lesioncam.vision.network import Backbone
 
 _FINER = 4  # points each way that a cell's share of lesion is the mean of
 
@@ -31,7 +30,7 @@ class Lesions:
 
     Attributes:
         grid: (n, m, m) bool, on the canvas.
-        drawn: (n,) bool: somebody drew the outline; the others are guessed from colour.
+        drawn: (n,) bool: somebody drew the outline; the others are guessed from color.
         weights: (n,) float32, how much each counts in the loss.
     """
 

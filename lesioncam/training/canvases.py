@@ -12,14 +12,14 @@ import numpy as np
 import ray
 import torch
 
-from lesioncam.errors import RunBroke
-from lesioncam.storage.place import StoreError
-from lesioncam.storage.store import read_uri
+from lesioncam.errors import RunFailedError
+from lesioncam.storage.store import StoreError
+from lesioncam.storage.uris import read_uri
+from lesioncam.vision.classifier import to_channels_first
 from lesioncam.vision.copies import thumbnail
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoder
-from lesioncam.vision.lesion import guess_lesions
-from lesioncam.vision.localise import to_channels_first
+from lesioncam.vision.lesion_masks import estimate_lesion_masks
 
 _RETRIES = 10  # of a chunk whose worker or node was lost
 _DECODER = Decoder()  # of one worker process
@@ -58,7 +58,7 @@ class Canvases:
         """(m, S, S, 3): copies of these images, in this order.
 
         Raises:
-            RunBroke: a node was lost, and one of them can't be fetched from its source any more.
+            RunFailedError: a node was lost, and one of them can't be fetched from its source any more.
         """
         places = self.places[numbers]
         images: dict[int, np.ndarray] = {}
@@ -66,7 +66,7 @@ class Canvases:
             chunk: Chunk = ray.get(self.chunks[number])
             for place in places[places // CHUNK == number]:
                 if not chunk.good[place % CHUNK]:
-                    raise RunBroke(
+                    raise RunFailedError(
                         "an image that a lost node had cannot be read once more; run the same "
                         "command again"
                     )
@@ -92,7 +92,7 @@ class Decoded:
         good: (m,) int64, their numbers in the list.
         failed: how many others failed, by error kind.
         thumbnails: (m, 16, 16, 3) uint8, to find copies by.
-        guesses: (m, 32, 32) bool, where `guess_lesions` sees the lesion.
+        guesses: (m, 32, 32) bool, where `estimate_lesion_masks` sees the lesion.
     """
 
     canvases: Canvases
@@ -137,7 +137,7 @@ def _decode_chunk(uris: list[str], side: int) -> tuple[Chunk, list[_Outcome]]:
             kinds.append(None)
         except (StoreError, DecodeError) as error:
             kinds.append(str(error.kind))
-    guesses = guess_lesions(to_channels_first(torch.from_numpy(canvases))).numpy()
+    guesses = estimate_lesion_masks(to_channels_first(torch.from_numpy(canvases))).numpy()
     return Chunk(canvases, np.array([kind is None for kind in kinds])), [
         _Outcome(None, thumbnail(canvas), guess) if kind is None else _Outcome(kind)
         for kind, canvas, guess in zip(kinds, canvases, guesses, strict=True)

@@ -47,7 +47,7 @@ def _data(bundle: Bundle) -> list[str]:
     drawn, guessed = facts["outlines_drawn"], facts["outlines_guessed"]
     maps = (
         f"Both stages' maps were taught to cover the lesion, by {drawn:,} drawn outlines and "
-        f"{guessed:,} guessed from colour."
+        f"{guessed:,} guessed from color."
     )
     return [
         "## Data",
@@ -76,13 +76,13 @@ def _results(bundle: Bundle) -> list[str]:
         "Each stage's epoch, of those at the full side, was chosen by mean AUC on the held-out "
         "images, so their figures are somewhat too good. Validation images, where given, chose "
         "nothing. `mean` is over "
-        f"{', '.join(bundle.training['ranked'])}.",
+        f"{', '.join(bundle.training['target_classes'])}.",
     ]
     for name, figures in bundle.metrics.items():
         lines += ["", f"### {name.replace('_', '-').capitalize()} images", ""]
         lines += [*markdown_table(figures), "", *decision_table(figures)]
-        if "localisation" in figures:
-            lines += ["", *overlap_table(figures["localisation"])]
+        if "localization" in figures:
+            lines += ["", *overlap_table(figures["localization"])]
     return lines
 
 
@@ -111,13 +111,17 @@ def _recipe(bundle: Bundle) -> list[str]:
     return [
         "## Recipe",
         "",
-        f"Backbone {settings.backbone} at {settings.input_side} x {settings.input_side} pixels, "
-        f"crops from a canvas of {settings.canvas_side} x {settings.canvas_side}. Crop rule: "
+        f"Backbone {settings.backbone} at {settings.input_size} x {settings.input_size} pixels, "
+        f"crops from a canvas of {settings.canvas_size} x {settings.canvas_size}. Crop rule: "
         f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
         f"{crop.smallest} of the canvas; stage 2 sees the box with {crop.context} of the canvas "
         f"more on each side. Final probabilities: {1 - settings.stage2_weight:g} x "
         f"stage 1 + {settings.stage2_weight:g} x stage 2"
-        + (", each the mean over the image and its half turn" if settings.half_turn else "")
+        + (
+            ", each the mean over the image and its half turn"
+            if settings.test_time_rotation
+            else ""
+        )
         + f". Stage 1 is from epoch {facts['stage1']['best_epoch']} of "
         f"{facts['settings']['stage1_epochs']}, stage 2 from epoch "
         f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']}; every epoch's "

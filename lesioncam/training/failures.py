@@ -17,19 +17,19 @@ import ray.exceptions
 import ray.train
 import torch
 
-from lesioncam.errors import RunBroke
+from lesioncam.errors import RunFailedError
 from lesioncam.storage.lease import LeaseLostError
-from lesioncam.training.progress import Board, Setback
+from lesioncam.training.progress import ProgressBoard, WorkerFailure
 
 WORKER_DEATHS = 8  # workers that may die in a stage before it gives up
-_MISTAKES = (
+NON_RETRYABLE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError,
 )  # fmt: skip
 _NONE_OF_OURS = (ray.exceptions.RayError, pa.ArrowException)  # though some are of those types, too
 _AGAIN_SECONDS = 60  # until the same setback is told again: while others run on, it is seen often
 
 
-class GoOnOrEnd(ray.train.UserCallback):  # type: ignore[misc]
+class FailurePolicy(ray.train.UserCallback):  # type: ignore[misc]
     """Ends a stage, from Ray Train's controller, by what would come again; tells of the rest.
 
     Args:
@@ -37,9 +37,9 @@ class GoOnOrEnd(ray.train.UserCallback):  # type: ignore[misc]
         board: where it is told.
     """
 
-    def __init__(self, stage: str, board: Board):
+    def __init__(self, stage: str, board: ProgressBoard):
         self.stage, self.board = stage, board
-        self._told: dict[Setback, float] = {}
+        self._told: dict[WorkerFailure, float] = {}
 
     def after_exception(
         self,
@@ -52,7 +52,7 @@ class GoOnOrEnd(ray.train.UserCallback):  # type: ignore[misc]
                 raise error
         now = time.monotonic()
         for rank, error in worker_exceptions.items():
-            setback = Setback(self.stage, rank, _one_line(error))
+            setback = WorkerFailure(self.stage, rank, _one_line(error))
             if now - self._told.get(setback, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:
                 self._told[setback] = now
                 self.board.post(setback)
@@ -63,30 +63,30 @@ def traceback_noted() -> Iterator[None]:
     """For a worker: a mistake takes its traceback along, which does not travel by itself."""
     try:
         yield
-    except _MISTAKES as error:
+    except NON_RETRYABLE as error:
         if _is_mistake(error):
             error.add_note(traceback.format_exc())
         raise
 
 
 def what_ended(stage: str, error: Exception) -> Exception:
-    """A stage that Ray Train gave up: a `RunBroke`, or a worker's own exception if by mistake.
+    """A stage that Ray Train gave up: a `RunFailedError`, or a worker's own exception if by mistake.
 
     Args:
         stage: `stage1` or `stage2`.
         error: a `ray.train.TrainingFailedError`.
     """
     if not isinstance(error, ray.train.ControllerError):
-        return RunBroke(told(stage, str(error)))
+        return RunFailedError(told(stage, str(error)))
     cause: Exception = error.controller_failure
     if _is_mistake(cause) and hasattr(cause, "__notes__"):  # by a worker, not by the controller
         return cause
-    said = str(cause) if isinstance(cause, RunBroke) else f"{type(cause).__name__}: {cause}"
-    return RunBroke(told(stage, said))
+    said = str(cause) if isinstance(cause, RunFailedError) else f"{type(cause).__name__}: {cause}"
+    return RunFailedError(told(stage, said))
 
 
 def _is_mistake(error: Exception) -> bool:
-    return isinstance(error, _MISTAKES) and not isinstance(error, _NONE_OF_OURS)
+    return isinstance(error, NON_RETRYABLE) and not isinstance(error, _NONE_OF_OURS)
 
 
 def told(stage: str, said: str) -> str:
@@ -105,6 +105,6 @@ def _one_line(error: Exception) -> str:
 
 
 def _last_line(said: str) -> str:
-    """The last line of a traceback that has come through processes of Ray, without its colours."""
+    """The last line of a traceback that has come through processes of Ray, without its colors."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in said.splitlines()]
     return next((line.strip() for line in reversed(lines) if line.strip(" ^~")), "")[:300]

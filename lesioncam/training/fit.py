@@ -11,11 +11,11 @@ import ray.train
 import ray.train.torch
 from pyarrow.fs import FileSelector
 
-from lesioncam.errors import InputError, RunBroke
-from lesioncam.storage.store import open_store
-from lesioncam.training.failures import WORKER_DEATHS, GoOnOrEnd, what_ended
+from lesioncam.errors import InputError, RunFailedError
+from lesioncam.storage.uris import open_store
+from lesioncam.training.failures import WORKER_DEATHS, FailurePolicy, what_ended
 from lesioncam.training.predict import Workers
-from lesioncam.training.progress import Post
+from lesioncam.training.progress import EpochReport
 from lesioncam.training.record import Record
 from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
 
@@ -37,7 +37,7 @@ def fit(
         record: keeps the metrics of every epoch.
 
     Raises:
-        RunBroke: workers died too often, another run has the bundle's lease, or a GPU has too
+        RunFailedError: workers died too often, another run has the bundle's lease, or a GPU has too
             little memory.
         InputError: the loss is not a number any more.
         Exception: a worker's own mistake, its traceback in a note.
@@ -61,7 +61,7 @@ def fit(
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=WORKER_DEATHS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[GoOnOrEnd(job.stage, job.board)],
+            callbacks=[FailurePolicy(job.stage, job.board)],
         ),
     )
     try:
@@ -70,9 +70,11 @@ def fit(
     except ray.train.TrainingFailedError as error:
         raise what_ended(job.stage, error) from error
     if result.checkpoint is None:
-        raise RunBroke(f"{job.stage} ended without a checkpoint; run the same command again")
+        raise RunFailedError(f"{job.stage} ended without a checkpoint; run the same command again")
     state = read_state(result.checkpoint)
-    record.take(Post(job.stage, job.epochs, state.history, left=0.0))  # its last post may be lost
+    record.take(
+        EpochReport(job.stage, job.epochs, state.history, left=0.0)
+    )  # its last post may be lost
     if state.diverged:
         raise InputError(
             f"--config: {job.stage} diverged, its loss in epoch {state.epoch} is not a number; "

@@ -1,6 +1,6 @@
 """The training job; this file is its description, the rooms it names hold the parts.
 
-labelled images -> canvases -> stage 1 -> boxes -> stage 2 -> figures -> bundle
+labeled images -> canvases -> stage 1 -> boxes -> stage 2 -> figures -> bundle
 """
 
 import hashlib
@@ -28,19 +28,19 @@ from lesioncam.cluster import (
     to_mend,
 )
 from lesioncam.errors import InputError, LesioncamError
-from lesioncam.settings import TrainSettings
-from lesioncam.storage.bundle import FORMAT, Bundle, ModelSettings, bundle_exists, save_bundle
+from lesioncam.settings import ModelSettings, TrainSettings
+from lesioncam.storage.bundle import FORMAT, Bundle, bundle_exists, save_bundle
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.storage.lease import Lease, refuse_other_run
-from lesioncam.storage.place import StoreError
 from lesioncam.storage.runs import new_run_id
-from lesioncam.storage.store import open_store
+from lesioncam.storage.store import StoreError
+from lesioncam.storage.uris import open_store
 from lesioncam.training.batches import Examples
 from lesioncam.training.card import model_card
 from lesioncam.training.fit import fit, remove_checkpoints
-from lesioncam.training.initial import another_head, initial_network, settled
-from lesioncam.training.predict import Seen, Workers, classify_all, localise_all
-from lesioncam.training.progress import Board
+from lesioncam.training.initial import initial_network, reinitialize_head, resolve_recipe
+from lesioncam.training.predict import Stage1Predictions, Workers, classify_all, localize_all
+from lesioncam.training.progress import ProgressBoard
 from lesioncam.training.recipe import epoch_sides
 from lesioncam.training.record import Record
 from lesioncam.training.source import (
@@ -56,15 +56,15 @@ from lesioncam.training.source import (
     without_copies_of,
 )
 from lesioncam.training.stage import StageJob, StageState
+from lesioncam.vision.classifier import combine
 from lesioncam.vision.copies import groups_of_copies
-from lesioncam.vision.localise import combine
 from lesioncam.vision.metrics import Figures, evaluate_stages
 from lesioncam.vision.overlap import compare, mean_overlap
 
 log = logging.getLogger("lesioncam")
 
 # Settings that stage 1 does not read.
-_LATER = ("stage2_epochs", "stage2_start", "stage2_learning_rate", "half_turn")
+_LATER = ("stage2_epochs", "stage2_start", "stage2_learning_rate", "test_time_rotation")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def train(request: TrainRequest) -> dict[str, Any]:
     Raises:
         InputError: bad labels, images, weights or settings, a finished bundle is there already, or
             another run is at work on it.
-        RunBroke: workers died too often, or Ray, a store or a disk broke it off.
+        RunFailedError: workers died too often, or Ray, a store or a disk broke it off.
     """
     refuse_finished(request.bundle)
     refuse_other_run(open_store(request.bundle), "--bundle")
@@ -117,7 +117,7 @@ def train(request: TrainRequest) -> dict[str, Any]:
     validation = match_validation(
         request.val_images, request.val_labels, labels, request.settings.rest_class, source
     )
-    request = replace(request, settings=settled(request.settings))
+    request = replace(request, settings=resolve_recipe(request.settings))
     model, initial = initial_network(request.settings, labels)
     with connected():
         compute = make_workers(request)
@@ -180,8 +180,8 @@ class _Run:
         self.storage = checkpoints_of(request)
         for place in (request.bundle, self.storage):
             open_store(place).check_writable()
-        self.images = read_source(source, model.canvas_side)
-        self.validation = None if validation is None else read_source(validation, model.canvas_side)
+        self.images = read_source(source, model.canvas_size)
+        self.validation = None if validation is None else read_source(validation, model.canvas_size)
         if self.validation is not None:
             self.images = without_copies_of(self.images, self.validation)
         self.held_out = hold_out(
@@ -195,7 +195,7 @@ class _Run:
         check_workers(request.workers, min(request.settings.batch_size, learned))
         self.lesions = read_lesions(self.images, masks, request.settings)
         self.record = Record(request.bundle)
-        self.board = Board.create()
+        self.board = ProgressBoard.create()
 
     def run(self) -> dict[str, Any]:
         """Both stages, their figures and the bundle, as long as that is this run's."""
@@ -203,7 +203,7 @@ class _Run:
         if self.validation is not None:
             canvases = canvases.join(self.validation.canvases)
         stage1 = self._fit(self._stage1())
-        seen = localise_all(canvases, self.model, stage1.best, self.compute)
+        seen = localize_all(canvases, self.model, stage1.best, self.compute)
         stage2 = self._fit(self._stage2(stage1, seen.views[: len(self.images)]), stage1.best)
 
         validation = np.arange(len(self.images), len(canvases))
@@ -218,7 +218,7 @@ class _Run:
             )
         }
         if self.request.masks is not None:
-            metrics["held_out"]["localisation"] = self._localisation(seen)
+            metrics["held_out"]["localization"] = self._localization(seen)
         if self.validation is not None:
             metrics["validation"] = self._figures(seen, second, validation, self.validation.labels)
         trained = Bundle(
@@ -241,14 +241,14 @@ class _Run:
         return {"model": digest, "bundle": place, "metrics": metrics}
 
     def _stage1(self) -> StageJob:
-        settings, side = self.request.settings, self.model.canvas_side
+        settings, side = self.request.settings, self.model.canvas_size
         return StageJob(
             stage="stage1",
             settings=settings,
             model=self.model,
             initial=ray.put(dict(self.initial)),
-            sides=epoch_sides(settings, self.model.input_side, settings.stage1_epochs),
-            sides_after=epoch_sides(settings, self.model.input_side, settings.stage2_epochs),
+            sides=epoch_sides(settings, self.model.input_size, settings.stage1_epochs),
+            sides_after=epoch_sides(settings, self.model.input_size, settings.stage2_epochs),
             learning_rate=settings.learning_rate,
             examples=Examples(
                 canvases=self.images.canvases,
@@ -257,7 +257,9 @@ class _Run:
                 held_out=self.held_out,
                 lesions=self.lesions,
             ),
-            ranked=tuple(self.labels.classes.index(name) for name in self.labels.ranked),
+            target_classes=tuple(
+                self.labels.classes.index(name) for name in self.labels.target_classes
+            ),
             threads=self.compute.threads,
             board=self.board,
             bundle=open_store(self.request.bundle).uri,  # workers are in other directories
@@ -268,7 +270,7 @@ class _Run:
         first, settings = self._stage1(), self.request.settings
         initial = dict(stage1.best)
         if settings.stage2_start == "weights" and settings.weights is not None:
-            initial = {**self.initial, **another_head(self.initial, settings.seed)}
+            initial = {**self.initial, **reinitialize_head(self.initial, settings.seed)}
         return replace(
             first,
             stage="stage2",
@@ -296,7 +298,7 @@ class _Run:
             for name in _LATER:
                 del settings[name]
             settings["crop"] = self.request.settings.crop.map
-        asked = [FORMAT, settings, self.images.uris, job.stage, job.ranked]
+        asked = [FORMAT, settings, self.images.uris, job.stage, job.target_classes]
         digest = hashlib.sha256(json.dumps(asked).encode())
         for known in (self.images.labels, self.images.thumbnails, self.held_out):
             digest.update(known.tobytes())
@@ -308,7 +310,7 @@ class _Run:
         return digest.hexdigest()[:16]
 
     def _figures(
-        self, seen: Seen, second: np.ndarray, numbers: np.ndarray, labels: np.ndarray
+        self, seen: Stage1Predictions, second: np.ndarray, numbers: np.ndarray, labels: np.ndarray
     ) -> Figures:
         """What both stages reach on these images; their classes are `labels`."""
         first, last = seen.probabilities[numbers], second[numbers]
@@ -316,13 +318,13 @@ class _Run:
             torch.from_numpy(first), torch.from_numpy(last), self.model.stage2_weight
         ).numpy()
         stages = {"stage1": first, "stage2": last, "final": final}
-        return evaluate_stages(stages, labels, self.labels.classes, self.labels.ranked)
+        return evaluate_stages(stages, labels, self.labels.classes, self.labels.target_classes)
 
-    def _localisation(self, seen: Seen) -> dict[str, Any]:
+    def _localization(self, seen: Stage1Predictions) -> dict[str, Any]:
         """How well maps and boxes find the drawn outlines of held-out images."""
         grid = self.lesions.grid
         drawn = self.lesions.drawn & self.held_out & grid.any(axis=(1, 2))
-        boxes = seen.boxes / self.model.canvas_side
+        boxes = seen.boxes / self.model.canvas_size
         return mean_overlap(
             compare(grid[number], seen.maps[number], tuple(boxes[number]))
             for number in np.flatnonzero(drawn)
@@ -342,7 +344,7 @@ class _Run:
             settings["weights"] = Path(settings["weights"]).name  # its folder is nobody's business
         return {
             "settings": settings,
-            "ranked": list(self.labels.ranked),
+            "target_classes": list(self.labels.target_classes),
             "training_images": counts(~self.held_out),
             "held_out_images": counts(self.held_out),
             "left_over": {
@@ -377,7 +379,7 @@ def make_workers(request: TrainRequest) -> Workers:
 
     Raises:
         InputError: `--gpu` where there are fewer GPUs than workers, or nodes too small for them.
-        RunBroke: what is missing did not come to a cluster in time.
+        RunFailedError: what is missing did not come to a cluster in time.
     """
     cluster = capacity()
     gpu = cluster.gpus > 0 if request.gpu is None else request.gpu

@@ -1,4 +1,4 @@
-"""Predict: both stages' results on decoded canvases, on the cluster, through `localise`."""
+"""Predict: both stages' results on decoded canvases, on the cluster, through `localize`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from lesioncam.cluster import device_here
-from lesioncam.storage.bundle import ModelSettings, load_network
+from lesioncam.settings import ModelSettings
 from lesioncam.training.canvases import Canvases
+from lesioncam.vision.classifier import CropClassifier, Localizer, to_channels_first
 from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import classify, localise, to_channels_first
-from lesioncam.vision.network import native_precision, prepare_for_inference
+from lesioncam.vision.network import build_network, native_precision, prepare_for_inference
 
 _BATCH = 16
 _RETRIES = 10  # of an actor that was lost, and of its batch
@@ -39,7 +39,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Stage1Predictions:
     """What stage 1 saw of n canvases.
 
     Attributes:
@@ -69,35 +69,36 @@ class _Predictor:
         self.device = device_here()
         if self.device.type == "cpu":
             torch.set_num_threads(compute.threads)
-        network = load_network(model, state)
+        network = build_network(model, state)
         self.network = prepare_for_inference(network, self.device, native_precision(self.device))
 
-    def localise(self, numbers: np.ndarray) -> Seen:
+    def localize(self, numbers: np.ndarray) -> Stage1Predictions:
         """Stage 1 on these canvases."""
         model, pixels = self.model, self._pixels(numbers)
-        found = localise(self.network, pixels, model.input_side, model.crop, model.half_turn)
-        parts = (found.probabilities, found.boxes, found.views, found.maps)
-        return Seen(*(part.cpu().numpy() for part in parts))
+        found = Localizer(model, self.network)(pixels)
+        parts = (found.probabilities, found.boxes, found.crop_boxes, found.maps)
+        return Stage1Predictions(*(part.cpu().numpy() for part in parts))
 
     def classify(self, numbers: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Stage 2: probabilities (B, K) of the views' contents."""
         places = torch.from_numpy(views).to(self.device)
-        crops = sample_boxes(self._pixels(numbers), places, self.model.input_side)
-        return classify(self.network, crops, self.model.half_turn).cpu().numpy()
+        crops = sample_boxes(self._pixels(numbers), places, self.model.input_size)
+        found: np.ndarray = CropClassifier(self.model, self.network)(crops).cpu().numpy()
+        return found
 
     def _pixels(self, numbers: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(self.canvases.gather(numbers)).to(self.device)
         return to_channels_first(pixels)
 
 
-def localise_all(
+def localize_all(
     canvases: Canvases, model: ModelSettings, stage1: Mapping[str, Tensor], compute: Workers
-) -> Seen:
+) -> Stage1Predictions:
     """Stage 1 on all canvases."""
     pool, _weights = _pool(model, stage1, canvases, compute)
     batches = list(_batches(np.arange(len(canvases))))
-    found = list(pool.map(lambda actor, numbers: actor.localise.remote(numbers), batches))
-    return Seen(
+    found = list(pool.map(lambda actor, numbers: actor.localize.remote(numbers), batches))
+    return Stage1Predictions(
         np.concatenate([seen.probabilities for seen in found]),
         np.concatenate([seen.boxes for seen in found]),
         np.concatenate([seen.views for seen in found]),

@@ -18,7 +18,7 @@ _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Post:
+class EpochReport:
     """What a worker says after an epoch, or when it goes on from a checkpoint.
 
     Attributes:
@@ -37,7 +37,7 @@ class Post:
 
 
 @dataclass(frozen=True)
-class Setback:
+class WorkerFailure:
     """A worker broke off: all start again from the last checkpoint, or the stage is given up.
 
     Attributes:
@@ -58,48 +58,48 @@ class _Posts:
     """An actor that keeps what is posted until it is read."""
 
     def __init__(self) -> None:
-        self._posts: list[Post | Setback] = []
+        self._posts: list[EpochReport | WorkerFailure] = []
 
-    def post(self, content: Post | Setback) -> None:
+    def post(self, content: EpochReport | WorkerFailure) -> None:
         self._posts.append(content)
 
-    def take(self) -> list[Post | Setback]:
+    def take(self) -> list[EpochReport | WorkerFailure]:
         posts, self._posts = self._posts, []
         return posts
 
 
 @dataclass(frozen=True)
-class Board:
+class ProgressBoard:
     """Where workers post; can be sent to them."""
 
     actor: Any
 
     @classmethod
-    def create(cls) -> "Board":
+    def create(cls) -> "ProgressBoard":
         """Start the board in the cluster."""
         return cls(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Posts).remote())
 
-    def post(self, content: Post | Setback) -> None:
+    def post(self, content: EpochReport | WorkerFailure) -> None:
         """Put something up; does not wait."""
         self.actor.post.remote(content)
 
     @contextmanager
-    def logged(self, stage: str, take: Callable[[Post], None]) -> Iterator[None]:
-        """While a stage lasts, log a line for what is posted; the latest `Post` goes to `take`."""
+    def logged(self, stage: str, take: Callable[[EpochReport], None]) -> Iterator[None]:
+        """While a stage lasts, log a line for what is posted; the latest `EpochReport` goes to `take`."""
         stop = threading.Event()
 
         def read() -> None:
             stands: Mapping[str, float | None] = {"epoch": 0}
             while True:
                 ended = stop.wait(_POLL_SECONDS)
-                news: list[Post | Setback] = ray.get(self.actor.take.remote())
+                news: list[EpochReport | WorkerFailure] = ray.get(self.actor.take.remote())
                 for content in news:
-                    if isinstance(content, Setback):
+                    if isinstance(content, WorkerFailure):
                         log.warning("%s", content, extra={"stage": stage})
                         continue
                     stands = figures(content)
                     log.info("%s", line(content), extra={"stage": stage, **stands})
-                posts = [content for content in news if isinstance(content, Post)]
+                posts = [content for content in news if isinstance(content, EpochReport)]
                 if posts:  # the last has the epochs of all
                     take(posts[-1])
                 show_training(stage, stands)
@@ -133,7 +133,7 @@ def seconds_left(history: Sequence[Mapping[str, Any]], sides: Sequence[int]) -> 
     return sum(pixel * side**2 for side in sides[len(history) :])
 
 
-def figures(post: Post) -> dict[str, float | None]:
+def figures(post: EpochReport) -> dict[str, float | None]:
     """Where the stage stands, in numbers; a loss that is none is None."""
     if not post.history:
         return {"epoch": 0}
@@ -148,7 +148,7 @@ def figures(post: Post) -> dict[str, float | None]:
     }
 
 
-def line(post: Post) -> str:
+def line(post: EpochReport) -> str:
     """One line for a post: its last epoch's metrics, or that the stage goes on from there."""
     stage = stage_name(post.stage)
     if post.resumed:

@@ -18,8 +18,8 @@ def epoch_sides(settings: TrainSettings, side: int, epochs: int) -> tuple[int, .
 
     The last epoch is never coarse.
     """
-    coarse = min(round(epochs * settings.coarse_share), epochs - 1)
-    small = max(1, round(side * settings.coarse_scale / _COARSE)) * _COARSE
+    coarse = min(round(epochs * settings.low_resolution_fraction), epochs - 1)
+    small = max(1, round(side * settings.low_resolution_scale / _COARSE)) * _COARSE
     return (small,) * coarse + (side,) * (epochs - coarse)
 
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lesioncam.errors import LesioncamError
-from lesioncam.storage.store import open_store
-from lesioncam.training.progress import Post, stage_name
+from lesioncam.storage.uris import open_store
+from lesioncam.training.progress import EpochReport, stage_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ class Record:
         self._store = open_store(bundle)
         self._stages: dict[str, Sequence[Mapping[str, Any]]] = {}
 
-    def take(self, post: Post) -> None:
+    def take(self, post: EpochReport) -> None:
         """Note what a worker posted; a file that cannot be written now is written next time."""
         self._stages[post.stage] = post.history
         frame = self.frame()

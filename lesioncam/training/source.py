@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lesioncam.errors import InputError, RunBroke
-from lesioncam.schema import TRANSIENT_KINDS
+from lesioncam.columns import TRANSIENT_KINDS
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.labels import Labels, match, read_labels
 from lesioncam.storage.listing import Listing, image_id
@@ -55,13 +55,13 @@ def match_source(images: str, labels: Labels, flag: str, labels_flag: str) -> So
             f"{len(uris)} images under {flag}; ids are file names without their ending"
         )
     left_over = {
-        "images_without_label": matched.unlabelled,
+        "images_without_label": matched.unlabeled,
         "labels_without_image": matched.unused,
         "duplicate_images": matched.duplicates,
         "ignored_files": listing.ignored,
     }
     shown = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in left_over.items())
-    log.info("%s: %s labelled images; left over: %s", flag, f"{len(matched.positions):,}", shown)
+    log.info("%s: %s labeled images; left over: %s", flag, f"{len(matched.positions):,}", shown)
     chosen = tuple(uris[position] for position in matched.positions)
     return Source(chosen, matched.indices, left_over, flag)
 
@@ -80,7 +80,7 @@ def match_validation(
     if images is None or csv is None:
         raise InputError("--val-images and --val-labels go together; give both or neither")
     theirs = read_labels(csv, rest_class, "--val-labels")
-    if set(theirs.classes) - set(labels.classes) or theirs.ranked != labels.ranked:
+    if set(theirs.classes) - set(labels.classes) or theirs.target_classes != labels.target_classes:
         raise InputError(
             f"--val-labels: classes {', '.join(theirs.classes)} are not those of --labels in their "
             f"order, {', '.join(labels.classes)}; give it the same columns"
@@ -104,7 +104,7 @@ class Images:
         canvases: their pixels.
         labels: (n,) int64, their classes' places.
         thumbnails: (n, 16, 16, 3) uint8.
-        guesses: (n, 32, 32) bool, where colour alone says the lesion is.
+        guesses: (n, 32, 32) bool, where color alone says the lesion is.
     """
 
     uris: tuple[str, ...]
@@ -128,18 +128,18 @@ class Images:
         )
 
 
-def read_source(source: Source, canvas_side: int) -> Images:
+def read_source(source: Source, canvas_size: int) -> Images:
     """Decode a source's images; those that cannot be are left out, with a warning.
 
     Raises:
         InputError: none of them can be decoded.
-        RunBroke: some could not be fetched; to train without them would be another run.
+        RunFailedError: some could not be fetched; to train without them would be another run.
     """
-    decoded = decode_canvases(source.uris, canvas_side)
+    decoded = decode_canvases(source.uris, canvas_size)
     failed = decoded.failed
     lost = sum(failed[kind] for kind in TRANSIENT_KINDS)
     if lost:
-        raise RunBroke(
+        raise RunFailedError(
             f"{source.flag}: {lost} images could not be fetched, for a reason that may pass; run "
             f"the same command again"
         )
@@ -236,7 +236,7 @@ def match_masks(source: Source, masks: str | None) -> Mapping[str, str]:
 
 
 def read_lesions(images: Images, masks: Mapping[str, str], settings: TrainSettings) -> Lesions:
-    """Where the lesions are: drawn, where an image has a mask, else guessed from colour.
+    """Where the lesions are: drawn, where an image has a mask, else guessed from color.
 
     Args:
         images: n of them.
@@ -245,7 +245,7 @@ def read_lesions(images: Images, masks: Mapping[str, str], settings: TrainSettin
 
     Raises:
         InputError: a mask cannot be read.
-        RunBroke: its store cannot be reached.
+        RunFailedError: its store cannot be reached.
     """
     scale = _MASK_SIDE // images.guesses.shape[1]
     grid = images.guesses.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -255,5 +255,7 @@ def read_lesions(images: Images, masks: Mapping[str, str], settings: TrainSettin
         outlines = threads.map(lambda uri: read_mask(uri, _MASK_SIDE), filter(None, uris))
         for number, outline in zip(np.flatnonzero(drawn), outlines, strict=True):
             grid[number] = outline
-    weights = np.where(drawn, settings.mask_weight, settings.guess_weight).astype(np.float32)
+    weights = np.where(drawn, settings.mask_weight, settings.estimated_mask_weight).astype(
+        np.float32
+    )
     return Lesions(grid, drawn, weights)

@@ -20,17 +20,16 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lesioncam.settings import TrainSettings
-from lesioncam.storage.bundle import ModelSettings, load_network
+from lesioncam.settings import BACKBONES, ModelSettings, TrainSettings
 from lesioncam.storage.lease import check_holder
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 from lesioncam.training.batches import Batch, Batches, Examples
 from lesioncam.training.failures import traceback_noted
-from lesioncam.training.progress import Board, Post, seconds_left
+from lesioncam.training.progress import EpochReport, ProgressBoard, seconds_left
 from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.metrics import mean_auc
-from lesioncam.vision.network import BACKBONES, native_precision
+from lesioncam.vision.network import build_network, native_precision
 
 _STATE_FILE = "state.pt"
 _MOMENTUM = 0.9
@@ -51,7 +50,7 @@ class StageJob:
         sides_after: likewise of the epochs that another stage makes after this one.
         learning_rate: the peak of the schedule.
         examples: the images.
-        ranked: places of the classes whose mean AUC chooses the checkpoint.
+        target_classes: places of the classes whose mean AUC chooses the checkpoint.
         threads: torch threads a worker computes with on a CPU.
         board: where progress goes.
         bundle: where the trained model will go, from whatever directory a worker is in.
@@ -66,9 +65,9 @@ class StageJob:
     sides_after: tuple[int, ...]
     learning_rate: float
     examples: Examples
-    ranked: tuple[int, ...]
+    target_classes: tuple[int, ...]
     threads: int
-    board: Board
+    board: ProgressBoard
     bundle: str
     holder: str
 
@@ -179,7 +178,7 @@ def train_stage(config: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One worker's network, optimiser and share of the images."""
+    """One worker's network, optimizer and share of the images."""
 
     def __init__(self, job: StageJob):
         self.job = job
@@ -190,7 +189,7 @@ class _Worker:
             torch.set_num_threads(job.threads)
         self.mixed = native_precision(self.device) == "bfloat16"
 
-        self.network = load_network(job.model, ray.get(job.initial))
+        self.network = build_network(job.model, ray.get(job.initial))
         self.network.dropout.p = job.settings.dropout
         self.network.to(self.device).to(memory_format=torch.channels_last)
         if job.settings.weights is not None:
@@ -246,7 +245,7 @@ class _Worker:
     def _post(self, state: StageState, resumed: bool = False) -> None:
         job = self.job
         left = seconds_left(state.history, job.sides + job.sides_after)
-        job.board.post(Post(job.stage, job.epochs, state.history, left, resumed))
+        job.board.post(EpochReport(job.stage, job.epochs, state.history, left, resumed))
 
     def _train_epoch(self, epoch: int, side: int) -> dict[str, float]:
         """One pass over the training images: the mean loss over all workers, and what it took.
@@ -304,7 +303,7 @@ class _Worker:
         if self.world > 1:
             torch.distributed.all_reduce(found)  # every image is zero in all shares but one
         probabilities = found.cpu().numpy()[held_out]
-        figure = mean_auc(probabilities, labels[held_out], self.job.ranked)
+        figure = mean_auc(probabilities, labels[held_out], self.job.target_classes)
         return {"mean_auc": figure, "held_out_seconds": time.monotonic() - started}
 
     def _report(self, state: StageState, metrics: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Augmentation: random turns, flips, zoom, shifts, light and colour, drawn and then applied.
+"""Augmentation: random turns, flips, zoom, shifts, light and color, drawn and then applied.
 
 Rotation and flips as in Jia & Shen (arXiv 1703.01053); zoom and shifts keep stage 2 from learning
-where exactly a box sits, light and colour either stage from learning one camera's. Drawing is apart
+where exactly a box sits, light and color either stage from learning one camera's. Drawing is apart
 from applying, so that workers can draw for the whole batch and apply to their share: how many there
 are does not change what an image becomes.
 """
@@ -26,7 +26,7 @@ class Draws:
         brightness: (B,), a factor on all pixels.
         contrast: (B,), a factor on their distance from the image's mean.
         tint: (B, 3), a factor on each channel, as another white balance would make it.
-        saturation: (B,), a factor on each channel's distance from the pixel's grey.
+        saturation: (B,), a factor on each channel's distance from the pixel's gray.
     """
 
     affine: Tensor
@@ -57,8 +57,8 @@ def draw(count: int, settings: TrainSettings, generator: torch.Generator) -> Dra
         uniform(count, 2) * settings.shift,
         1 + uniform(count) * settings.brightness,
         1 + uniform(count) * settings.brightness,
-        1 + uniform(count, 3) * settings.colour,
-        1 + uniform(count) * 2 * settings.colour,
+        1 + uniform(count, 3) * settings.color,
+        1 + uniform(count) * 2 * settings.color,
     )
 
 
@@ -80,8 +80,8 @@ def augment(canvases: Tensor, boxes: Tensor, draws: Draws, side: int) -> Tensor:
         return draws.to(images.device).view(len(images), -1, 1, 1)
 
     images *= factor(draws.tint)
-    grey = images.mean(dim=1, keepdim=True)
-    images = grey + (images - grey) * factor(draws.saturation)
+    gray = images.mean(dim=1, keepdim=True)
+    images = gray + (images - gray) * factor(draws.saturation)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     lit = (mean + (images - mean) * factor(draws.contrast)) * factor(draws.brightness)
     return lit.round_().clamp_(0, 255).to(torch.uint8)

@@ -73,7 +73,7 @@ def choose_map(maps: Tensor, scores: Tensor, rule: str) -> Tensor:
     return maps.amax(dim=1)
 
 
-def normalise_map(maps: Tensor) -> tuple[Tensor, Tensor]:
+def normalize_map(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Scale each map to [0, 1], its minimum 0 and its peak 1.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 SIDE = 16  # of a thumbnail, in pixels
-_NEAR = 6.0  # root mean square, in grey levels: more than another encoding, less than a new shot
+_NEAR = 6.0  # root mean square, in gray levels: more than another encoding, less than a new shot
 _BLOCK = 1024  # thumbnails compared with all others at once
 
 

@@ -13,14 +13,14 @@ from lesioncam.settings import CropRule
 
 
 def heaviest_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
-    """The connected component (4-neighbours) with most above the threshold, of each map.
+    """The connected component (4-neighbors) with most above the threshold, of each map.
 
     Zhou et al. take the largest component above 20 % of the peak. What a component has above the
     threshold, summed over its positions, counts its height as well as its size: neither a spike
     in a corner wins, nor a wide and faint halo.
 
     Args:
-        maps: (B, h, w) in [0, 1], as `normalise_map` gives them.
+        maps: (B, h, w) in [0, 1], as `normalize_map` gives them.
         threshold: positions with a value of at least this belong; one for all or (B, 1, 1).
 
     Returns:
@@ -53,7 +53,7 @@ def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Where each map's `heaviest_region` begins and ends, finer than the map's positions.
 
     That is where the map crosses the threshold between a position of the region and its
-    neighbour outside, linearly between their centres; beyond the map's border stands 0. So a
+    neighbor outside, linearly between their centers; beyond the map's border stands 0. So a
     small change of the map is a small change of the bounds.
 
     Args:
@@ -66,9 +66,9 @@ def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     region, beyond = heaviest_region(maps, threshold), F.pad(maps, (1, 1, 1, 1))
     rows, columns = (torch.arange(n, device=maps.device) + 0.5 for n in maps.shape[1:])
 
-    def farthest(neighbours: Tensor, centres: Tensor, sign: int) -> Tensor:
-        inside = ((maps - threshold) / (maps - neighbours)).where(neighbours < threshold, 0)
-        reach = (sign * centres + inside).masked_fill(~region, -torch.inf)
+    def farthest(neighbors: Tensor, centers: Tensor, sign: int) -> Tensor:
+        inside = ((maps - threshold) / (maps - neighbors)).where(neighbors < threshold, 0)
+        reach = (sign * centers + inside).masked_fill(~region, -torch.inf)
         return sign * reach.amax(dim=(1, 2))
 
     left = farthest(beyond[:, 1:-1, :-2], columns, -1)
@@ -80,15 +80,15 @@ def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return low.clamp(min=0), high.minimum(size)
 
 
-def crop_boxes(maps: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
+def lesion_boxes(maps: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
     """The box around the heaviest region of each map, on a canvas of `side` pixels.
 
     The region's bounds are scaled to the canvas, padded on each side by `rule.padding` of
-    the longer side, widened about their centre to sides of at least `rule.smallest` of the canvas,
+    the longer side, widened about their center to sides of at least `rule.smallest` of the canvas,
     and moved inside the canvas. A flat map gives the whole canvas.
 
     Args:
-        maps: (B, h, w) in [0, 1], as `normalise_map` gives them.
+        maps: (B, h, w) in [0, 1], as `normalize_map` gives them.
         flat: (B,) bool, likewise.
         rule: threshold, padding and smallest side.
         side: the canvas's side S in pixels.
@@ -107,14 +107,14 @@ def crop_boxes(maps: Tensor, flat: Tensor, rule: CropRule, side: int) -> Tensor:
     return torch.where(flat[:, None], whole, boxes)
 
 
-def with_context(boxes: Tensor, rule: CropRule, side: int) -> Tensor:
+def crop_boxes(boxes: Tensor, rule: CropRule, side: int) -> Tensor:
     """What stage 2 sees: each box and its surroundings.
 
     A box is widened on each side by `rule.context` of the canvas and moved inside it; where it
     becomes longer than the canvas it ends with it.
 
     Args:
-        boxes: (B, 4) int64 on the canvas, as `crop_boxes` gives them.
+        boxes: (B, 4) int64 on the canvas, as `lesion_boxes` gives them.
         rule: its context.
         side: the canvas's side S in pixels.
 
@@ -148,14 +148,14 @@ def sample_boxes(
     Returns:
         (B, 3, s, s) uint8.
     """
-    canvas_side = canvases.shape[-1]
-    boxes = boxes.to(torch.float32) * (2 / canvas_side) - 1
+    canvas_size = canvases.shape[-1]
+    boxes = boxes.to(torch.float32) * (2 / canvas_size) - 1
     half = (boxes[:, 2:] - boxes[:, :2]) / 2
-    centre = (boxes[:, 2:] + boxes[:, :2]) / 2
+    center = (boxes[:, 2:] + boxes[:, :2]) / 2
     if affine is None:
         affine = torch.eye(2, device=canvases.device).expand(len(canvases), 2, 2)
-    theta = torch.cat([half[:, :, None] * affine, centre[:, :, None]], dim=2)
-    points = math.ceil(canvas_side / (2 * side))
+    theta = torch.cat([half[:, :, None] * affine, center[:, :, None]], dim=2)
+    points = math.ceil(canvas_size / (2 * side))
     size = [*canvases.shape[:2], side * points, side * points]
     grid = F.affine_grid(theta, size, align_corners=False)
     pixels = F.grid_sample(

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
 
 MAX_PIXELS = 200_000_000  # width x height; a decoded image of this size takes 0.6 to 0.8 GB
 
@@ -79,7 +79,7 @@ def decode(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an image file onto a square canvas.
 
     JPEG is decoded at a reduced scale where that leaves at least `side` pixels each way. EXIF
-    orientation is applied, transparency is laid over white, and grey, palette, CMYK and 16-bit
+    orientation is applied, transparency is laid over white, and gray, palette, CMYK and 16-bit
     pixels become 8-bit RGB. Of an animation or a multi-page file, the first picture is taken.
 
     Args:
@@ -167,9 +167,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Shrink (or enlarge) to `size` and turn into 8-bit RGB."""
-    if image.mode.startswith("I;16"):  # 16-bit grey: keep the upper byte
+    if image.mode.startswith("I;16"):  # 16-bit gray: keep the upper byte
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode == "I" and image.format == "PNG":  # older Pillow's name for 16-bit grey
+    elif image.mode == "I" and image.format == "PNG":  # older Pillow's name for 16-bit gray
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F", "LAB"):
         raise DecodeError(ErrorKind.UNSUPPORTED, f"pixel type {image.mode} is not supported")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
 from lesioncam.vision.decode import Decoded, DecodeError, decode
 
 SECONDS = 60.0  # for one image; the largest allowed take some five

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from lesioncam.columns import STAGES
+
 RESAMPLES = 2000
 _BLOCK = 100  # resamples held in memory at once
 DECISION = 0.5  # probability from which on an image counts as called a class
-STAGES = ("stage1", "stage2", "final")
 
 Figures = dict[str, Any]
 
@@ -31,24 +32,26 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     return None if np.isnan(value) else value
 
 
-def mean_auc(probabilities: np.ndarray, labels: np.ndarray, ranked: Sequence[int]) -> float | None:
-    """Mean one-vs-rest AUC over the `ranked` classes; None if one of them is undefined.
+def mean_auc(
+    probabilities: np.ndarray, labels: np.ndarray, target_classes: Sequence[int]
+) -> float | None:
+    """Mean one-vs-rest AUC over the `target_classes` classes; None if one of them is undefined.
 
     Args:
         probabilities: (n, K).
         labels: (n,) int, places of the classes.
-        ranked: places of the classes the mean is taken over.
+        target_classes: places of the classes the mean is taken over.
     """
-    values = [auc(probabilities[:, k], labels == k) for k in ranked]
+    values = [auc(probabilities[:, k], labels == k) for k in target_classes]
     defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if len(defined) == len(ranked) else None
+    return float(np.mean(defined)) if len(defined) == len(target_classes) else None
 
 
 def evaluate_stages(
     stages: Mapping[str, np.ndarray],
     labels: np.ndarray,
     classes: Sequence[str],
-    ranked: Sequence[str],
+    target_classes: Sequence[str],
     seed: int = 0,
     folds: np.ndarray | None = None,
 ) -> Figures:
@@ -62,10 +65,10 @@ def evaluate_stages(
         stages: `stage1`, `stage2` and `final` -> (n, K) probabilities.
         labels: (n,) int, places in `classes`.
         classes: names, K of them.
-        ranked: the names that `mean` is taken over.
+        target_classes: the names that `mean` is taken over.
         seed: of the resampling.
         folds: (n,) int, the number of the model that scored each image, or None for a single one.
-            Probabilities of different models are not ranked against each other: AUCs are taken
+            Probabilities of different models are not target_classes against each other: AUCs are taken
             within each fold, resampled there, and then averaged over the folds.
     """
     random = np.random.default_rng(seed)
@@ -78,7 +81,7 @@ def evaluate_stages(
         for fold in names
     ]
     aucs = {stage: np.mean([one[stage] for one in of_folds], axis=0) for stage in STAGES}
-    places = [list(classes).index(name) for name in ranked]
+    places = [list(classes).index(name) for name in target_classes]
     result: Figures = {}
     for stage in STAGES:
         figures: Figures = {}

@@ -7,47 +7,21 @@ class activation map.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lesioncam.settings import BACKBONES, ModelSettings
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A VGG's layers and its input side.
-
-    Attributes:
-        layers: as torchvision writes them: the channels of a 3 x 3 convolution, or `M` for a
-            max-pool that halves the side.
-        input_side: in pixels, where nothing else is asked for.
-    """
-
-    layers: tuple[int | str, ...]
-    input_side: int
-
-    def cells(self, side: int) -> int:
-        """The side h of the features, and of the maps, for images of `side` pixels."""
-        return side >> self.layers.count("M")
-
-
-BACKBONES: Mapping[str, Backbone] = {
-    "vgg16": Backbone(
-        (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512), 160
-    ),
-    "vgg11": Backbone((64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512), 160),
-    "tiny": Backbone((16, "M", 32, "M", 64, "M", 64), 96),
-}
 
 
 class VGGGAP(nn.Module):
     """VGG convolutions without the last max-pool, global average pooling, dropout, linear layer.
 
     Args:
-        backbone: a key of `BACKBONES`.
+        backbone: a key of `lesioncam.settings.BACKBONES`.
         classes: the number of classes K.
         mean: per channel, on pixels scaled to [0, 1]; part of the network's state.
         std: per channel, likewise.
@@ -77,6 +51,11 @@ class VGGGAP(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
+    @property
+    def class_weights(self) -> Tensor:
+        """(K, C), the linear layer's weights: applied before the pooling they give the maps."""
+        return self.linear.weight
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Classify images.
 
@@ -95,6 +74,14 @@ class VGGGAP(nn.Module):
         return logits, features
 
 
+def build_network(settings: ModelSettings, state: Mapping[str, Tensor] | None = None) -> VGGGAP:
+    """One stage's network: with these weights, loaded strictly, or untrained."""
+    network = VGGGAP(settings.backbone, len(settings.classes), settings.mean, settings.std)
+    if state is not None:
+        network.load_state_dict(dict(state), strict=True)
+    return network
+
+
 def _convolutions(layers: tuple[int | str, ...]) -> nn.Sequential:
     # As torchvision's, tensors' names too; importing torchvision costs each process a second.
     modules: list[nn.Module] = []
@@ -111,7 +98,7 @@ def _convolutions(layers: tuple[int | str, ...]) -> nn.Sequential:
 def prepare_for_inference(network: VGGGAP, device: torch.device, precision: str) -> VGGGAP:
     """Move a network to its device, in evaluation mode, convolutions in `precision`.
 
-    Only the convolutions change precision; normalisation, pooling and the linear layer stay in
+    Only the convolutions change precision; normalization, pooling and the linear layer stay in
     float32, where they cost nothing. float32 is the reference: NVIDIA's TF32, which rounds to ten
     bits and is torch's default for convolutions, is turned off in this process.
     """

@@ -25,7 +25,7 @@ def compare(mask: np.ndarray, cam: np.ndarray, box: Box) -> dict[str, float]:
     Returns:
         `peak_inside`, whether the CAM's peak is inside the outline; `box_iou` of the box with the
         outline's bounding box; `lesion_kept`, the share of the lesion inside the box; and
-        `centre_inside` and `central_box_iou`, the same for the image's centre and a central box,
+        `center_inside` and `central_box_iou`, the same for the image's center and a central box,
         which any method must beat.
     """
     height, width = mask.shape
@@ -41,7 +41,7 @@ def compare(mask: np.ndarray, cam: np.ndarray, box: Box) -> dict[str, float]:
         "peak_inside": float(at_peak),
         "box_iou": iou(box, lesion),
         "lesion_kept": float(mask[top:bottom, left:right].sum() / mask.sum()),
-        "centre_inside": float(mask[height // 2, width // 2]),
+        "center_inside": float(mask[height // 2, width // 2]),
         "central_box_iou": iou((margin, margin, 1 - margin, 1 - margin), lesion),
     }
 
@@ -77,14 +77,14 @@ def iou(first: Box, second: Box) -> float:
 def overlap_table(figures: dict[str, Any]) -> list[str]:
     """The figures of `mean_overlap` as lines of Markdown."""
     if not figures["masks"]:
-        return ["Localisation: undefined, as none of these images has a lesion mask."]
+        return ["Localization: undefined, as none of these images has a lesion mask."]
     return [
-        f"Localisation against {figures['masks']:,} lesion masks:",
+        f"Localization against {figures['masks']:,} lesion masks:",
         "",
-        "| | lesioncam | the image's centre |",
+        "| | lesioncam | the image's center |",
         "|---|---|---|",
         f"| point inside the lesion | {figures['peak_inside']:.3f} (CAM peak) | "
-        f"{figures['centre_inside']:.3f} |",
+        f"{figures['center_inside']:.3f} |",
         f"| mean IoU with the lesion's box | {figures['box_iou']:.3f} | "
         f"{figures['central_box_iou']:.3f} (central {CENTRAL_SIDE:.0%} box) |",
         f"| mean share of the lesion kept | {figures['lesion_kept']:.3f} | |",

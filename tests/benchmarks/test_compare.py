@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.compare import compare, in_common
+from lesioncam.columns import STAGES, probability_columns
 from lesioncam.errors import InputError
-from lesioncam.schema import probability_columns
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.vision.metrics import STAGES
 
 
 @pytest.fixture

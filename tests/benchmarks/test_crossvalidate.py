@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import crossvalidate
-from benchmarks.crossvalidate import FOLDS, assign_folds, keep_recipe, summarise
+from benchmarks.crossvalidate import FOLDS, assign_folds, keep_recipe, summarize
 from benchmarks.predictions import OVERLAP
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
@@ -95,12 +95,12 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
             rows[[prefix + name for name in labels.classes]] = truth + shift
         rows.to_csv(tmp_path / f"fold{fold}.csv", index=False)
     with pytest.raises(InputError, match=r"--output: .*/recipe.json is missing"):
-        summarise(labels, tmp_path, None, None)
+        summarize(labels, tmp_path, None, None)
     write_recipe(tmp_path, TrainSettings(seed=3, weights="w.pth"))
     forms = pd.Series(
         {f"{fold}-{n}": "256" if n < 9 else "512" for fold in (0, 3) for n in range(30)}
     )
-    text = summarise(labels, tmp_path, forms, None)
+    text = summarize(labels, tmp_path, forms, None)
     assert text == (tmp_path / "README.md").read_text()
     assert "2 of 5 folds, 60 images" in text
     assert "not the default: `weights = 'w.pth'`, `seed = 3`." in text
@@ -109,9 +109,9 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
     assert "| 0.7 | 1.000 (1.000 to 1.000) | 0.000 (0.000 to 0.000) |" in text
     for form, count in (("256", 18), ("512", 42)):
         assert f"| {form} | {count} | 1.000 (1.000 to 1.000) |" in text
-    assert "| form |" not in summarise(labels, tmp_path, None, None)
+    assert "| form |" not in summarize(labels, tmp_path, None, None)
     write_recipe(tmp_path, TrainSettings())
-    assert "not the default: none." in summarise(labels, tmp_path, None, None)
+    assert "not the default: none." in summarize(labels, tmp_path, None, None)
     masks = tmp_path / "masks"
     masks.mkdir()
     for fold in (0, 3):
@@ -123,7 +123,7 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
         rows.assign(**dict.fromkeys(OVERLAP, 0.25)).to_csv(
             tmp_path / f"fold{fold}.csv", index=False
         )
-    text = summarise(labels, tmp_path, forms, f"{masks}")
+    text = summarize(labels, tmp_path, forms, f"{masks}")
     assert re.search(r"\n\| lesion's longer side \| images .*\n.*\n\| 0.20 to 0.36 \| 15 \|", text)
     assert re.search(
         r"\n\| fold, of 0.20 to 0.36 \| images .*\n.*\n\| 0 \| 8 \|.*\n\| 3 \| 7 \|", text
@@ -131,4 +131,4 @@ def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Pa
     for part in ("melanoma | 20", "3 | 30", "256 | 18", "0.20 to 0.36 | 15"):
         assert f"\n| {part} | {' | '.join(['0.250'] * 5)} |" in text
     with pytest.raises(InputError, match=r"--output: .*/empty has no folds"):
-        summarise(labels, tmp_path / "empty", None, None)
+        summarize(labels, tmp_path / "empty", None, None)

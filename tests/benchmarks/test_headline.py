@@ -13,15 +13,15 @@ from PIL import Image
 
 from benchmarks import headline
 from benchmarks.model import write_bundle
+from lesioncam.columns import STAGES
 from lesioncam.demo import draw_images
 from lesioncam.errors import InputError
-from lesioncam.settings import CropRule, TrainSettings
-from lesioncam.storage.bundle import Bundle, ModelSettings, load_bundle
+from lesioncam.settings import CropRule, ModelSettings, TrainSettings
+from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.labels import read_labels
 from lesioncam.training.job import TrainRequest, train
-from lesioncam.training.progress import Post
+from lesioncam.training.progress import EpochReport
 from lesioncam.training.stage import StageJob, StageState
-from lesioncam.vision.metrics import STAGES
 
 SETTINGS = TrainSettings(
     backbone="tiny", stage1_epochs=1, stage2_epochs=1, batch_size=8, val_fraction=0.25, seed=3
@@ -70,7 +70,7 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
         held_out.append(job.examples.held_out)
         epoch = {"epoch": 1, "side": 96, "loss": 1.0, **dict.fromkeys(facts, 0.5)}
         history = [{**epoch, "held_out_seconds": 0.5}]
-        others[-1].take(Post(job.stage, 1, history, 0.0))
+        others[-1].take(EpochReport(job.stage, 1, history, 0.0))
         return StageState(epoch=1, best=dict(weights), best_epoch=1, history=history)
 
     monkeypatch.setattr("lesioncam.training.job.fit", learn_nothing)
@@ -91,7 +91,7 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
     assert len(pd.read_csv(output / "validation" / "predictions.csv")) == 12
     assert len(pd.read_csv(output / "validation-512" / "predictions.csv")) == 6
     content = json.loads((output / "held-out" / "evaluation.json").read_text())
-    assert content["images"]["evaluated"] == content["localisation"]["masks"] == len(found)
+    assert content["images"]["evaluated"] == content["localization"]["masks"] == len(found)
     text = (output / "README.md").read_text()
     for form in ("256", "512"):
         assert f"| of these at {form} | {(found['form'] == int(form)).sum()} |" in text
@@ -138,8 +138,8 @@ def test_a_copy_that_looks_twice_is_otherwise_the_same(tmp_path: Path) -> None:
     write_bundle(f"{tmp_path}/model", "tiny", None)
     bundle = load_bundle(f"{tmp_path}/model")
     copy = load_bundle(headline.looking_twice(bundle, f"{tmp_path}/copy"))
-    assert not bundle.settings.half_turn
-    assert copy.settings == replace(bundle.settings, half_turn=True)
+    assert not bundle.settings.test_time_rotation
+    assert copy.settings == replace(bundle.settings, test_time_rotation=True)
     for one, other in ((bundle.stage1, copy.stage1), (bundle.stage2, copy.stage2)):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)

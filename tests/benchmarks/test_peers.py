@@ -12,10 +12,15 @@ from benchmarks.images import SIZES, write_images
 from benchmarks.model import write_bundle
 from benchmarks.process import run
 from lesioncam.settings import CropRule
-from lesioncam.storage.bundle import Bundle, load_bundle, load_network
-from lesioncam.vision.crop import sample_boxes
+from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.vision.classifier import (
+    CropClassifier,
+    Localizer,
+    TwoStageClassifier,
+    to_channels_first,
+)
 from lesioncam.vision.decode import decode
-from lesioncam.vision.localise import classify, combine, localise, to_channels_first
+from lesioncam.vision.network import build_network
 
 COUNT = 8
 
@@ -49,16 +54,17 @@ def ours(images: Path, bundle: str) -> Outcome:
 def found_by(loaded: Bundle, images: Path) -> Outcome:
     settings = loaded.settings
     paths = sorted(images.iterdir())
-    decoded = [decode(path.read_bytes(), settings.canvas_side).canvas for path in paths]
+    decoded = [decode(path.read_bytes(), settings.canvas_size).canvas for path in paths]
     canvases = to_channels_first(torch.from_numpy(np.stack(decoded)))
     first, second = (
-        load_network(settings, state).eval() for state in (loaded.stage1, loaded.stage2)
+        build_network(settings, state).eval() for state in (loaded.stage1, loaded.stage2)
     )
-    found = localise(first, canvases, settings.input_side, settings.crop)
-    stage2 = classify(second, sample_boxes(canvases, found.views, settings.input_side))
-    final = combine(found.probabilities, stage2, settings.stage2_weight)
+    classifier = TwoStageClassifier(Localizer(settings, first), CropClassifier(settings, second))
+    found = classifier(canvases)
     names = [path.name for path in paths]
-    return Outcome(names, final.numpy(), found.boxes.numpy() / settings.canvas_side)
+    return Outcome(
+        names, found.final.numpy(), found.localization.boxes.numpy() / settings.canvas_size
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -78,7 +84,7 @@ def test_a_peer_does_the_same_work(
         "-m", f"benchmarks.peers.{peer}", "--images", str(images), "--bundle", bundle,
         "--output", str(output), "--precision", precision,
     )  # fmt: skip
-    theirs = read_peer(output, load_bundle(bundle).settings.canvas_side)
+    theirs = read_peer(output, load_bundle(bundle).settings.canvas_size)
     found = compare(ours, theirs)
     assert found.images == COUNT
     assert found.same_work, found
@@ -107,7 +113,7 @@ def test_another_crop_rule_is_other_work(
     assert not compare(ours, found_by(replace(loaded, settings=settings), images)).same_work
 
 
-def test_pixels_that_are_not_normalised_are_other_work(
+def test_pixels_that_are_not_normalized_are_other_work(
     images: Path, bundle: str, ours: Outcome
 ) -> None:
     loaded = load_bundle(bundle)

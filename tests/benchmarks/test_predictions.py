@@ -12,10 +12,10 @@ from benchmarks.predictions import (
     by_class,
     by_size,
     figures_of,
-    localisation_table,
+    localization_table,
     weights_table,
 )
-from lesioncam.schema import probability_columns
+from lesioncam.columns import probability_columns
 from lesioncam.storage.labels import Labels, read_labels
 
 
@@ -74,7 +74,7 @@ def test_overlap_is_told_of_those_parts_that_have_outlines(
     rows.loc[rows["label"] == "nevus", "box_iou"] = 0.75
     rows.loc[:2, OVERLAP] = np.nan  # three melanomas have no outline
     parts = {**by_class(rows, labels), "others": rows.drop(columns=OVERLAP)}
-    assert localisation_table("class", parts)[2:] == [
+    assert localization_table("class", parts)[2:] == [
         "| melanoma | 7 | 0.250 | 0.250 | 0.250 | 0.250 | 0.250 |",
         "| nevus | 10 | 0.250 | 0.750 | 0.250 | 0.250 | 0.250 |",
     ]

@@ -18,10 +18,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from lesioncam import cli
 from lesioncam.cluster import Capacity, Node
 from lesioncam.scoring.plan import Plan, plan_for
-from lesioncam.settings import TrainSettings
+from lesioncam.settings import BACKBONES, TrainSettings
 from lesioncam.training import job as training
 from lesioncam.training.job import TrainRequest, make_workers
-from lesioncam.vision.network import BACKBONES
 from tests.cluster.image import steps
 from tests.conftest import SHARED, needs_shared
 
@@ -254,7 +253,7 @@ def test_object_stores_hold_the_images_under_way(
     grown: tuple[dict[str, Any], Capacity, Plan],
 ) -> None:
     spec, _, plan = grown
-    side = BACKBONES["vgg16"].input_side
+    side = BACKBONES["vgg16"].input_size
     canvas, crop = (3 * (side * scale) ** 2 for scale in (TrainSettings().canvas_scale, 1))
     stores = sum(
         int(group["rayStartParams"]["object-store-memory"]) * group["maxReplicas"]

@@ -22,15 +22,15 @@ import ray
 import yaml
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
+from lesioncam.columns import ErrorKind
 from lesioncam.demo import draw_images
-from lesioncam.schema import ErrorKind
 from tests.messy import lesion
 from tests.test_jobs import ROOT, free_port, ray_head, submit
 
 MONITORING = ROOT / "cluster" / "monitoring"
 GOOD, EMPTY, CUT = 460, 30, 20
 NAME = "JANE_DOE"  # begins every image's name
-STAGES = {"fetch", "localise", "classify", "write"}
+STAGES = {"fetch", "localize", "classify", "write"}
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs Prometheus: apt-get install prometheus"
@@ -88,9 +88,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iterat
         (images / f"{NAME}_cut_{number}.jpg").write_bytes(whole[: len(whole) // 2])
     score = ("--images", images, "--bundle", bundle_uri, "--output", work / "scores")
     draw_images(work / "train", 36, seed=3)
-    labelled = ("--images", work / "train/images", "--labels", work / "train/labels.csv")
+    labeled = ("--images", work / "train/images", "--labels", work / "train/labels.csv")
     recipe = ("--backbone", "tiny", "--epochs", "3,2", "--no-gpu")
-    train = (*labelled, "--bundle", work / "model", *recipe)
+    train = (*labeled, "--bundle", work / "model", *recipe)
 
     started = time.time()
     quick = {"RAY_metrics_report_interval_ms": "1000"}

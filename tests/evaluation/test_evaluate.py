@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
-from lesioncam.evaluation.localisation import localisation
-from lesioncam.schema import BOX_COLUMNS, probability_columns, scores_schema
+from lesioncam.evaluation.localization import localization
+from lesioncam.schema import scores_schema
 from lesioncam.storage.results import Results
 from tests.conftest import CLASSES
 from tests.messy import lesion
@@ -21,7 +22,7 @@ LABELS = np.arange(30) % 3
 
 
 def score_rows(folder: Path, count: int = 30) -> pa.Table:
-    """Rows as scoring writes them; image i is of class i % 3 and mostly recognised."""
+    """Rows as scoring writes them; image i is of class i % 3 and mostly recognized."""
     random = np.random.default_rng(0)
     cam = np.zeros((4, 4), np.uint8)
     cam[2, 1] = 255
@@ -162,12 +163,12 @@ def test_boxes_in_pixels_become_fractions_of_their_image(scores: Path, tmp_path:
     Image.fromarray(mask).save(masks / "001.png")
     labels = write_labels(tmp_path / "labels.csv", list(range(30)))
     content, markdown, _ = evaluate(request(scores, labels, masks=str(masks)))
-    assert content["localisation"]["box_iou"] == 1.0
-    assert content["localisation"]["lesion_kept"] == 1.0
-    assert "Localisation against 1 lesion masks" in markdown
+    assert content["localization"]["box_iou"] == 1.0
+    assert content["localization"]["lesion_kept"] == 1.0
+    assert "Localization against 1 lesion masks" in markdown
 
 
-def test_localisation_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> None:
+def test_localization_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     full = np.full((24, 32), 255, np.uint8)
@@ -175,13 +176,13 @@ def test_localisation_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> 
     Image.fromarray(full * 0).save(masks / "001.png")
     Image.fromarray(full).convert("1").save(masks / "002.png")
     rows = score_rows(tmp_path, 4).to_pandas()
-    figures, each = localisation(rows, str(masks))
+    figures, each = localization(rows, str(masks))
     assert (figures["masks"], figures["empty_masks"], figures["peak_inside"]) == (2, 1, 1.0)
     assert each.index.tolist() == ["000", "002"]
     assert each["box_iou"].tolist() == pytest.approx([128 * 96 / (320 * 240)] * 2)
     assert figures["box_iou"] == pytest.approx(each["box_iou"].mean())
     with pytest.raises(InputError, match="--masks: no evaluated image"):
-        localisation(rows[3:], str(masks))
+        localization(rows[3:], str(masks))
 
 
 def test_evaluation_needs_neither_torch_nor_ray() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from PIL import ExifTags, Image
 
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoder
 from tests.messy import lesion

@@ -17,7 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from lesioncam.storage.results import SUCCESS, Results
-from lesioncam.storage.store import read_uri
+from lesioncam.storage.uris import read_uri
 
 _MARK = "LESIONCAM_NIGHT"
 _PATIENCE = 300  # seconds

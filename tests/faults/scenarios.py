@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
 
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 from tests.faults import proxy as proxies
 from tests.faults.night import Night
 from tests.faults.proxy import Misdeed, Proxy
@@ -29,7 +29,7 @@ _DISK = "40k"  # a disk that is full before the scores are written
 _HOG = 3 * 2**30  # bytes that a run may take before its workers are killed
 _HOGGED = 3.0  # seconds
 _KILLED = "Selected to kill"  # what Ray's node process says then
-_KINDS = ("fetch_and_decode", "Localise", "Classify", "WindowActor", "write_part")
+_KINDS = ("fetch_and_decode", "Localize", "Classify", "WindowActor", "write_part")
 
 
 def driver_killed(night: Night, _: Proxy | None, dice: random.Random, seconds: float) -> None:
@@ -137,7 +137,7 @@ LOCAL: dict[str, Scenario] = {
     "driver killed (SIGKILL)": driver_killed,
     "all processes killed at once": machine_lost,
     "fetch-and-decode workers killed": partial(workers_killed, ("fetch_and_decode",) * 2),
-    "stage-1 actor killed, twice": partial(workers_killed, ("Localise",) * 2),
+    "stage-1 actor killed, twice": partial(workers_killed, ("Localize",) * 2),
     "stage-2 actor killed, twice": partial(workers_killed, ("Classify",) * 2),
     "write worker killed": partial(workers_killed, ("write_part",)),
     "a process of every kind killed": partial(workers_killed, _KINDS),

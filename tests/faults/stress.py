@@ -20,10 +20,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lesioncam.settings import CropRule
-from lesioncam.storage.bundle import Bundle, ModelSettings, save_bundle
+from lesioncam.settings import BACKBONES, CropRule, ModelSettings
+from lesioncam.storage.bundle import Bundle, save_bundle
 from lesioncam.storage.s3 import s3_client
-from lesioncam.vision.network import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.faults.night import Findings, Night, compare
 from tests.faults.proxy import Proxy
 from tests.faults.scenarios import LOCAL, REMOTE, Scenario
@@ -89,12 +89,12 @@ def draw(folder: Path, count: int) -> None:
 
 def make_bundle(uri: str) -> None:
     """A tiny network with random weights."""
-    side = BACKBONES["tiny"].input_side
+    side = BACKBONES["tiny"].input_size
     settings = ModelSettings(
         CLASSES, "tiny", side, 2 * side, IMAGENET_MEAN, IMAGENET_STD, 0.5, CropRule()
     )
     torch.manual_seed(0)
-    stage1, stage2 = (settings.network().state_dict() for _ in range(2))
+    stage1, stage2 = (build_network(settings).state_dict() for _ in range(2))
     save_bundle(Bundle(settings, stage1, stage2), uri, "# A tiny bundle\n")
 
 

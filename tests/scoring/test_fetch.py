@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
 from lesioncam.scoring.fetch import fetch, pixel_column, pixels_of
-from lesioncam.storage.place import StoreError
-from lesioncam.storage.store import open_store
+from lesioncam.storage.store import StoreError
+from lesioncam.storage.uris import open_store
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Misdeed, Proxy, times

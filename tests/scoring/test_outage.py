@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lesioncam.errors import RunBroke
-from lesioncam.schema import ErrorKind, Status
+from lesioncam.columns import ErrorKind, Status
+from lesioncam.errors import RunFailedError
 from lesioncam.scoring.fetch import MAX_BYTES
 from lesioncam.scoring.outage import FAILURES, Outage
-from lesioncam.storage.place import Entry
 from lesioncam.storage.runs import RunRecord
-from lesioncam.storage.store import open_store
+from lesioncam.storage.store import Entry
+from lesioncam.storage.uris import open_store
 
 
 def outage_of(tmp_path: Path, uris: list[str]) -> Outage:
@@ -24,13 +24,15 @@ def test_failures_in_a_row_end_the_run_where_nothing_can_be_read(
 ) -> None:
     outage = outage_of(tmp_path, [f"{unreachable}/{number}.jpg" for number in range(20)])
     outage.check({ErrorKind.UNREACHABLE: FAILURES - 1})
-    with pytest.raises(RunBroke, match=rf"out of reach \(unreachable\): {FAILURES} images in a"):
+    with pytest.raises(
+        RunFailedError, match=rf"out of reach \(unreachable\): {FAILURES} images in a"
+    ):
         outage.check({ErrorKind.UNREACHABLE: 1})
 
 
 def test_they_end_it_where_all_that_was_listed_is_gone(tmp_path: Path) -> None:
     outage = outage_of(tmp_path, [str(tmp_path / "gone" / f"{number}.jpg") for number in range(20)])
-    with pytest.raises(RunBroke, match="out of reach"):
+    with pytest.raises(RunFailedError, match="out of reach"):
         outage.check({ErrorKind.UNREACHABLE: FAILURES})
 
 
@@ -59,7 +61,7 @@ def test_an_answer_of_the_store_in_between_starts_the_count_again(
     for _ in range(3):
         outage.check({ErrorKind.UNREACHABLE: FAILURES - 1})
         outage.check({between: 1})
-    with pytest.raises(RunBroke):
+    with pytest.raises(RunFailedError):
         outage.check({ErrorKind.UNREACHABLE: FAILURES})
 
 
@@ -71,5 +73,5 @@ def test_a_part_with_any_image_that_was_read_is_no_outage(
     outage.check({read: 1, ErrorKind.PERMISSION: 2047})
     outage.check({ErrorKind.PERMISSION: 2047, read: 1})
     half = FAILURES // 2
-    with pytest.raises(RunBroke):
+    with pytest.raises(RunFailedError):
         outage.check({ErrorKind.PERMISSION.value: half, ErrorKind.UNREACHABLE.value: half})

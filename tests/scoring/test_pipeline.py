@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
-from lesioncam.schema import BOX_COLUMNS, probability_columns, scores_schema
+from lesioncam.schema import scores_schema
 from lesioncam.scoring.pipeline import ScoreRequest, score, scored_parts
 from lesioncam.scoring.plan import Plan, make_plan
-from lesioncam.storage.bundle import Bundle, ModelSettings, load_bundle, save_bundle
+from lesioncam.settings import ModelSettings
+from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
+from lesioncam.vision.network import build_network
 from tests.conftest import CLASSES
 from tests.messy import Expected, fill, lesion
 
@@ -255,7 +258,7 @@ def test_many_small_lists_of_what_is_left_do_not_stop_before_a_full_window(
         return replace(small, window=2 * 8 + 4, decode_cpus=decode_cpus)
 
     monkeypatch.setattr("lesioncam.scoring.pipeline.make_plan", small_plan)
-    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 9)
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 9)
     draw(tmp_path / "images", 70)
     request = ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"))
     assert score(request)["ok"] == 70
@@ -299,7 +302,7 @@ def test_another_model_on_the_same_output_is_refused(
     model_settings: ModelSettings,
 ) -> None:
     before = sorted(scored[0].rglob("*"))
-    stages = [model_settings.network().state_dict() for _ in range(2)]
+    stages = [build_network(model_settings).state_dict() for _ in range(2)]
     other = str(tmp_path / "other")
     digest = save_bundle(Bundle(model_settings, stages[0], stages[1]), other, "other\n")
     with pytest.raises(InputError, match=digest) as error:

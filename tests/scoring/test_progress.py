@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lesioncam.errors import RunBroke
-from lesioncam.schema import ErrorKind, Status
+from lesioncam.columns import ErrorKind, Status
+from lesioncam.errors import RunFailedError
 from lesioncam.scoring.progress import Progress
 from lesioncam.storage.runs import RunRecord
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_run_goes_on_where_only_its_progress_cannot_be_written(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise RunBroke("no space left")
+        raise RunFailedError("no space left")
 
     shown = Progress(RunRecord(open_store(str(tmp_path)), "run-1"))
     shown.begin(3)

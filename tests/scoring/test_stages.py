@@ -9,12 +9,14 @@ import pytest
 import ray
 import torch
 
-from lesioncam.schema import MANIFEST_SCHEMA, Status, probability_columns
+from lesioncam.columns import Status, probability_columns
+from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.scoring.fetch import pixel_column
-from lesioncam.scoring.stages import Classify, Compute, Localise
-from lesioncam.storage.bundle import ModelSettings, load_bundle, load_network
-from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import classify, localise, to_channels_first
+from lesioncam.scoring.stages import Classify, Compute, Localize
+from lesioncam.settings import ModelSettings
+from lesioncam.storage.bundle import load_bundle
+from lesioncam.vision.classifier import CropClassifier, Localizer, to_channels_first
+from lesioncam.vision.network import build_network
 from tests.messy import lesion
 
 COMPUTE = Compute("float32", 4)
@@ -47,27 +49,32 @@ def probabilities(table: pa.Table, settings: ModelSettings, stage: str) -> torch
 
 
 @pytest.mark.usefixtures("local_ray", "threads_restored")
-@pytest.mark.parametrize("half_turn", [False, True])
-def test_both_stages_look_at_images_as_the_bundle_says(bundle_uri: str, half_turn: bool) -> None:
+@pytest.mark.parametrize("test_time_rotation", [False, True])
+def test_both_stages_look_at_images_as_the_bundle_says(
+    bundle_uri: str, test_time_rotation: bool
+) -> None:
     bundle = load_bundle(bundle_uri)
-    settings = replace(bundle.settings, half_turn=half_turn)
-    side = settings.canvas_side
+    settings = replace(bundle.settings, test_time_rotation=test_time_rotation)
+    side = settings.canvas_size
     drawn = np.stack([np.asarray(lesion(96, 72, n).resize((side, side))) for n in range(3)])
-    localised = Localise(settings, ray.put(bundle.stage1), COMPUTE)(decoded(drawn))
-    scored = Classify(settings, ray.put(bundle.stage2), COMPUTE, "m", "r", NOW)(localised)
+    localized = Localize(settings, ray.put(bundle.stage1), COMPUTE)(decoded(drawn))
+    scored = Classify(settings, ray.put(bundle.stage2), COMPUTE, "m", "r", NOW)(localized)
 
     stage1, stage2 = (
-        load_network(settings, state).eval() for state in (bundle.stage1, bundle.stage2)
+        build_network(settings, state).eval() for state in (bundle.stage1, bundle.stage2)
     )
     canvases = to_channels_first(torch.from_numpy(drawn))
 
-    def by_hand(half_turn: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        found = localise(stage1, canvases, settings.input_side, settings.crop, half_turn)
-        crops = sample_boxes(canvases, found.views, settings.input_side)
-        return found.probabilities, classify(stage2, crops, half_turn)
+    def by_hand(test_time_rotation: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        model = replace(settings, test_time_rotation=test_time_rotation)
+        found = Localizer(model, stage1)(canvases)
+        return found.probabilities, CropClassifier(model, stage2)(found.crops)
 
     for stage, own, other in zip(
-        ("stage1", "stage2"), by_hand(half_turn), by_hand(not half_turn), strict=True
+        ("stage1", "stage2"),
+        by_hand(test_time_rotation),
+        by_hand(not test_time_rotation),
+        strict=True,
     ):
         seen = probabilities(scored, settings, stage)
         torch.testing.assert_close(seen, own, atol=1e-4, rtol=0)

@@ -12,7 +12,7 @@ from botocore.stub import Stubber
 
 from lesioncam.errors import LesioncamError
 from lesioncam.storage.s3 import s3_client
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -13,16 +13,10 @@ import torch
 from safetensors.torch import load, save
 
 from lesioncam.errors import InputError
-from lesioncam.storage.bundle import (
-    Bundle,
-    ModelSettings,
-    bundle_exists,
-    load_bundle,
-    load_network,
-    save_bundle,
-)
-from lesioncam.storage.store import open_store
-from lesioncam.vision.network import BACKBONES, Backbone
+from lesioncam.settings import BACKBONES, Backbone, ModelSettings
+from lesioncam.storage.bundle import Bundle, bundle_exists, load_bundle, save_bundle
+from lesioncam.storage.uris import open_store
+from lesioncam.vision.network import build_network
 from tests.storage.conftest import refused
 
 CARD = "# A card\n\nWith *Markdown* and an é.\n"
@@ -41,7 +35,7 @@ def smallest_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bundle(model_settings: ModelSettings) -> Bundle:
     torch.manual_seed(0)
-    stage1, stage2 = (model_settings.network().state_dict() for _ in range(2))
+    stage1, stage2 = (build_network(model_settings).state_dict() for _ in range(2))
     facts = {"images": 2000, "seed": 0, "weights": None}
     metrics = {"final": {"mean": {"auc": 0.857, "low": None}}}
     return Bundle(model_settings, stage1, stage2, training=facts, metrics=metrics)
@@ -108,9 +102,9 @@ def test_the_stages_are_not_mixed_up(place: str, bundle: Bundle) -> None:
 def test_the_loaded_network_gives_the_same_logits(place: str, bundle: Bundle) -> None:
     save_bundle(bundle, place, CARD)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    before = load_network(bundle.settings, bundle.stage1).eval()(images)[0]
+    before = build_network(bundle.settings, bundle.stage1).eval()(images)[0]
     loaded = load_bundle(place)
-    assert torch.equal(load_network(loaded.settings, loaded.stage1).eval()(images)[0], before)
+    assert torch.equal(build_network(loaded.settings, loaded.stage1).eval()(images)[0], before)
 
 
 def test_the_digest_is_that_of_the_rest_of_the_file(place: str, bundle: Bundle) -> None:
@@ -315,12 +309,12 @@ BAD: dict[str, tuple[Callable[[Content], None], str]] = {
     "more classes than tensors": (model(classes=["a", "b", "c", "d"]), "stage1.safetensors"),
     "unknown backbone": (model(backbone="resnet"), "'resnet'"),
     "another backbone": (model(backbone="vgg11"), "stage1.safetensors"),
-    "input side text": (model(input_side="96"), "input_side"),
-    "input side with a fraction": (model(input_side=96.5), "input_side"),
-    "no input side": (model(input_side=0, canvas_side=0), "input_side"),
-    "canvas too small": (model(canvas_side=95), "canvas_side"),
-    "canvas too large": (model(canvas_side=193), "canvas_side"),
-    "canvas null": (model(canvas_side=None), "canvas_side"),
+    "input side text": (model(input_size="96"), "input_size"),
+    "input side with a fraction": (model(input_size=96.5), "input_size"),
+    "no input side": (model(input_size=0, canvas_size=0), "input_size"),
+    "canvas too small": (model(canvas_size=95), "canvas_size"),
+    "canvas too large": (model(canvas_size=193), "canvas_size"),
+    "canvas null": (model(canvas_size=None), "canvas_size"),
     "mean of two": (model(mean=[0.5, 0.5]), "mean"),
     "mean of text": (model(mean=["0.5", "0.5", "0.5"]), "mean"),
     "mean not a number": (model(mean=[float("nan"), 0.5, 0.5]), "bundle.json"),

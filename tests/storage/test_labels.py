@@ -7,7 +7,7 @@ import pytest
 
 from lesioncam.errors import InputError
 from lesioncam.storage.labels import Labels, match, read_labels
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 from tests.conftest import CLASSES, SHARED, needs_shared
 from tests.storage.conftest import refused
 
@@ -32,7 +32,7 @@ def by_name(labels: Labels) -> dict[str, str]:
 def test_reads_the_official_format(place: str) -> None:
     labels = read(place, OFFICIAL)
     assert labels.classes == CLASSES
-    assert labels.ranked == ("melanoma", "seborrheic_keratosis")
+    assert labels.target_classes == ("melanoma", "seborrheic_keratosis")
     assert labels.ids == ("ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4")
     assert labels.indices.tolist() == [2, 0, 1, 2]
     assert labels.indices.dtype == np.int64
@@ -56,7 +56,7 @@ def test_reads_its_variants_alike(place: str, text: str) -> None:
     labels, official = read(place, text), read(place, OFFICIAL)
     assert by_name(labels) == by_name(official)
     assert labels.classes == official.classes
-    assert labels.ranked == official.ranked
+    assert labels.target_classes == official.target_classes
 
 
 def test_the_id_column_may_stand_anywhere(place: str) -> None:
@@ -77,7 +77,7 @@ def test_rows_without_a_1_are_of_the_rest_class(place: str) -> None:
 
 def test_a_fully_one_hot_file_has_no_rest_class(place: str) -> None:
     labels = read(place, "image,MEL,NV,BCC\na,1,0,0\nb,0,1,0\nc,0,0,1\n", rest_class="NV")
-    assert labels.classes == labels.ranked == ("MEL", "NV", "BCC")
+    assert labels.classes == labels.target_classes == ("MEL", "NV", "BCC")
     assert labels.indices.tolist() == [0, 1, 2]
 
 
@@ -166,13 +166,13 @@ def test_match_joins_by_id_and_counts_the_rest(place: str) -> None:
     assert found.positions.tolist() == [1, 2]
     assert found.indices.tolist() == [1, 2]
     assert found.positions.dtype == found.indices.dtype == np.int64
-    assert (found.unlabelled, found.unused, found.duplicates) == (3, 2, 2)
+    assert (found.unlabeled, found.unused, found.duplicates) == (3, 2, 2)
 
 
 def test_match_of_nothing_leaves_all_labels(place: str) -> None:
     found = match(read(place, OFFICIAL), [])
     assert found.positions.tolist() == found.indices.tolist() == []
-    assert (found.unlabelled, found.unused, found.duplicates) == (0, 4, 0)
+    assert (found.unlabeled, found.unused, found.duplicates) == (0, 4, 0)
 
 
 def test_match_of_all_leaves_nothing(place: str) -> None:
@@ -180,7 +180,7 @@ def test_match_of_all_leaves_nothing(place: str) -> None:
     found = match(labels, iter(reversed(labels.ids)))
     assert found.positions.tolist() == [0, 1, 2, 3]
     assert found.indices.tolist() == labels.indices.tolist()[::-1]
-    assert (found.unlabelled, found.unused, found.duplicates) == (0, 0, 0)
+    assert (found.unlabeled, found.unused, found.duplicates) == (0, 0, 0)
 
 
 # The real files
@@ -194,7 +194,7 @@ def test_reads_the_real_files(split: str, counts: list[int]) -> None:
     path = SHARED / "isic2017" / f"ISIC-2017_{split}_Part3_GroundTruth.csv"
     labels = read_labels(str(path), "nevus")
     assert labels.classes == CLASSES
-    assert labels.ranked == CLASSES[:2]
+    assert labels.target_classes == CLASSES[:2]
     assert np.bincount(labels.indices).tolist() == counts
     assert len(set(labels.ids)) == sum(counts)
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage import lease
 from lesioncam.storage.lease import LEASE_FILE, Holder, Lease, check_holder
-from lesioncam.storage.place import Store
-from lesioncam.storage.store import open_store
+from lesioncam.storage.store import Store
+from lesioncam.storage.uris import open_store
 
 ELSEWHERE = Holder("run-0", "other-host", "other-boot/1", 1, 1, 0.0)
 
@@ -49,7 +49,7 @@ def test_of_many_that_try_at_once_one_gets_it(place: str) -> None:
             with Lease(store, name):
                 got.append(name)
                 done.wait()
-        except (InputError, RunBroke):
+        except (InputError, RunFailedError):
             done.wait()
 
     threads = [threading.Thread(target=run, args=(f"run-{number}",)) for number in range(8)]
@@ -139,7 +139,7 @@ def test_a_run_that_lost_its_lease_stops_and_leaves_the_new_holder_alone(
     with Lease(store, "run-1") as held:
         stand(store, ELSEWHERE)
         held._renewer.join(10)
-        with pytest.raises(RunBroke, match="run the same command again"):
+        with pytest.raises(RunFailedError, match="run the same command again"):
             held.check()
     assert holder_of(store) == ELSEWHERE
 
@@ -153,7 +153,7 @@ def test_a_store_that_was_away_too_long_ends_the_run(
         later = time.time() + lease.LEASE_SECONDS + 1
         with monkeypatch.context() as patch:
             patch.setattr("lesioncam.storage.lease.time.time", lambda: later)
-            with pytest.raises(RunBroke, match="ran out"):
+            with pytest.raises(RunFailedError, match="ran out"):
                 held.check()
 
 
@@ -179,11 +179,11 @@ def test_swap_of_a_file_that_is_gone(place: str) -> None:
 
 def test_a_worker_writes_only_while_its_run_has_the_output(place: str) -> None:
     output = open_store(place)
-    with pytest.raises(RunBroke, match="not run run-1's any more"):
+    with pytest.raises(RunFailedError, match="not run run-1's any more"):
         check_holder(output, "run-1")
     with Lease(output, "run-1"):
         check_holder(output, "run-1")
-        with pytest.raises(RunBroke, match="not run run-2's any more"):
+        with pytest.raises(RunFailedError, match="not run run-2's any more"):
             check_holder(output, "run-2")
 
 

@@ -20,19 +20,19 @@ from botocore.exceptions import ClientError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.storage.listing import (
     Listing,
     image_id,
     is_image_name,
+    merge_parallel,
     read_tables,
-    side_by_side,
     write_manifest,
 )
-from lesioncam.storage.place import Entry
 from lesioncam.storage.s3 import s3_client
-from lesioncam.storage.store import open_store
+from lesioncam.storage.store import Entry
+from lesioncam.storage.uris import open_store
 from tests.storage.conftest import refused
 
 
@@ -138,7 +138,7 @@ def test_a_bucket_that_is_not_there_is_refused(s3_server: str) -> None:
 
 
 def test_a_server_that_is_away_breaks_the_run(unreachable: str) -> None:
-    with refused(unreachable, kind=RunBroke):
+    with refused(unreachable, kind=RunFailedError):
         list(Listing(unreachable))
 
 
@@ -283,7 +283,7 @@ def test_a_place_that_cannot_be_listed_is_refused_unordered_too(
 
 
 def test_a_server_that_is_away_breaks_the_run_unordered_too(unreachable: str) -> None:
-    with refused(unreachable, kind=RunBroke):
+    with refused(unreachable, kind=RunFailedError):
         list(Listing(unreachable).unordered())
 
 
@@ -294,7 +294,7 @@ def test_a_folder_that_may_not_be_read_is_told_unordered_too(shut: str) -> None:
 
 @pytest.mark.parametrize("faulty", ["top/00/", "top/17/", "top/49/"])
 @pytest.mark.parametrize(
-    ("code", "kind"), [("AccessDenied", InputError), ("InternalError", RunBroke)]
+    ("code", "kind"), [("AccessDenied", InputError), ("InternalError", RunFailedError)]
 )
 def test_a_fault_in_one_branch_is_raised(
     bucket: str, monkeypatch: pytest.MonkeyPatch, faulty: str, code: str, kind: type[Any]
@@ -382,17 +382,17 @@ def test_side_by_side_gives_what_all_sources_give(
     monkeypatch.setattr("lesioncam.storage.listing._READY", 2)
     sources = [iter(range(100 * number, 100 * number + number)) for number in range(20)]
     expected = [100 * number + item for number in range(20) for item in range(number)]
-    assert sorted(side_by_side(sources, threads)) == expected
+    assert sorted(merge_parallel(sources, threads)) == expected
 
 
 def test_side_by_side_of_nothing_is_nothing() -> None:
-    assert list(side_by_side([], 3)) == []
-    assert list(side_by_side([iter(()), iter(())], 3)) == []
+    assert list(merge_parallel([], 3)) == []
+    assert list(merge_parallel([iter(()), iter(())], 3)) == []
 
 
 def test_side_by_side_keeps_the_order_of_each_source(threads_wait: None) -> None:
     sources = [iter([(number, item) for item in range(50)]) for number in range(4)]
-    found = list(side_by_side(sources, 4))
+    found = list(merge_parallel(sources, 4))
     for number in range(4):
         assert [item for source, item in found if source == number] == list(range(50))
 
@@ -406,7 +406,7 @@ def test_side_by_side_draws_only_so_far_ahead(threads_wait: None) -> None:
             drawn += 1
             yield number
 
-    for taken, _ in enumerate(side_by_side([source()], 1)):
+    for taken, _ in enumerate(merge_parallel([source()], 1)):
         assert drawn - taken <= 3 * 2  # in hand, ready, and waiting in the thread
     assert drawn == 500
 
@@ -421,7 +421,7 @@ def test_a_fault_of_one_source_is_raised_and_ends_the_others(
 
     before = listing_threads()
     with pytest.raises(type(fault)) as caught:
-        for _ in side_by_side([count(), broken(), count()], 3):
+        for _ in merge_parallel([count(), broken(), count()], 3):
             pass
     assert caught.value is fault
     assert listing_threads() <= before
@@ -524,7 +524,7 @@ def test_a_full_temporary_disk_is_told_as_the_runs_trouble(
 
     s3_client().put_object(Bucket=bucket, Key="list.csv", Body=b"uri\n/x/a.jpg\n")
     monkeypatch.setattr("lesioncam.storage.s3.TemporaryFile", full)
-    with pytest.raises(RunBroke, match="copied to a temporary file: No space left on device"):
+    with pytest.raises(RunFailedError, match="copied to a temporary file: No space left on device"):
         list(Listing(f"s3://{bucket}/list.csv"))
 
 
@@ -711,8 +711,8 @@ def test_a_manifest_of_a_listing_agrees_with_its_store(place: str) -> None:
 
 def test_a_process_ends_while_a_listing_is_under_way() -> None:
     code = (
-        "from lesioncam.storage.listing import side_by_side\n"
-        "items = side_by_side([iter(range(10**6))], 2)\n"
+        "from lesioncam.storage.listing import merge_parallel\n"
+        "items = merge_parallel([iter(range(10**6))], 2)\n"
         "print(next(items))"
     )
     ended = subprocess.run(

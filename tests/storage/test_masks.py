@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.masks import find_masks, read_mask
 
 
@@ -30,7 +30,7 @@ def test_a_place_without_masks_is_refused(tmp_path: Path) -> None:
         find_masks(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["1-bit", "grey"])
+@pytest.mark.parametrize("kind", ["1-bit", "gray"])
 def test_masks_are_read_as_they_are_and_squashed(tmp_path: Path, kind: str) -> None:
     mask = np.zeros((20, 40), bool)
     mask[:10, 20:] = True
@@ -48,7 +48,7 @@ def test_a_broken_mask_is_refused(tmp_path: Path) -> None:
 
 def test_a_mask_that_its_store_does_not_give_is_not_called_broken(unreachable: str) -> None:
     with pytest.raises(
-        RunBroke, match=f"--masks: a file in {unreachable} cannot be read: "
+        RunFailedError, match=f"--masks: a file in {unreachable} cannot be read: "
     ) as told:
         read_mask(f"{unreachable}/JANE_DOE.png")
     assert "JANE_DOE" not in str(told.value)

@@ -12,18 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lesioncam.errors import InputError, RunBroke
-from lesioncam.schema import (
-    BOX_COLUMNS,
-    MANIFEST_SCHEMA,
-    TRANSIENT_KINDS,
-    ErrorKind,
-    Status,
-    probability_columns,
-    scores_schema,
-)
-from lesioncam.storage.ledger import Share, Tally
+from lesioncam.columns import BOX_COLUMNS, TRANSIENT_KINDS, ErrorKind, Status, probability_columns
+from lesioncam.errors import InputError, RunFailedError
+from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.storage.listing import image_id
+from lesioncam.storage.pending import Partition, Tally
 from lesioncam.storage.results import COMMIT_FILE, SUCCESS, Results
 from tests.storage.conftest import refused
 
@@ -93,7 +86,7 @@ def listed(*rows: Row) -> pa.Table:
     return pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)
 
 
-def share_of(results: Results, manifest: pa.Table = EMPTY) -> Share:
+def share_of(results: Results, manifest: pa.Table = EMPTY) -> Partition:
     """All rows under an output beside a listing; they are few enough for one share."""
     (share,) = results.shares(results.sizes(), [manifest], manifest.num_rows)
     return share
@@ -165,7 +158,7 @@ def test_failures_are_left_by_their_kind(place: str, retry_failed: bool) -> None
 def test_what_is_left_does_not_depend_on_shares(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 5)
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 5)
     parts, kept = mixed()
     results = results_of(place, **parts)
     manifest = listed(scored("/new"), *kept)
@@ -221,7 +214,7 @@ def test_a_part_without_rows_does_no_harm(place: str) -> None:
     assert newest(results_of(place, a=[])) == []
     results = results_of(place, a=[], b=[scored("/a")])
     assert left(listed(scored("/a"), scored("/b")), results) == ["/b"]
-    results.settle("run-9")
+    results.compact("run-9")
     assert read_all(results) == as_read([scored("/a")])
 
 
@@ -255,24 +248,24 @@ def mixed() -> tuple[dict[str, list[Row]], list[Row]]:
 def test_settling_leaves_the_newest_row_of_each_image(place: str) -> None:
     parts, kept = mixed()
     results = results_of(place, **parts)
-    results.settle("run-9")
+    results.compact("run-9")
     assert read_all(results) == as_read(kept)
     assert [row[:2] for row in newest(results)] == [(row["uri"], row["status"]) for row in kept]
     assert share_of(results).older.num_rows == 0
 
 
 def test_settling_does_not_depend_on_shares(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 2)
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 2)
     parts, kept = mixed()
     results = results_of(place, **parts)
-    results.settle("run-9")
+    results.compact("run-9")
     assert read_all(results) == as_read(kept)
 
 
 def test_settling_merges_small_parts(place: str) -> None:
     parts, _ = mixed()
     results = results_of(place, **parts)
-    results.settle("run-9")
+    results.compact("run-9")
     assert len(results.parts()) == 1
     assert len(list(results.store.entries())) == 1
 
@@ -284,10 +277,10 @@ def test_settling_leaves_large_clean_parts_alone(
     large = [scored(f"/{number}") for number in range(4)]
     results = results_of(place, **{"part-1": large, "part-2": [scored("/x")]})
     before = list(results.store.entries())
-    results.settle("run-8")
+    results.compact("run-8")
     assert list(results.store.entries()) == before
     results.write_part("part-3.parquet", table([scored("/y")]))
-    results.settle("run-9")
+    results.compact("run-9")
     assert before[0] in results.store.entries()
     assert len(results.parts()) == 2
     assert read_all(results) == as_read([*large, scored("/x"), scored("/y")])
@@ -300,7 +293,7 @@ def test_settling_drops_old_rows_of_large_parts(
     old = [scored(f"/{number}", width=1) for number in range(4)]
     new = [scored("/2", minute=1, width=2), *(scored(f"/{number}") for number in (7, 8, 9))]
     results = results_of(place, **{"part-1": old, "part-2": new})
-    results.settle("run-9")
+    results.compact("run-9")
     assert read_all(results) == as_read([*old[:2], old[3], *new])
 
 
@@ -308,7 +301,7 @@ def test_settled_files_reach_the_size_aimed_at(place: str, monkeypatch: pytest.M
     monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 6)
     rows = [scored(f"/{number:02d}") for number in range(20)]
     results = results_of(place, **{f"part-{i:02d}": rows[2 * i : 2 * i + 2] for i in range(10)})
-    results.settle("run-9")
+    results.compact("run-9")
     assert sorted(results.sizes().values()) == [2, 6, 6, 6]
     assert read_all(results) == as_read(rows)
 
@@ -324,12 +317,12 @@ def test_settling_asks_before_each_write_whose_the_output_is(
 
         def check(budget: Iterator[int] = budget) -> None:
             if next(budget, None) is None:
-                raise RunBroke("lost")
+                raise RunFailedError("lost")
 
-        with pytest.raises(RunBroke, match="lost"):
-            results.settle("run-8", check)
+        with pytest.raises(RunFailedError, match="lost"):
+            results.compact("run-8", check)
         assert set(parts) <= {name.removesuffix(".parquet") for name in results.parts()}
-        results.settle("run-9")
+        results.compact("run-9")
         assert read_all(results) == as_read(kept)
 
 
@@ -338,7 +331,7 @@ def test_nothing_is_removed_where_what_replaces_it_is_gone(place: str) -> None:
     results = results_of(place, **parts)
     commit = {"added": ["settled.parquet"], "removed": results.parts(), "written": True}
     results.store.write(COMMIT_FILE, json.dumps(commit).encode())
-    with refused(f"remove {COMMIT_FILE} and run", kind=RunBroke):
+    with refused(f"remove {COMMIT_FILE} and run", kind=RunFailedError):
         results.recover()
     assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
 
@@ -355,9 +348,9 @@ def test_settling_twice_changes_nothing(place: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", part_rows)
         parts, kept = mixed()
         results = results_of(f"{place}/{part_rows}", **parts)
-        results.settle("run-8")
+        results.compact("run-8")
         once, entries = newest(results), list(results.store.entries())
-        results.settle("run-9")
+        results.compact("run-9")
         assert read_all(results) == as_read(kept)
         assert newest(results) == once
         assert list(results.store.entries()) == entries
@@ -365,7 +358,7 @@ def test_settling_twice_changes_nothing(place: str, monkeypatch: pytest.MonkeyPa
 
 def test_settling_nothing_is_no_error(place: str) -> None:
     results = Results(place)
-    results.settle("run-9")
+    results.compact("run-9")
     assert list(results.store.entries()) == []
 
 
@@ -374,7 +367,7 @@ def test_settling_leaves_records_alone(place: str) -> None:
     results = results_of(place, **parts)
     results.store.write("_lesioncam/runs/run-1/manifest/000000.parquet", b"1")
     results.store.write("notes.txt", b"1")
-    results.settle("run-9")
+    results.compact("run-9")
     assert results.store.exists("_lesioncam/runs/run-1/manifest/000000.parquet")
     assert results.store.exists("notes.txt")
 
@@ -392,7 +385,7 @@ def killed_settling(place: str, patch: pytest.MonkeyPatch, survived: int) -> lis
     results = results_of(place, **parts)
     kill_after(results, survived)
     with pytest.raises(KeyboardInterrupt):
-        results.settle("run-8")
+        results.compact("run-8")
     return kept
 
 
@@ -426,7 +419,7 @@ def test_settling_takes_so_many_calls(place: str, monkeypatch: pytest.MonkeyPatc
     parts, kept = mixed()
     results = results_of(place, **parts)
     kill_after(results, SETTLING_CALLS)
-    results.settle("run-8")
+    results.compact("run-8")
     assert len(results.parts()) == 2
     assert read_all(results) == as_read(kept)
 
@@ -442,7 +435,7 @@ def test_a_killed_settling_loses_nothing(
     assert found == table(kept).select(["uri", "status", "width"]).to_pylist()
     assert left(listed(*kept), results) == ["/d"]
     results.recover()
-    results.settle("run-9")
+    results.compact("run-9")
     assert read_all(results) == as_read(kept)
     assert len(names_of(results)) == 2
 
@@ -454,7 +447,7 @@ def test_settling_recovers_by_itself(
 ) -> None:
     kept = killed_settling(str(tmp_path), monkeypatch, survived)
     results = Results(str(tmp_path))
-    results.settle(next_run)
+    results.compact(next_run)
     assert read_all(results) == as_read(kept)
     assert len(names_of(results)) == 2
 
@@ -498,7 +491,7 @@ def test_a_killed_recovery_loses_nothing(
         assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
     assert not results.store.exists(COMMIT_FILE)
     results = Results(str(tmp_path))
-    results.settle("run-9")
+    results.compact("run-9")
     assert read_all(results) == as_read(kept)
 
 
@@ -508,14 +501,14 @@ def test_what_a_later_run_wrote_outlives_recovery(
     kept = killed_settling(place, monkeypatch, STANDING_CALLS + 2)
     results = Results(place)
     results.write_part("part-8.parquet", table([scored("/a", minute=9), scored("/z")]))
-    results.settle("run-9")
+    results.compact("run-9")
     assert read_all(results) == as_read([scored("/a", minute=9), *kept[1:], scored("/z")])
 
 
 def test_a_settled_output_has_no_commit(place: str) -> None:
     parts, _ = mixed()
     results = results_of(place, **parts)
-    results.settle("run-8")
+    results.compact("run-8")
     assert names_of(results) == set(results.parts())
     assert not results.store.exists(COMMIT_FILE)
 
@@ -533,9 +526,9 @@ def test_recovering_without_a_commit_is_no_error(place: str) -> None:
 def test_one_run_may_settle_more_than_once(place: str) -> None:
     parts, kept = mixed()
     results = results_of(place, **parts)
-    results.settle("run-8")
+    results.compact("run-8")
     results.write_part("part-8.parquet", table([scored("/z")]))
-    results.settle("run-8")
+    results.compact("run-8")
     assert read_all(results) == as_read([*kept, scored("/z")])
 
 
@@ -549,7 +542,7 @@ def test_pandas_reads_the_output_and_nothing_else(place: str) -> None:
     results.succeed()
     for settled in (False, True):
         if settled:
-            results.settle("run-9")
+            results.compact("run-9")
         filesystem, root = results.store.arrow()
         frame = pd.read_parquet(root, filesystem=filesystem)
         assert list(frame.columns) == SCHEMA.names
@@ -567,7 +560,7 @@ def test_every_file_has_the_schema_to_the_letter(place: str) -> None:
         for name in results.parts():
             schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
             assert schema.equals(SCHEMA, check_metadata=True)
-        results.settle("run-9")
+        results.compact("run-9")
 
 
 # Refusals
@@ -581,7 +574,7 @@ def test_the_same_model_is_not_refused(place: str) -> None:
     parts, _ = mixed()
     results = results_of(place, empty=[], **parts)
     results.check(CLASSES, MODEL)
-    results.settle("run-9")
+    results.compact("run-9")
     results.check(CLASSES, MODEL)
 
 

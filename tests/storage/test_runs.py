@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from lesioncam.schema import MANIFEST_SCHEMA, ErrorKind, Status
-from lesioncam.storage.ledger import INDEX_SCHEMA, Share, shares, with_version
+from lesioncam.columns import ErrorKind, Status
+from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.storage.listing import read_tables
-from lesioncam.storage.place import Entry, Store
+from lesioncam.storage.pending import INDEX_SCHEMA, Partition, shares, with_version
 from lesioncam.storage.results import Results
-from lesioncam.storage.runs import RunRecord, Todo, new_run_id
-from lesioncam.storage.store import open_store
+from lesioncam.storage.runs import Pending, RunRecord, new_run_id
+from lesioncam.storage.store import Entry, Store
+from lesioncam.storage.uris import open_store
 
 ENTRIES = [
     Entry("/x/0.jpg", 5, None, datetime(2024, 5, 1, tzinfo=UTC)),
@@ -36,7 +37,7 @@ def record_at(place: str) -> RunRecord:
 
 def shares_of(
     record: RunRecord, *rows: int, kind: ErrorKind | None = None, versions: tuple[str, ...] = ()
-) -> Iterator[Share]:
+) -> Iterator[Partition]:
     """The manifest beside a row of some of it: failed where there is an error kind."""
     listed = with_version(pa.concat_tables(record.manifest())).to_pylist()
     written = [listed[number] for number in rows]
@@ -48,7 +49,7 @@ def shares_of(
     return shares(record.manifest(), [index], len(listed) + len(written))
 
 
-def counts(found: Todo) -> tuple[int, int, int]:
+def counts(found: Pending) -> tuple[int, int, int]:
     return found.listed, found.left, found.repeated
 
 
@@ -75,14 +76,18 @@ def test_the_manifest_is_the_listing(place: str, two_rows_a_file: None) -> None:
 def test_without_rows_all_is_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert counts(record.record_todo(shares_of(record), retry_failed=False)) == (5, 5, 0)
+    assert counts(record.record_pending(shares_of(record), retry_failed=False)) == (5, 5, 0)
     assert todo(record) == [0, 1, 2, 3, 4]
 
 
 def test_written_rows_are_not_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert counts(record.record_todo(shares_of(record, 0, 2, 3), retry_failed=False)) == (5, 2, 0)
+    assert counts(record.record_pending(shares_of(record, 0, 2, 3), retry_failed=False)) == (
+        5,
+        2,
+        0,
+    )
     assert todo(record) == [1, 4]
     tables = pa.concat_tables(read_tables(record.todo)).drop_columns("row")
     assert [Entry(**row) for row in tables.to_pylist()] == [ENTRIES[1], ENTRIES[4]]
@@ -91,7 +96,7 @@ def test_written_rows_are_not_to_do(place: str, two_rows_a_file: None) -> None:
 def test_what_is_to_do_is_in_files_of_a_manifests_size(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert counts(record.record_todo(shares_of(record, 2, 3), retry_failed=False)) == (5, 3, 0)
+    assert counts(record.record_pending(shares_of(record, 2, 3), retry_failed=False)) == (5, 3, 0)
     assert [table.num_rows for table in read_tables(record.todo)] == [2, 1]
     assert todo(record) == [0, 1, 4]
 
@@ -99,7 +104,7 @@ def test_what_is_to_do_is_in_files_of_a_manifests_size(place: str, two_rows_a_fi
 def test_with_all_rows_nothing_is_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    found = record.record_todo(shares_of(record, 4, 3, 2, 1, 0), retry_failed=False)
+    found = record.record_pending(shares_of(record, 4, 3, 2, 1, 0), retry_failed=False)
     assert counts(found) == (5, 0, 0)
     assert names(record.todo) == []
 
@@ -108,7 +113,7 @@ def test_a_changed_object_is_to_do(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
     older = shares_of(record, 0, 1, 2, 3, 4, versions=("5@0", "older", "", "e3", "e4"))
-    assert counts(record.record_todo(older, retry_failed=False)) == (5, 2, 0)
+    assert counts(record.record_pending(older, retry_failed=False)) == (5, 2, 0)
     assert todo(record) == [0, 1]
 
 
@@ -125,7 +130,7 @@ def test_failures_are_to_do_if_another_try_is_asked_or_may_help(
 ) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    found = record.record_todo(shares_of(record, 1, 2, kind=kind), retry_failed=retry_failed)
+    found = record.record_pending(shares_of(record, 1, 2, kind=kind), retry_failed=retry_failed)
     assert counts(found) == (5, len(expected), 0)
     assert todo(record) == expected
 
@@ -133,17 +138,17 @@ def test_failures_are_to_do_if_another_try_is_asked_or_may_help(
 def test_repeated_images_are_to_do_once(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     assert record.record_listing([*ENTRIES, ENTRIES[4], ENTRIES[0], ENTRIES[4]]) == 8
-    assert counts(record.record_todo(shares_of(record, 0), retry_failed=False)) == (5, 4, 3)
+    assert counts(record.record_pending(shares_of(record, 0), retry_failed=False)) == (5, 4, 3)
     assert todo(record) == [1, 2, 3, 4]
 
 
 def test_what_several_shares_leave_is_to_do(
     place: str, monkeypatch: pytest.MonkeyPatch, two_rows_a_file: None
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 2)
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 2)
     record = record_at(place)
     record.record_listing([*ENTRIES, *ENTRIES])
-    assert counts(record.record_todo(shares_of(record, 2), retry_failed=False)) == (5, 4, 5)
+    assert counts(record.record_pending(shares_of(record, 2), retry_failed=False)) == (5, 4, 5)
     assert sorted(todo(record)) == [0, 1, 3, 4]
     assert max(table.num_rows for table in read_tables(record.todo)) <= 2
 
@@ -157,20 +162,20 @@ def test_a_run_knows_when_the_newest_row_was_scored(place: str) -> None:
         for entry, time in zip(ENTRIES, times, strict=False)
     ]
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    found = record.record_todo(shares(record.manifest(), [index], 8), retry_failed=False)
+    found = record.record_pending(shares(record.manifest(), [index], 8), retry_failed=False)
     assert times[1] < found.after < times[1] + timedelta(seconds=1)
 
 
 def test_without_shares_nothing_is_to_do(place: str) -> None:
     record = record_at(place)
-    assert counts(record.record_todo([], retry_failed=False)) == (0, 0, 0)
+    assert counts(record.record_pending([], retry_failed=False)) == (0, 0, 0)
     assert names(record.todo) == []
 
 
 def test_arrow_finds_what_is_to_do(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    record.record_todo(shares_of(record), retry_failed=False)
+    record.record_pending(shares_of(record), retry_failed=False)
     filesystem, root = record.todo.arrow()
     found = filesystem.get_file_info(pa.fs.FileSelector(root))
     assert [info.base_name for info in found] == ["000000000000.parquet"]
@@ -229,7 +234,7 @@ def test_runs_keep_apart(place: str) -> None:
 def test_records_are_no_scores(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    record.record_todo(shares_of(record), retry_failed=False)
+    record.record_pending(shares_of(record), retry_failed=False)
     record.finish({})
     assert Results(place).parts() == []
     assert Results(place).sizes() == {}

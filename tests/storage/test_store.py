@@ -1,4 +1,4 @@
-"""Places: the same behaviour for a local directory and an s3:// prefix."""
+"""Places: the same behavior for a local directory and an s3:// prefix."""
 
 import errno
 import hashlib
@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lesioncam.errors import InputError, LesioncamError, RunBroke
-from lesioncam.schema import TRANSIENT_KINDS, ErrorKind
+from lesioncam.columns import TRANSIENT_KINDS, ErrorKind
+from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.storage.listing import write_table
 from lesioncam.storage.local import LocalStore
-from lesioncam.storage.place import Entry, Store, StoreError
 from lesioncam.storage.s3 import S3Store, arrow_s3, s3_client
-from lesioncam.storage.store import open_store, read_uri, stat_uri
+from lesioncam.storage.store import Entry, Store, StoreError
+from lesioncam.storage.uris import open_store, read_uri, stat_uri
 from tests.conftest import SECRET
 from tests.storage.conftest import answering, refused
 
@@ -142,7 +142,7 @@ def test_entries_come_in_an_order_of_names_alone(place: str) -> None:
     assert names(one) == names(other)
 
 
-def test_entries_leave_out_neighbours_with_the_same_beginning(place: str) -> None:
+def test_entries_leave_out_neighbors_with_the_same_beginning(place: str) -> None:
     open_store(place).write("in", b"1")
     open_store(place + "2").write("out", b"1")
     assert names(open_store(place)) == ["in"]
@@ -319,7 +319,7 @@ def test_a_failed_local_write_leaves_things_as_they_were(
 def test_a_failed_s3_write_leaves_things_as_they_were(bucket: str) -> None:
     store = open_store(f"s3://{bucket}/top")
     store.write("a", b"older")
-    with answering("put_object", "InternalError", status=500), refused(kind=RunBroke):
+    with answering("put_object", "InternalError", status=500), refused(kind=RunFailedError):
         store.write("a", b"newer")
     assert store.read("a") == b"older"
     assert names(store) == ["a"]
@@ -481,7 +481,7 @@ def test_a_name_that_is_no_bucket_is_bad_input(s3_server: str, call: str) -> Non
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_server_that_is_away_breaks_the_run(unreachable: str, call: str) -> None:
-    with refused(unreachable, kind=RunBroke, without=(SECRET,)):
+    with refused(unreachable, kind=RunFailedError, without=(SECRET,)):
         CALLS[call](open_store(unreachable))
 
 

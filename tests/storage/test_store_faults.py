@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 from pyarrow.fs import FileSystem
 
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
 from lesioncam.storage.lease import Lease, check_holder
-from lesioncam.storage.place import Store, StoreError
 from lesioncam.storage.s3 import _arrow_like, arrow_s3, s3_client
-from lesioncam.storage.store import open_store, read_uri
+from lesioncam.storage.store import Store, StoreError
+from lesioncam.storage.uris import open_store, read_uri
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
 from tests.faults.proxy import Exchange, Misdeed, Proxy, times

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lesioncam.settings import TrainSettings
+from lesioncam.settings import Backbone, TrainSettings
 from lesioncam.training.batches import Batch, Batches, Examples, Lesions
-from lesioncam.vision.network import Backbone
 
 if TYPE_CHECKING:
     from lesioncam.training.canvases import Canvases
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 CANVAS, SIDE = 32, 16
 SMALL = Backbone((4, "M", 4), SIDE)
 SETTINGS = TrainSettings(backbone="tiny", batch_size=4, seed=1)
-STILL = replace(SETTINGS, rotate=0.0, zoom=0.0, shift=0.0, brightness=0.0, colour=0.0)
+STILL = replace(SETTINGS, rotate=0.0, zoom=0.0, shift=0.0, brightness=0.0, color=0.0)
 
 
 class Decoded:
@@ -66,7 +65,7 @@ def worker(
 
 
 def batches(made: Batches, epoch: int = 0) -> Iterator[Batch]:
-    return made.epoch(epoch, made.backbone.input_side)
+    return made.epoch(epoch, made.backbone.input_size)
 
 
 def order(made: Batches, epoch: int = 0) -> list[int]:
@@ -217,7 +216,7 @@ def test_lesions_are_cut_and_turn_with_their_images(box: list[int]) -> None:
         boxes=np.tile(box, (6, 1)),
         lesions=Lesions(grid, np.ones(6, bool), np.ones(6, np.float32)),
     )
-    settings = replace(SETTINGS, batch_size=6, brightness=0.0, colour=0.0)
+    settings = replace(SETTINGS, batch_size=6, brightness=0.0, color=0.0)
     (batch,) = batches(worker(shown, settings=settings, backbone=same))
     unturned = torch.from_numpy(grid[batch.labels.numpy()]).float()
     for image, lesion, before in zip(batch.images, batch.lesions, unturned, strict=True):

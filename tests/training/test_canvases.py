@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from lesioncam.demo import draw_images
-from lesioncam.errors import RunBroke
+from lesioncam.errors import RunFailedError
 from lesioncam.training.canvases import CHUNK, Canvases, _decode_chunk, decode_canvases
 from lesioncam.vision.decode import decode
 
@@ -46,5 +46,5 @@ def test_an_image_that_cannot_be_read_once_more_is_not_taken_for_a_black_one(
     rebuilt = Canvases((ray.put(again),), before.places)
     others = np.array([0, 1, 2, 3, 5])
     np.testing.assert_array_equal(rebuilt.gather(others), before.gather(others))
-    with pytest.raises(RunBroke, match="that a lost node had cannot be read once more"):
+    with pytest.raises(RunFailedError, match="that a lost node had cannot be read once more"):
         rebuilt.gather(np.array([4]))

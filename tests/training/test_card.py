@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesioncam.settings import CropRule, TrainSettings
-from lesioncam.storage.bundle import Bundle, ModelSettings
+from lesioncam.columns import STAGES
+from lesioncam.settings import CropRule, ModelSettings, TrainSettings
+from lesioncam.storage.bundle import Bundle
 from lesioncam.training.card import model_card
-from lesioncam.vision.metrics import STAGES, evaluate_stages
+from lesioncam.vision.metrics import evaluate_stages
 
 LABELS = np.repeat([0, 1, 2], [4, 3, 5])
 
@@ -22,7 +23,7 @@ def bundle(model_settings: ModelSettings) -> Bundle:
     settings = TrainSettings(weights="w.safetensors", crop=CropRule(threshold=0.45))
     facts: dict[str, Any] = {
         "settings": asdict(settings),
-        "ranked": list(classes[:2]),
+        "target_classes": list(classes[:2]),
         "training_images": dict(zip(classes, (1200, 20, 30), strict=True)),
         "held_out_images": dict(zip(classes, (4, 3, 5), strict=True)),
         "left_over": {"images_without_label": 7, "ignored_files": 0},
@@ -42,7 +43,7 @@ def test_data_figures_and_recipe(bundle: Bundle) -> None:
     for line in (
         "| melanoma | 1,200 | 4 |",
         "Left over: 7 images without label, 0 ignored files.",
-        "by 900 drawn outlines and 350 guessed from colour.",
+        "by 900 drawn outlines and 350 guessed from color.",
         "| seborrheic_keratosis | 3 of 12 | 1.000 (1.000 to 1.000) |",
         "| mean | 7 of 12 | 1.000 (1.000 to 1.000) |",
         "| melanoma | 1.000 | 1.000 |",
@@ -60,7 +61,9 @@ def test_data_figures_and_recipe(bundle: Bundle) -> None:
 
 def test_maps_that_nobody_taught_and_half_turns(bundle: Bundle) -> None:
     facts = {**bundle.training, "outlines_drawn": 0, "outlines_guessed": 0}
-    other = replace(bundle, settings=replace(bundle.settings, half_turn=True), training=facts)
+    other = replace(
+        bundle, settings=replace(bundle.settings, test_time_rotation=True), training=facts
+    )
     card = model_card(other)
     assert "Its maps show where stage 1 looked, not why." in card
     assert "outlines" not in card

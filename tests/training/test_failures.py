@@ -10,12 +10,12 @@ import ray.exceptions
 import ray.train
 import torch
 
-from lesioncam.errors import InputError, RunBroke
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.lease import LeaseLostError
-from lesioncam.storage.place import StoreError
-from lesioncam.training.failures import GoOnOrEnd, told, traceback_noted, what_ended
-from lesioncam.training.progress import Setback
+from lesioncam.storage.store import StoreError
+from lesioncam.training.failures import FailurePolicy, told, traceback_noted, what_ended
+from lesioncam.training.progress import WorkerFailure
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Wall:
         RuntimeError("Connection closed by peer\nand more"),
         ConnectionResetError("Connection closed by peer"),
         StoreError(ErrorKind.UNREACHABLE, "Connection closed by peer"),
-        RunBroke("cannot read from s3://b/model: Connection closed by peer"),
+        RunFailedError("cannot read from s3://b/model: Connection closed by peer"),
         InputError("cannot read from s3://b/model: the store refused: Connection closed by peer"),
         ray.exceptions.ReferenceCountingAssertionError("0" * 56, "", ""),
         pa.ArrowInvalid("Connection closed by peer"),
@@ -42,9 +42,9 @@ class Wall:
 )
 def test_what_may_pass_is_told_and_tried_again(error: Exception) -> None:
     wall: Any = Wall()
-    GoOnOrEnd("stage2", wall).after_exception(None, {1: error})
+    FailurePolicy("stage2", wall).after_exception(None, {1: error})
     (setback,) = wall.posted
-    assert setback == Setback("stage2", 1, setback.cause)
+    assert setback == WorkerFailure("stage2", 1, setback.cause)
     assert str(setback).startswith(f"stage 2: worker 1 broke off: {type(error).__name__}: ")
     assert " ".join(str(error).split())[:100] in str(setback)
     assert "\n" not in str(setback)
@@ -52,7 +52,7 @@ def test_what_may_pass_is_told_and_tried_again(error: Exception) -> None:
 
 def test_the_same_setback_is_told_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     wall: Any = Wall()
-    tell = GoOnOrEnd("stage1", wall)
+    tell = FailurePolicy("stage1", wall)
     for now, rank, cause in ((0, 0, "a"), (1, 0, "a"), (2, 1, "a"), (3, 0, "b"), (61, 0, "a")):
         monkeypatch.setattr("time.monotonic", lambda now=now: 1e6 + now)
         tell.after_exception(None, {rank: RuntimeError(cause)})
@@ -76,7 +76,7 @@ def test_the_same_setback_is_told_once_a_minute(monkeypatch: pytest.MonkeyPatch)
 def test_what_would_come_again_ends_the_stage(error: Exception) -> None:
     wall: Any = Wall()
     with pytest.raises(type(error)) as raised:
-        GoOnOrEnd("stage1", wall).after_exception(None, {0: RuntimeError("peer"), 1: error})
+        FailurePolicy("stage1", wall).after_exception(None, {0: RuntimeError("peer"), 1: error})
     assert raised.value is error
     assert not wall.posted
 
@@ -92,7 +92,7 @@ def test_a_bug_keeps_its_traceback_and_the_rest_is_one_line() -> None:
     assert str(controllers_own) == "stage1 broke off, run the same command again: KeyError: 'nevus'"
     lost = LeaseLostError("s3://b/model is not run 7's any more; run the same command again")
     ended = what_ended("stage1", ray.train.ControllerError(lost))
-    assert isinstance(ended, RunBroke)
+    assert isinstance(ended, RunFailedError)
     assert str(ended) == f"stage1 broke off: {lost}"
     deaths = ray.train.WorkerGroupError("[Rank 0]\nSIGKILL", {0: RuntimeError("SIGKILL")})
     assert str(what_ended("stage2", deaths)) == (
@@ -103,7 +103,7 @@ def test_a_bug_keeps_its_traceback_and_the_rest_is_one_line() -> None:
 def test_the_line_of_a_stage_that_ray_train_gave_up() -> None:
     lost = "Traceback ...\nRunBroke: it is gone; run the same command again\n\x1b[31m^^^\x1b[0m"
     assert told("stage1", lost) == (
-        "stage1 broke off: RunBroke: it is gone; run the same command again"
+        "stage1 broke off: RunFailedError: it is gone; run the same command again"
     )
     assert told("stage2", "SIGKILL") == ("stage2 broke off, run the same command again: SIGKILL")
     memory = "torch.OutOfMemoryError: CUDA out of memory. Tried"

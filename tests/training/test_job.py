@@ -13,17 +13,17 @@ import ray.train
 import torch
 from PIL import Image
 
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.settings import CropRule
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import read_labels
 from lesioncam.storage.lease import LEASE_FILE, check_holder
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.fit import remove_checkpoints
 from lesioncam.training.initial import initial_network
 from lesioncam.training.job import TrainRequest, checkpoints_of, train
-from lesioncam.training.predict import Seen
+from lesioncam.training.predict import Stage1Predictions
 from lesioncam.training.stage import StageJob, StageState, read_state
 from lesioncam.vision.network import VGGGAP
 from tests.training.small import SMALL, history, request
@@ -55,7 +55,9 @@ def broke_off(
     place = tmp_path_factory.mktemp("broke_off") / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lesioncam.training.job.save_bundle", full_disk)
-        with pytest.raises(RunBroke, match="no space left; mend that; run the same command again"):
+        with pytest.raises(
+            RunFailedError, match="no space left; mend that; run the same command again"
+        ):
             train(request(drawn, place, workers=2))
     checkpoints = Path(f"{place}-checkpoints")
     return place, {
@@ -90,15 +92,15 @@ def asked(request: TrainRequest, stage: str = "stage1") -> tuple[StageJob, str]:
         halves = {name: tensor / 2 for name, tensor in ray.get(job.initial).items()}
         return StageState(best=halves)
 
-    def localise_all(canvases: Canvases, *_: object) -> Seen:
+    def localize_all(canvases: Canvases, *_: object) -> Stage1Predictions:
         seen = len(canvases)
         maps = np.zeros((seen, 6, 6), np.uint8)
-        return Seen(np.zeros((seen, 3)), BOXES[:seen], VIEWS[:seen], maps)
+        return Stage1Predictions(np.zeros((seen, 3)), BOXES[:seen], VIEWS[:seen], maps)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lesioncam.training.job.Board.create", lambda: None)
+        patch.setattr("lesioncam.training.job.ProgressBoard.create", lambda: None)
         patch.setattr("lesioncam.training.job.fit", fit)
-        patch.setattr("lesioncam.training.job.localise_all", localise_all)
+        patch.setattr("lesioncam.training.job.localize_all", localize_all)
         with pytest.raises(NotTrainedError) as instead:
             train(request)
     job, run_id = instead.value.args
@@ -120,7 +122,7 @@ def test_one_command_ends_in_a_bundle_that_says_what_it_is(
     assert [(entry["epoch"], entry["side"]) for entry in history(folder)] == [(1, 80), (2, 96)]
     assert bundle.training["stage1"]["best_epoch"] == 2  # the one at the full side
     assert set(bundle.metrics) == {"held_out", "validation"}
-    assert bundle.metrics["held_out"]["localisation"]["masks"] > 0
+    assert bundle.metrics["held_out"]["localization"]["masks"] > 0
     assert bundle.metrics["validation"]["final"]["mean"]["n"] == 9
     assert any(
         not np.array_equal(bundle.stage1[name], bundle.stage2[name]) for name in bundle.stage1
@@ -243,10 +245,15 @@ def test_stage_2_learns_what_stage_1_shows_it(drawn: Path, tmp_path: Path) -> No
 def test_another_input_side_is_that_of_epochs_canvases_and_bundle(
     drawn: Path, tmp_path: Path
 ) -> None:
-    small = {"input_side": 64, "stage1_epochs": 4, "coarse_share": 0.5, "coarse_scale": 0.75}
+    small = {
+        "input_size": 64,
+        "stage1_epochs": 4,
+        "low_resolution_fraction": 0.5,
+        "low_resolution_scale": 0.75,
+    }
     job, _ = asked(request(drawn, tmp_path / "model", settings=small))
     assert job.sides == (48, 48, 64, 64)
-    assert (job.model.input_side, job.model.canvas_side) == (64, 128)
+    assert (job.model.input_size, job.model.canvas_size) == (64, 128)
     assert (job.examples.boxes == (0, 0, 128, 128)).all()
 
 
@@ -281,7 +288,7 @@ def test_another_recipe_for_stage_2_keeps_stage_1_and_one_for_stage_1_does_not(
     assert run_id() == first
     later: dict[str, Any] = {
         "stage2_learning_rate": 0.001,
-        "half_turn": True,
+        "test_time_rotation": True,
         "crop": CropRule(threshold=0.4),
     }
     assert run_id(**later) == first

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lesioncam.training.progress import Board, Post, figures, line, seconds_left
+from lesioncam.training.progress import EpochReport, ProgressBoard, figures, line, seconds_left
 
 EPOCH: dict[str, Any] = {
     "epoch": 2, "loss": 0.4567, "mean_auc": 0.8765, "images_per_second": 12.34,
@@ -14,9 +14,9 @@ EPOCH: dict[str, Any] = {
 }  # fmt: skip
 
 
-def post(**changes: Any) -> Post:
+def post(**changes: Any) -> EpochReport:
     history = [{**EPOCH, "epoch": 1}, {**EPOCH, **changes}]
-    return Post("stage2", epochs=7, history=history, left=190.0)
+    return EpochReport("stage2", epochs=7, history=history, left=190.0)
 
 
 def test_the_line_of_an_epoch() -> None:
@@ -28,7 +28,7 @@ def test_the_line_of_an_epoch() -> None:
 
 
 def test_a_stage_that_goes_on_says_from_where() -> None:
-    resumed = Post("stage1", 7, [EPOCH, EPOCH, EPOCH], left=math.nan, resumed=True)
+    resumed = EpochReport("stage1", 7, [EPOCH, EPOCH, EPOCH], left=math.nan, resumed=True)
     assert line(resumed) == "stage 1: going on from the checkpoint after epoch 3"
 
 
@@ -38,22 +38,22 @@ def test_the_same_in_numbers() -> None:
         "seconds_left": 190.0,
     }  # fmt: skip
     assert figures(post(loss=math.inf))["loss"] is None
-    assert figures(Post("stage1", 7, [], left=math.nan)) == {"epoch": 0}
+    assert figures(EpochReport("stage1", 7, [], left=math.nan)) == {"epoch": 0}
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_every_post_is_logged_and_the_last_of_a_look_recorded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    board, taken = Board.create(), list[Post]()
-    first, last = (Post("stage1", 7, [EPOCH] * done, left=60.0) for done in (1, 2))
+    board, taken = ProgressBoard.create(), list[EpochReport]()
+    first, last = (EpochReport("stage1", 7, [EPOCH] * done, left=60.0) for done in (1, 2))
     for content in (first, last):
         board.post(content)
     with caplog.at_level(logging.INFO, "lesioncam"), board.logged("stage1", taken.append):
         pass
     assert [record.getMessage() for record in caplog.records] == [line(first), line(last)]
     assert taken == [last]
-    resumed = Post("stage1", 7, [EPOCH] * 2, left=60.0, resumed=True)
+    resumed = EpochReport("stage1", 7, [EPOCH] * 2, left=60.0, resumed=True)
     board.post(resumed)
     with board.logged("stage1", taken.append):
         pass

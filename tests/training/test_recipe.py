@@ -27,7 +27,7 @@ from lesioncam.vision.network import VGGGAP
 def test_coarse_epochs_come_first_and_the_last_is_full(
     share: float, scale: float, side: int, epochs: int, expected: tuple[int, ...]
 ) -> None:
-    settings = TrainSettings(coarse_share=share, coarse_scale=scale)
+    settings = TrainSettings(low_resolution_fraction=share, low_resolution_scale=scale)
     assert epoch_sides(settings, side, epochs) == expected
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lesioncam.training.progress import Post
+from lesioncam.training.progress import EpochReport
 from lesioncam.training.record import CURVES_FILE, METRICS_FILE, Record, draw_curves
 
 
@@ -17,8 +17,8 @@ def entry(epoch: int, loss: float = 0.5, mean_auc: float | None = 0.8) -> dict[s
     return {"epoch": epoch, "loss": loss, "mean_auc": mean_auc, "seconds": 2.0}
 
 
-def post(stage: str, *history: dict[str, Any], resumed: bool = False) -> Post:
-    return Post(stage, epochs=3, history=history, left=60.0, resumed=resumed)
+def post(stage: str, *history: dict[str, Any], resumed: bool = False) -> EpochReport:
+    return EpochReport(stage, epochs=3, history=history, left=60.0, resumed=resumed)
 
 
 def rows(bundle: Path) -> pd.DataFrame:

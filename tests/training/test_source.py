@@ -30,16 +30,16 @@ def labels_of(indices: list[int]) -> Labels:
     return Labels(CLASSES, CLASSES[:1], ids, np.array(indices, np.int64))
 
 
-def images(*greys: int, prefix: str = "") -> Images:
-    """Images of one grey level each, guessed to be all lesion in their left half."""
-    count = len(greys)
+def images(*grays: int, prefix: str = "") -> Images:
+    """Images of one gray level each, guessed to be all lesion in their left half."""
+    count = len(grays)
     guesses = np.zeros((count, 32, 32), bool)
     guesses[:, :, :16] = True
     return Images(
         uris=tuple(f"/images/{prefix}{number:03d}.jpg" for number in range(count)),
         canvases=Canvases((), np.arange(count)),
         labels=np.arange(count) % 2,
-        thumbnails=np.stack([np.full((16, 16, 3), grey, np.uint8) for grey in greys]),
+        thumbnails=np.stack([np.full((16, 16, 3), gray, np.uint8) for gray in grays]),
         guesses=guesses,
     )
 
@@ -143,7 +143,7 @@ def write_mask(path: Path, x0: int, y0: int, x1: int, y1: int) -> None:
     Image.fromarray(mask).save(path)
 
 
-SETTINGS = TrainSettings(mask_weight=0.5, guess_weight=0.25)
+SETTINGS = TrainSettings(mask_weight=0.5, estimated_mask_weight=0.25)
 
 
 def source(images: Images) -> Source:

@@ -23,7 +23,7 @@ def test_the_weights_kept_as_best_are_the_best_epochs() -> None:
     best = []
     for epoch, auc in enumerate((0.9, 0.7, 0.8, 0.75), start=1):
         for parameter in network.parameters():
-            parameter.data.fill_(epoch)  # in place, as an optimiser changes them
+            parameter.data.fill_(epoch)  # in place, as an optimizer changes them
         state.add({"epoch": epoch, "mean_auc": auc, "loss": 0.5}, SIDES)
         state.keep(network, optimizer, schedule)
         assert (state.network["linear.weight"] == epoch).all()

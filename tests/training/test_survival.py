@@ -20,10 +20,10 @@ import pytest
 import ray
 import torch
 
-from lesioncam.errors import InputError, RunBroke
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.lease import LEASE_FILE, Holder
-from lesioncam.storage.store import open_store
+from lesioncam.storage.uris import open_store
 from lesioncam.training.fit import fit
 from lesioncam.training.job import TrainRequest, train
 from lesioncam.training.stage import StageState
@@ -57,7 +57,7 @@ def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory, local_ray
 def test_seven_classes_with_no_rest_class(undisturbed: Path) -> None:
     bundle = load_bundle(str(undisturbed))
     assert bundle.settings.classes == tuple(SEVEN)
-    assert bundle.training["ranked"] == SEVEN
+    assert bundle.training["target_classes"] == SEVEN
     assert bundle.metrics["held_out"]["final"]["mean"]["auc"] is not None
 
 
@@ -219,7 +219,7 @@ def test_a_run_that_another_has_followed_writes_no_checkpoint(
         return fit(*job)
 
     monkeypatch.setattr("lesioncam.training.job.fit", fit_too_late)
-    with pytest.raises(RunBroke, match=r"stage1 broke off: .* is not run .* any more"):
+    with pytest.raises(RunFailedError, match=r"stage1 broke off: .* is not run .* any more"):
         train(request(drawn, bundle))
     assert "worker 0 broke off" not in caplog.text  # it is not tried again
     assert not list(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint*/*"))
@@ -233,5 +233,5 @@ def test_what_breaks_in_ray_is_one_line(
         raise ray.exceptions.WorkerCrashedError
 
     monkeypatch.setattr("lesioncam.training.job.read_source", break_off)
-    with pytest.raises(RunBroke, match=r"broke off in Ray, .* run the same command again"):
+    with pytest.raises(RunFailedError, match=r"broke off in Ray, .* run the same command again"):
         train(request(drawn, tmp_path / "model"))

@@ -52,18 +52,18 @@ def test_brightness_and_contrast_by_hand() -> None:
     ]  # (75 - 12.5) x 1.2 and (75 + 12.5) x 1.2
 
 
-def one_colour(red: int, green: int, blue: int) -> torch.Tensor:
+def one_color(red: int, green: int, blue: int) -> torch.Tensor:
     return torch.tensor([red, green, blue], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
 
 
-def colours(pixels: torch.Tensor) -> list[list[int]]:
-    """Of each image its colour, which must be the same everywhere."""
+def colors(pixels: torch.Tensor) -> list[list[int]]:
+    """Of each image its color, which must be the same everywhere."""
     assert torch.equal(pixels, pixels[..., :1, :1].expand_as(pixels))
     return pixels[..., 0, 0].tolist()
 
 
 def test_tint_and_saturation_by_hand() -> None:
-    pixels = one_colour(100, 150, 50).expand(4, 3, 8, 8)
+    pixels = one_color(100, 150, 50).expand(4, 3, 8, 8)
     draws = replace(
         still(4),
         tint=torch.tensor([[1.2, 1.0, 0.5], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [2.0, 1.0, 0.0]]),
@@ -71,14 +71,14 @@ def test_tint_and_saturation_by_hand() -> None:
     )
     expected = [
         [120, 150, 25],
-        [100, 125, 75],  # halfway to the grey of 100
+        [100, 125, 75],  # halfway to the gray of 100
         [100, 100, 100],
-        [255, 183, 0],  # tinted 200, 150, 0, whose grey is 116.7; then twice as far from it
+        [255, 183, 0],  # tinted 200, 150, 0, whose gray is 116.7; then twice as far from it
     ]
-    assert colours(augment(pixels, whole(4, 8), draws, 8)) == expected
+    assert colors(augment(pixels, whole(4, 8), draws, 8)) == expected
 
 
-def test_colour_changes_no_grey_level_on_the_whole() -> None:
+def test_color_changes_no_gray_level_on_the_whole() -> None:
     pixels = canvases(1)
     draws = replace(still(1), saturation=torch.tensor([0.5]))
     after = augment(pixels, whole(1), draws, 32).float().mean(dim=1)
@@ -87,7 +87,7 @@ def test_colour_changes_no_grey_level_on_the_whole() -> None:
 
 def test_masks_turn_as_their_images_do() -> None:
     pixels = canvases(6)
-    draws = draw(6, replace(SETTINGS, brightness=0.0, colour=0.0), torch.Generator().manual_seed(0))
+    draws = draw(6, replace(SETTINGS, brightness=0.0, color=0.0), torch.Generator().manual_seed(0))
     turned = augment(pixels, whole(6), draws, 16)
     assert torch.equal(turn(pixels[:, :1], whole(6), draws, 16), turned[:, :1])
 
@@ -108,8 +108,8 @@ def test_draws_stay_within_the_settings() -> None:
     assert draws.shift.abs().max() <= SETTINGS.shift
     assert (draws.brightness - 1).abs().max() <= SETTINGS.brightness
     assert (draws.contrast - 1).abs().max() <= SETTINGS.brightness
-    assert (draws.tint - 1).abs().max() <= SETTINGS.colour
-    assert (draws.saturation - 1).abs().max() <= 2 * SETTINGS.colour
+    assert (draws.tint - 1).abs().max() <= SETTINGS.color
+    assert (draws.saturation - 1).abs().max() <= 2 * SETTINGS.color
     flipped = torch.linalg.det(draws.affine) < 0
     assert 0.4 < flipped.float().mean() < 0.6
 

@@ -12,7 +12,7 @@ from lesioncam.vision.cam import (
     choose_map,
     class_activation_maps,
     lesion_loss,
-    normalise_map,
+    normalize_map,
 )
 from lesioncam.vision.network import VGGGAP
 
@@ -74,9 +74,9 @@ def test_rules_are_those_the_crop_settings_allow() -> None:
     assert [CropRule(map=rule).map for rule in MAP_RULES] == list(MAP_RULES)
 
 
-def test_normalise_by_hand() -> None:
+def test_normalize_by_hand() -> None:
     maps = torch.tensor([[[2.0, 4.0], [3.0, 6.0]], [[-1.0, 0.0], [-0.5, 1.0]]])
-    scaled, flat = normalise_map(maps)
+    scaled, flat = normalize_map(maps)
     assert scaled.tolist() == [[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.5], [0.25, 1.0]]]
     assert scaled.dtype == torch.float32
     assert flat.dtype == torch.bool
@@ -100,21 +100,21 @@ def test_normalise_by_hand() -> None:
 )
 def test_map_without_peak_or_not_finite_is_flat_and_zero(bad: list[list[float]]) -> None:
     good = [[0.0, 1.0], [2.0, 4.0]]
-    scaled, flat = normalise_map(torch.tensor([good, bad]))
+    scaled, flat = normalize_map(torch.tensor([good, bad]))
     assert flat.tolist() == [False, True]
     assert scaled.tolist() == [[[0.0, 0.25], [0.5, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]
 
 
 def test_span_just_above_flat_range_has_a_peak() -> None:
-    scaled, flat = normalise_map(torch.tensor([[[0.0, 0.0], [0.0, FLAT_RANGE * 1.01]]]))
+    scaled, flat = normalize_map(torch.tensor([[[0.0, 0.0], [0.0, FLAT_RANGE * 1.01]]]))
     assert flat.tolist() == [False]
     assert scaled.flatten().tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
-def test_normalised_maps_do_not_depend_on_scale_or_offset() -> None:
+def test_normalized_maps_do_not_depend_on_scale_or_offset() -> None:
     maps: Tensor = torch.rand(5, 6, 6, generator=torch.Generator().manual_seed(0))
-    scaled, _ = normalise_map(maps)
-    moved, _ = normalise_map(maps * 40 - 7)
+    scaled, _ = normalize_map(maps)
+    moved, _ = normalize_map(maps * 40 - 7)
     torch.testing.assert_close(moved, scaled, atol=1e-5, rtol=0)
     assert (scaled.amin(dim=(1, 2)) == 0).all()
     assert (scaled.amax(dim=(1, 2)) == 1).all()

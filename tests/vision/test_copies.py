@@ -14,7 +14,7 @@ from tests.messy import lesion
 
 
 def picture(seed: int) -> Image.Image:
-    """Smooth blobs of colour, 640 x 480, with some grain."""
+    """Smooth blobs of color, 640 x 480, with some grain."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(60, 220, (5, 6, 3), np.uint8))
     smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC)).astype(int)
@@ -29,7 +29,7 @@ def seen(image: Image.Image, kind: str = "PNG", **options: Any) -> np.ndarray:
 
 
 def even(*values: float) -> np.ndarray:
-    """(n, SIDE, SIDE, 3): thumbnails of one grey level each."""
+    """(n, SIDE, SIDE, 3): thumbnails of one gray level each."""
     return np.stack([np.full((SIDE, SIDE, 3), value, np.uint8) for value in values])
 
 

@@ -12,9 +12,9 @@ from lesioncam.vision.crop import (
     boxes_in_image,
     crop_boxes,
     heaviest_region,
+    lesion_boxes,
     region_bounds,
     sample_boxes,
-    with_context,
 )
 
 WEIGHT = {"#": 0.5, "@": 1.0, ".": 0.1}  # above the threshold, the peak, below
@@ -41,7 +41,7 @@ def rectangle(x0: int, y0: int, x1: int, y1: int, cells: int = 10) -> Tensor:
 
 
 def box_of(maps: Tensor, rule: CropRule, side: int = 100, flat: bool = False) -> list[int]:
-    (box,) = crop_boxes(maps, torch.tensor([flat]), rule, side).tolist()
+    (box,) = lesion_boxes(maps, torch.tensor([flat]), rule, side).tolist()
     return [int(value) for value in box]
 
 
@@ -70,8 +70,8 @@ def whole(count: int, side: int) -> Tensor:
             "##... ..... ..... .....",
             id="a high one outweighs a wide one",
         ),
-        pytest.param("@.. .#. ..#", "#.. ... ...", id="diagonal neighbours do not join"),
-        pytest.param(".#. #@# .#.", ".#. ### .#.", id="four neighbours join"),
+        pytest.param("@.. .#. ..#", "#.. ... ...", id="diagonal neighbors do not join"),
+        pytest.param(".#. #@# .#.", ".#. ### .#.", id="four neighbors join"),
         pytest.param(
             "#...@ #...# #...# #####", "#...# #...# #...# #####", id="down, along and up a U"
         ),
@@ -173,7 +173,7 @@ BARE = CropRule(padding=0.0, smallest=0.25)
         pytest.param((2, 3, 6, 7), [20, 30, 60, 70], id="square"),
         pytest.param((2, 4, 8, 7), [20, 40, 80, 70], id="wide"),
         pytest.param((4, 2, 7, 8), [40, 20, 70, 80], id="tall"),
-        pytest.param((2, 4, 8, 5), [20, 32, 80, 57], id="widened about its centre"),
+        pytest.param((2, 4, 8, 5), [20, 32, 80, 57], id="widened about its center"),
         pytest.param((0, 4, 3, 7), [0, 40, 30, 70], id="left edge"),
         pytest.param((0, 2, 2, 8), [0, 20, 25, 80], id="pushed in from the left"),
         pytest.param((8, 2, 10, 8), [75, 20, 100, 80], id="pushed in from the right"),
@@ -213,7 +213,7 @@ def test_padding_by_hand(
     ("smallest", "expected"),
     [(0.5, [20, 30, 70, 80]), (0.6, [15, 25, 75, 85]), (1.0, [0, 0] + [100] * 2)],
 )
-def test_smallest_side_is_about_the_same_centre(smallest: float, expected: list[int]) -> None:
+def test_smallest_side_is_about_the_same_center(smallest: float, expected: list[int]) -> None:
     assert box_of(rectangle(4, 5, 5, 6), CropRule(padding=0.0, smallest=smallest)) == expected
 
 
@@ -245,7 +245,7 @@ def test_flat_map_gives_the_whole_canvas() -> None:
     maps = torch.cat([rectangle(2, 3, 6, 7)] * 3 + [torch.zeros(1, 10, 10)])
     flat = torch.tensor([False, True, False, True])
     part, everything = [20, 30, 60, 70], [0, 0, 100, 100]
-    boxes = crop_boxes(maps, flat, BARE, 100)
+    boxes = lesion_boxes(maps, flat, BARE, 100)
     assert boxes.dtype == torch.int64
     assert boxes.tolist() == [part, everything, part, everything]
 
@@ -257,7 +257,7 @@ def test_every_box_is_inside_and_large_enough(side: int, rule: CropRule) -> None
     spans = list(itertools.combinations(range(cells + 1), 2))
     places = [(x0, y0, x1, y1) for x0, x1 in spans for y0, y1 in spans]
     maps = torch.cat([rectangle(*place, cells=cells) for place in places])
-    boxes = crop_boxes(maps, torch.zeros(len(places), dtype=torch.bool), rule, side)
+    boxes = lesion_boxes(maps, torch.zeros(len(places), dtype=torch.bool), rule, side)
     assert boxes.min() >= 0
     assert boxes.max() <= side
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= round(rule.smallest * side)
@@ -265,7 +265,7 @@ def test_every_box_is_inside_and_large_enough(side: int, rule: CropRule) -> None
     extents = torch.tensor(places) * (side / cells)
     assert (boxes[:, :2] <= extents[:, :2] + 1).all()
     assert (boxes[:, 2:] >= extents[:, 2:] - 1).all()
-    views = with_context(boxes, rule, side)
+    views = crop_boxes(boxes, rule, side)
     assert views.dtype == torch.int64
     assert views.min() >= 0
     assert views.max() <= side
@@ -290,7 +290,7 @@ def bounds_of(maps: Tensor, threshold: float = 0.5) -> list[float]:
     [
         # Between 0.25 at 1.5 and 1 at 2.5 a third of the way; between 0.75 at 3.5 and 0 likewise.
         pytest.param(ROW, 0.5, (1.5 + 1 / 3, 3.5 + 1 / 3), id="where the threshold is crossed"),
-        pytest.param(ROW, 0.75, (1.5 + 2 / 3, 3.5), id="at a centre that just reaches it"),
+        pytest.param(ROW, 0.75, (1.5 + 2 / 3, 3.5), id="at a center that just reaches it"),
         pytest.param(ROW, 0.2, (1.5 - 0.2, 3.5 + 0.55 / 0.75), id="a position more"),
         pytest.param([1, 0.5, 0, 0, 0], 0.5, (0, 1.5), id="to the border where the map is at peak"),
         pytest.param([0, 0, 0, 1, 0.8], 0.5, (2.5 + 0.5, 4.5 + 0.375), id="near the border"),
@@ -317,13 +317,13 @@ def test_the_outermost_crossing_of_all_rows_counts() -> None:
 def test_a_small_change_of_the_map_is_a_small_change_of_the_box() -> None:
     random = torch.Generator().manual_seed(0)
     axis = torch.arange(14) + 0.5
-    centres = 4 + 6 * torch.rand(200, 2, 1, generator=random)
+    centers = 4 + 6 * torch.rand(200, 2, 1, generator=random)
     widths = 1.5 + 2 * torch.rand(200, 2, 1, generator=random)
-    across, down = (-((axis - centres) ** 2) / (2 * widths**2)).exp().unbind(dim=1)
+    across, down = (-((axis - centers) ** 2) / (2 * widths**2)).exp().unbind(dim=1)
     maps = down[:, :, None] * across[:, None, :]
     disturbed = (maps + 0.004 * (torch.rand(maps.shape, generator=random) - 0.5)).clamp(0, 1)
     flat = torch.zeros(len(maps), dtype=torch.bool)
-    before, after = (crop_boxes(each, flat, BARE, 448) for each in (maps, disturbed))
+    before, after = (lesion_boxes(each, flat, BARE, 448) for each in (maps, disturbed))
     assert (before - after).abs().max() <= 2  # pixels of 448; a position has 32
 
 
@@ -341,7 +341,7 @@ def test_a_small_change_of_the_map_is_a_small_change_of_the_box() -> None:
     ],
 )
 def test_context_around_a_box(box: list[int], context: float, expected: list[int]) -> None:
-    views = with_context(torch.tensor([box]), CropRule(context=context), 100)
+    views = crop_boxes(torch.tensor([box]), CropRule(context=context), 100)
     assert views.tolist() == [expected]
 
 

@@ -1,4 +1,4 @@
-"""Image bytes to a canvas: formats, colours, orientation, and every way that bytes can be bad."""
+"""Image bytes to a canvas: formats, colors, orientation, and every way that bytes can be bad."""
 
 import io
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
 from lesioncam.vision.decode import Decoded, DecodeError, decode
 from tests.faults.fuzz import mutated
 
@@ -21,7 +21,7 @@ SIDE = 32
 RED, GREEN, BLUE, GREY = (220, 30, 40), (20, 200, 60), (30, 50, 210), (120, 120, 120)
 INT32_MAX = 2**31 - 1
 
-# Format, options for saving, and how far JPEG or WebP may move a colour.
+# Format, options for saving, and how far JPEG or WebP may move a color.
 FORMATS: list[tuple[str, dict[str, Any], int]] = [
     ("JPEG", {"quality": 95, "subsampling": 0}, 4),
     ("PNG", {}, 0),
@@ -43,7 +43,7 @@ def encoded(image: Image.Image, file_format: str, **how: Any) -> bytes:
 
 
 def quadrants(width: int = 96, height: int = 64) -> Image.Image:
-    """Red, green / blue, grey: no turn and no flip of it looks the same."""
+    """Red, green / blue, gray: no turn and no flip of it looks the same."""
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = RED
     pixels[: height // 2, width // 2 :] = GREEN
@@ -64,8 +64,8 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray((127 + 120 * np.stack(waves, axis=2)).astype(np.uint8))
 
 
-def flat_colour(mode: str, colour: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    return Image.new(mode, size, colour)
+def flat_color(mode: str, color: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new(mode, size, color)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -73,9 +73,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
-def png(width: int, height: int, pixels: bytes = b"", bits: int = 8, colour: int = 2) -> bytes:
+def png(width: int, height: int, pixels: bytes = b"", bits: int = 8, color: int = 2) -> bytes:
     """A PNG whose header says what it likes; `pixels` are the compressed scan lines."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -100,8 +100,8 @@ def difference(canvas: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(canvas.astype(int) - expected.astype(int)))
 
 
-def colour_of(data: bytes) -> tuple[int, ...]:
-    """The one colour of an image that has one."""
+def color_of(data: bytes) -> tuple[int, ...]:
+    """The one color of an image that has one."""
     canvas = decode(data, SIDE).canvas
     assert canvas.shape == (SIDE, SIDE, 3)
     assert (canvas == canvas[0, 0]).all()
@@ -117,11 +117,11 @@ def failure(data: bytes, **how: int) -> DecodeError:
     return error
 
 
-# Formats and colours
+# Formats and colors
 
 
 @pytest.mark.parametrize(("file_format", "how", "tolerance"), FORMATS, ids=FORMAT_NAMES)
-def test_every_format_gives_canvas_in_right_colours(
+def test_every_format_gives_canvas_in_right_colors(
     file_format: str, how: dict[str, Any], tolerance: int
 ) -> None:
     decoded = decode(encoded(quadrants(), file_format, **how), SIDE)
@@ -129,13 +129,13 @@ def test_every_format_gives_canvas_in_right_colours(
     assert decoded.canvas.shape == (SIDE, SIDE, 3)
     assert decoded.canvas.dtype == np.uint8
     quarter, three_quarters = SIDE // 4, 3 * SIDE // 4
-    for (y, x), colour in {
+    for (y, x), color in {
         (quarter, quarter): RED,
         (quarter, three_quarters): GREEN,
         (three_quarters, quarter): BLUE,
         (three_quarters, three_quarters): GREY,
     }.items():
-        assert difference(decoded.canvas[y, x], np.array(colour)).max() <= tolerance
+        assert difference(decoded.canvas[y, x], np.array(color)).max() <= tolerance
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
@@ -149,23 +149,23 @@ def test_canvas_is_the_whole_image_squashed(file_format: str, size: tuple[int, i
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
 def test_animation_gives_first_frame(file_format: str) -> None:
-    frames = [flat_colour("RGB", colour) for colour in (BLUE, RED, GREEN)]
+    frames = [flat_color("RGB", color) for color in (BLUE, RED, GREEN)]
     how = {"lossless": True} if file_format == "WEBP" else {}
     data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **how)
     assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
-    assert colour_of(data) == BLUE
+    assert color_of(data) == BLUE
 
 
 def test_multi_page_tiff_gives_first_page() -> None:
-    pages = [flat_colour("RGB", BLUE, (40, 30)), flat_colour("RGB", RED, (20, 50))]
+    pages = [flat_color("RGB", BLUE, (40, 30)), flat_color("RGB", RED, (20, 50))]
     decoded = decode(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]), SIDE)
     assert (decoded.width, decoded.height) == (40, 30)
     assert (decoded.canvas == BLUE).all()
 
 
-def test_grey_jpeg_becomes_equal_channels() -> None:
-    grey = noise().convert("L")
-    data = encoded(grey, "JPEG", quality=95)
+def test_gray_jpeg_becomes_equal_channels() -> None:
+    gray = noise().convert("L")
+    data = encoded(gray, "JPEG", quality=95)
     canvas = decode(data, SIDE).canvas
     assert (canvas == canvas[:, :, :1]).all()
     assert difference(canvas, squashed(Image.open(io.BytesIO(data)))).max() <= 1
@@ -179,11 +179,11 @@ def test_one_bit_image_is_smoothed_not_thresholded(file_format: str) -> None:
 
 
 def test_one_bit_image_is_black_and_white() -> None:
-    assert colour_of(encoded(flat_colour("1", 1), "PNG")) == (255, 255, 255)
-    assert colour_of(encoded(flat_colour("1", 0), "PNG")) == (0, 0, 0)
+    assert color_of(encoded(flat_color("1", 1), "PNG")) == (255, 255, 255)
+    assert color_of(encoded(flat_color("1", 0), "PNG")) == (0, 0, 0)
 
 
-def test_palette_png_shows_colours_and_white_where_transparent() -> None:
+def test_palette_png_shows_colors_and_white_where_transparent() -> None:
     image = Image.new("P", (40, 40), 0)
     image.putpalette([*RED, *GREEN])
     image.paste(1, (0, 0, 40, 20))
@@ -192,16 +192,16 @@ def test_palette_png_shows_colours_and_white_where_transparent() -> None:
     assert (canvas[SIDE // 2 + 1 :] == 255).all()
 
 
-def test_palette_png_without_transparency_keeps_its_colours() -> None:
+def test_palette_png_without_transparency_keeps_its_colors() -> None:
     image = Image.new("P", (40, 40), 1)
     image.putpalette([*RED, *GREEN])
-    assert colour_of(encoded(image, "PNG")) == GREEN
+    assert color_of(encoded(image, "PNG")) == GREEN
 
 
 def test_palette_png_with_graded_transparency_is_blended() -> None:
     image = Image.new("P", (40, 40), 1)
     image.putpalette([*RED, 0, 0, 0])
-    assert colour_of(encoded(image, "PNG", transparency=b"\x00\x80")) == (127, 127, 127)
+    assert color_of(encoded(image, "PNG", transparency=b"\x00\x80")) == (127, 127, 127)
 
 
 def test_transparent_gif_is_white() -> None:
@@ -215,22 +215,22 @@ def test_transparent_gif_is_white() -> None:
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize(
-    ("colour", "expected"),
+    ("color", "expected"),
     [
         ((200, 0, 100, 255), (200, 0, 100)),
         ((200, 0, 100, 0), (255, 255, 255)),
-        ((200, 0, 100, 51), (244, 204, 224)),  # a fifth of the colour over white
+        ((200, 0, 100, 51), (244, 204, 224)),  # a fifth of the color over white
     ],
 )
 def test_rgba_is_laid_over_white(
-    file_format: str, colour: tuple[int, ...], expected: tuple[int, ...]
+    file_format: str, color: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     how = {"lossless": True} if file_format == "WEBP" else {}
-    data = encoded(flat_colour("RGBA", colour), file_format, **how)
-    assert difference(np.array(colour_of(data)), np.array(expected)).max() <= 1
+    data = encoded(flat_color("RGBA", color), file_format, **how)
+    assert difference(np.array(color_of(data)), np.array(expected)).max() <= 1
 
 
-def test_hidden_colour_does_not_bleed_from_transparent_pixels() -> None:
+def test_hidden_color_does_not_bleed_from_transparent_pixels() -> None:
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[:, ::2] = (255, 0, 0, 0)  # red that nobody sees
     pixels[:, 1::2] = (0, 0, 255, 255)
@@ -240,54 +240,54 @@ def test_hidden_colour_does_not_bleed_from_transparent_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("colour", "expected"), [((60, 255), 60), ((60, 0), 255), ((0, 128), 127), ((100, 51), 224)]
+    ("color", "expected"), [((60, 255), 60), ((60, 0), 255), ((0, 128), 127), ((100, 51), 224)]
 )
-def test_grey_with_alpha_is_laid_over_white(colour: tuple[int, int], expected: int) -> None:
-    data = encoded(flat_colour("LA", colour), "PNG")
-    assert difference(np.array(colour_of(data)), np.array(expected)).max() <= 1
+def test_gray_with_alpha_is_laid_over_white(color: tuple[int, int], expected: int) -> None:
+    data = encoded(flat_color("LA", color), "PNG")
+    assert difference(np.array(color_of(data)), np.array(expected)).max() <= 1
 
 
 @pytest.mark.parametrize(
     ("mode", "transparent", "other"), [("RGB", RED, GREEN), ("L", 40, 200), ("1", 0, 1)]
 )
-def test_transparent_colour_of_png_is_white(mode: str, transparent: Any, other: Any) -> None:
+def test_transparent_color_of_png_is_white(mode: str, transparent: Any, other: Any) -> None:
     image = Image.new(mode, (40, 40), other)
     image.paste(transparent, (0, 20, 40, 40))
     canvas = decode(encoded(image, "PNG", transparency=transparent), SIDE).canvas
-    opaque = np.asarray(flat_colour(mode, other, (1, 1)).convert("RGB"))[0, 0]
+    opaque = np.asarray(flat_color(mode, other, (1, 1)).convert("RGB"))[0, 0]
     assert (canvas[: SIDE // 2 - 1] == opaque).all()
     assert (canvas[SIDE // 2 + 1 :] == 255).all()
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
-@pytest.mark.parametrize("colour", [(10, 200, 30, 40), (0, 0, 0, 0), (0, 0, 0, 255)])
-def test_cmyk_has_the_colours_of_pillows_own_conversion(
-    file_format: str, colour: tuple[int, ...]
+@pytest.mark.parametrize("color", [(10, 200, 30, 40), (0, 0, 0, 0), (0, 0, 0, 255)])
+def test_cmyk_has_the_colors_of_pillows_own_conversion(
+    file_format: str, color: tuple[int, ...]
 ) -> None:
-    data = encoded(flat_colour("CMYK", colour), file_format)
+    data = encoded(flat_color("CMYK", color), file_format)
     image = Image.open(io.BytesIO(data))
     assert image.mode == "CMYK"
     expected = np.asarray(image.convert("RGB"))[0, 0]
-    assert difference(np.array(colour_of(data)), expected).max() <= 1
+    assert difference(np.array(color_of(data)), expected).max() <= 1
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (32768, 128), (65535, 255), (25700, 100)])
-def test_sixteen_bit_grey_is_scaled_to_eight(file_format: str, value: int, expected: int) -> None:
+def test_sixteen_bit_gray_is_scaled_to_eight(file_format: str, value: int, expected: int) -> None:
     image = Image.fromarray(np.full((30, 40), value, np.uint16))
-    assert colour_of(encoded(image, file_format)) == (expected, expected, expected)
+    assert color_of(encoded(image, file_format)) == (expected, expected, expected)
 
 
 def test_big_endian_sixteen_bit_tiff_is_scaled_to_eight() -> None:
     image = Image.new("I;16B", (40, 30), 25700)
     data = encoded(image, "TIFF")
     assert data.startswith(b"MM")
-    assert colour_of(data) == (100, 100, 100)
+    assert color_of(data) == (100, 100, 100)
 
 
-def test_sixteen_bit_colour_png_is_scaled_to_eight() -> None:
+def test_sixteen_bit_color_png_is_scaled_to_eight() -> None:
     lines = 30 * (b"\0" + struct.pack(">HHH", 25700, 65535, 0) * 40)
-    assert colour_of(png(40, 30, zlib.compress(lines), bits=16)) == (100, 255, 0)
+    assert color_of(png(40, 30, zlib.compress(lines), bits=16)) == (100, 255, 0)
 
 
 # Orientation
@@ -466,12 +466,12 @@ def test_png_with_damaged_pixels_is_truncated(place: int) -> None:
     shades = np.linspace(50, 200, 80).astype(np.uint8)
     lines = 60 * (b"\0" + np.repeat(shades, 3).tobytes())
     pixels = bytearray(zlib.compress(lines))
-    assert colourful(decode(png(80, 60, bytes(pixels)), SIDE))
+    assert colorful(decode(png(80, 60, bytes(pixels)), SIDE))
     pixels[place] ^= 0x55
     assert failure(png(80, 60, bytes(pixels))).kind == ErrorKind.TRUNCATED
 
 
-def colourful(decoded: Decoded) -> bool:
+def colorful(decoded: Decoded) -> bool:
     return bool((decoded.canvas > 40).all())
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from lesioncam.schema import ErrorKind
+from lesioncam.columns import ErrorKind
 from lesioncam.vision.decode import DecodeError, decode
 from lesioncam.vision.decoder import Decoder, Decoders
 

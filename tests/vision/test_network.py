@@ -1,4 +1,4 @@
-"""VGG-GAP: shapes, names, normalisation, precision, and where its weights may come from."""
+"""VGG-GAP: shapes, names, normalization, precision, and where its weights may come from."""
 
 import math
 import pickle
@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lesioncam.errors import InputError
+from lesioncam.settings import BACKBONES
 from lesioncam.storage.weights import load_backbone
 from lesioncam.vision.network import (
-    BACKBONES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     VGGGAP,
@@ -70,7 +70,7 @@ def refusal(network: VGGGAP, weights: Path | str) -> str:
     ("backbone", "channels", "cells"), [("vgg16", 512, 10), ("vgg11", 512, 10), ("tiny", 64, 12)]
 )
 def test_shapes_at_the_input_side(backbone: str, channels: int, cells: int) -> None:
-    side = BACKBONES[backbone].input_side
+    side = BACKBONES[backbone].input_size
     network = VGGGAP(backbone, 5).eval()
     with torch.inference_mode():
         logits, features = network(torch.zeros(1, 3, side, side, dtype=torch.uint8))
@@ -120,15 +120,15 @@ def test_initial_convolutions_keep_the_signals_size() -> None:
 # What forward computes
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (124, 116, 104), (10, 200, 90)])
-def test_uint8_pixels_are_normalised_by_hand(colour: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (124, 116, 104), (10, 200, 90)])
+def test_uint8_pixels_are_normalized_by_hand(color: tuple[int, int, int]) -> None:
     network = tiny()
     seen: list[Tensor] = []
     network.features.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    network(torch.tensor(colour, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 96, 96))
+    network(torch.tensor(color, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 96, 96))
     expected = [
         (value / 255 - mean) / std
-        for value, mean, std in zip(colour, IMAGENET_MEAN, IMAGENET_STD, strict=True)
+        for value, mean, std in zip(color, IMAGENET_MEAN, IMAGENET_STD, strict=True)
     ]
     (pixels,) = seen
     assert pixels.shape == (1, 3, 96, 96)
@@ -344,7 +344,7 @@ class Transforms:
     std = (1.0, 2.0, 3.0)
 
 
-def test_named_weights_bring_their_own_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_weights_bring_their_own_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     source, network = tiny(seed=1), tiny(seed=2)
     weights = torchvision.models.VGG16_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: feature_tensors(source))

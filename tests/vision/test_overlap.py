@@ -25,7 +25,7 @@ def test_a_box_on_the_outline_is_all_right() -> None:
         "peak_inside": 1.0,
         "box_iou": 1.0,
         "lesion_kept": 1.0,
-        "centre_inside": 1.0,
+        "center_inside": 1.0,
         "central_box_iou": pytest.approx(128 * 96 / (192 * 144)),
     }
 
@@ -92,4 +92,4 @@ def test_the_table_says_what_the_figures_are() -> None:
 
 def test_without_outlines_the_table_says_so() -> None:
     (line,) = overlap_table(mean_overlap([]))
-    assert line == "Localisation: undefined, as none of these images has a lesion mask."
+    assert line == "Localization: undefined, as none of these images has a lesion mask."

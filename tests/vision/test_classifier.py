@@ -1,20 +1,20 @@
-"""Localise: the composition of network, map and crop, and what comes of it."""
+"""Localize: the composition of network, map and crop, and what comes of it."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lesioncam.settings import CropRule
+from lesioncam.settings import CropRule, ModelSettings
 from lesioncam.vision.cam import choose_map, class_activation_maps
-from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.localise import (
-    Localised,
-    classify,
+from lesioncam.vision.classifier import (
+    CropClassifier,
+    Localization,
+    Localizer,
     combine,
-    localise,
     to_channels_first,
     whole_boxes,
 )
+from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.network import VGGGAP
 
 SIDE, CANVAS = 96, 192
@@ -30,8 +30,21 @@ def network(seed: int = 0) -> VGGGAP:
     return VGGGAP("tiny", 3).eval()
 
 
+def settings(stage: VGGGAP, rule: CropRule, rotation: bool) -> ModelSettings:
+    classes = tuple(f"class{k}" for k in range(len(stage.class_weights)))
+    return ModelSettings(classes, "tiny", SIDE, CANVAS, (0.5,) * 3, (0.5,) * 3, 0.5, rule, rotation)
+
+
+def localize(stage: VGGGAP, batch: Tensor, rule: CropRule, rotation: bool = False) -> Localization:
+    return Localizer(settings(stage, rule, rotation), stage)(batch)
+
+
+def classify(stage: VGGGAP, crops: Tensor, rotation: bool = False) -> Tensor:
+    return CropClassifier(settings(stage, CropRule(), rotation), stage)(crops)
+
+
 def canvases(count: int, seed: int = 0) -> Tensor:
-    """Smooth blobs of colour, so that every image's map has a peak of its own."""
+    """Smooth blobs of color, so that every image's map has a peak of its own."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 6, 6, generator=generator) * 255
     smooth = nn.functional.interpolate(coarse, size=CANVAS, mode="bicubic")
@@ -62,13 +75,13 @@ def with_bright_square(x0: int, y0: int, x1: int, y1: int) -> Tensor:
     return canvas
 
 
-def parts(found: Localised) -> list[Tensor]:
+def parts(found: Localization) -> list[Tensor]:
     return [found.probabilities, found.boxes, found.maps, found.flat]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.map)
 def test_shapes_and_dtypes(rule: CropRule) -> None:
-    found = localise(network(), canvases(4), SIDE, rule)
+    found = localize(network(), canvases(4), rule)
     assert [tuple(part.shape) for part in parts(found)] == [(4, 3), (4, 4), (4, 12, 12), (4,)]
     assert [part.dtype for part in parts(found)] == [
         torch.float32,
@@ -84,7 +97,7 @@ def test_shapes_and_dtypes(rule: CropRule) -> None:
 
 def test_probabilities_are_those_of_the_shrunken_image() -> None:
     stage1, batch = network(), canvases(3)
-    found = localise(stage1, batch, SIDE, CropRule())
+    found = localize(stage1, batch, CropRule())
     small = sample_boxes(batch, whole_boxes(batch), SIDE)
     assert small.shape == (3, 3, SIDE, SIDE)
     with torch.inference_mode():
@@ -96,10 +109,10 @@ def test_probabilities_are_those_of_the_shrunken_image() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.map)
 def test_map_is_the_one_the_rule_names(rule: CropRule) -> None:
     stage1, batch = network(), canvases(3)
-    found = localise(stage1, batch, SIDE, rule)
+    found = localize(stage1, batch, rule)
     with torch.inference_mode():
         logits, features = stage1(sample_boxes(batch, whole_boxes(batch), SIDE))
-        maps = class_activation_maps(features, stage1.linear.weight)
+        maps = class_activation_maps(features, stage1.class_weights)
         chosen = choose_map(maps, logits, rule.map)
     low = chosen.amin(dim=(1, 2), keepdim=True)
     expected = (chosen - low) / (chosen.amax(dim=(1, 2), keepdim=True) - low) * 255
@@ -109,10 +122,10 @@ def test_map_is_the_one_the_rule_names(rule: CropRule) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.map)
 def test_batch_equals_singles_whatever_else_is_in_it(rule: CropRule) -> None:
     stage1, batch = network(), canvases(6)
-    together = localise(stage1, batch, SIDE, rule)
-    with_others = localise(stage1, torch.cat([canvases(3, seed=9), batch.flip(0)]), SIDE, rule)
+    together = localize(stage1, batch, rule)
+    with_others = localize(stage1, torch.cat([canvases(3, seed=9), batch.flip(0)]), rule)
     for place in range(6):
-        alone = localise(stage1, batch[place : place + 1], SIDE, rule)
+        alone = localize(stage1, batch[place : place + 1], rule)
         for found, index in ((together, place), (with_others, -1 - place)):
             torch.testing.assert_close(found.probabilities[index], alone.probabilities[0])
             assert found.boxes[index].tolist() == alone.boxes[0].tolist()
@@ -134,7 +147,7 @@ def test_box_finds_the_bright_square(
     square: tuple[int, int, int, int], expected: list[int]
 ) -> None:
     rule = CropRule(threshold=0.5, padding=0.0, smallest=0.25)
-    found = localise(brightness_detector(), with_bright_square(*square), SIDE, rule)
+    found = localize(brightness_detector(), with_bright_square(*square), rule)
     assert found.boxes.tolist() == [expected]
     x0, y0, x1, y1 = square
     by_hand = torch.zeros(12, 12, dtype=torch.uint8)
@@ -145,13 +158,13 @@ def test_box_finds_the_bright_square(
 
 def test_stage_2_sees_each_box_with_its_surroundings() -> None:
     rule = CropRule(threshold=0.5, padding=0.0, smallest=0.25, context=0.125)
-    found = localise(brightness_detector(), with_bright_square(2, 3, 6, 7), SIDE, rule)
+    found = localize(brightness_detector(), with_bright_square(2, 3, 6, 7), rule)
     assert found.boxes.tolist() == [[32, 48, 96, 112]]
-    assert found.views.tolist() == [[8, 24, 120, 136]]  # an eighth of 192 more on each side
+    assert found.crop_boxes.tolist() == [[8, 24, 120, 136]]  # an eighth of 192 more on each side
 
 
 def test_probabilities_of_the_bright_square_by_hand() -> None:
-    found = localise(brightness_detector(), with_bright_square(0, 0, 6, 6), SIDE, CropRule())
+    found = localize(brightness_detector(), with_bright_square(0, 0, 6, 6), CropRule())
     # A quarter is bright: the first logit is 0.25, the others 0.
     odds = torch.tensor([0.25, 0.0, 0.0]).exp()
     torch.testing.assert_close(found.probabilities[0], odds / odds.sum())
@@ -161,7 +174,7 @@ def test_probabilities_of_the_bright_square_by_hand() -> None:
 def test_flat_map_gives_the_whole_canvas(rule: CropRule) -> None:
     square = with_bright_square(2, 3, 6, 7)
     batch = torch.cat([square, torch.full_like(square, 90), torch.zeros_like(square)])
-    found = localise(brightness_detector(), batch, SIDE, rule)
+    found = localize(brightness_detector(), batch, rule)
     assert found.flat.tolist() == [False, True, True]
     assert found.boxes.tolist()[1:] == [[0, 0, CANVAS, CANVAS]] * 2
     assert found.boxes.tolist()[0] != [0, 0, CANVAS, CANVAS]
@@ -170,13 +183,13 @@ def test_flat_map_gives_the_whole_canvas(rule: CropRule) -> None:
 
 def test_canvas_may_be_as_small_as_the_input() -> None:
     small = canvases(2)[:, :, :SIDE, :SIDE]
-    found = localise(network(), small, SIDE, CropRule())
+    found = localize(network(), small, CropRule())
     assert found.boxes.min() >= 0
     assert found.boxes.max() <= SIDE
 
 
 def test_results_carry_no_gradient() -> None:
-    found = localise(network(), canvases(1), SIDE, CropRule())
+    found = localize(network(), canvases(1), CropRule())
     assert not found.probabilities.requires_grad
     assert not classify(network(), canvases(1)[:, :, :SIDE, :SIDE]).requires_grad
 
@@ -212,8 +225,8 @@ def half_canvases(count: int) -> Tensor:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.map)
 def test_with_a_half_turn_an_image_and_its_half_turn_are_seen_alike(rule: CropRule) -> None:
     stage1, batch = network(), half_canvases(4)
-    found = localise(stage1, batch, SIDE, rule, half_turn=True)
-    turned = localise(stage1, batch.flip(HALF_TURN), SIDE, rule, half_turn=True)
+    found = localize(stage1, batch, rule, rotation=True)
+    turned = localize(stage1, batch.flip(HALF_TURN), rule, rotation=True)
     torch.testing.assert_close(turned.probabilities, found.probabilities)
     turned_back = turned.maps.flip((1, 2))
     assert (turned_back.int() - found.maps.int()).abs().max() <= 1
@@ -230,8 +243,8 @@ def test_without_it_a_half_turn_is_another_image() -> None:
 def test_probabilities_are_the_mean_over_the_image_and_its_half_turn() -> None:
     stage1, batch = network(), half_canvases(3)
     by_hand = (classify(stage1, batch) + classify(stage1, batch.flip(HALF_TURN))) / 2
-    torch.testing.assert_close(classify(stage1, batch, half_turn=True), by_hand)
-    found = localise(stage1, batch, SIDE, CropRule(), half_turn=True)
+    torch.testing.assert_close(classify(stage1, batch, rotation=True), by_hand)
+    found = localize(stage1, batch, CropRule(), rotation=True)
     torch.testing.assert_close(found.probabilities, by_hand)
 
 
@@ -239,13 +252,13 @@ def test_the_map_with_a_half_turn_is_the_mean_of_both_maps_one_turned_back() -> 
     stage1, batch = network(), half_canvases(3)
     with torch.inference_mode():
         turned_back = [
-            class_activation_maps(stage1(batch.flip(axes))[1], stage1.linear.weight).flip(axes)
+            class_activation_maps(stage1(batch.flip(axes))[1], stage1.class_weights).flip(axes)
             for axes in ((), HALF_TURN)
         ]
     chosen = torch.stack(turned_back).mean(dim=0).amax(dim=1)
     low = chosen.amin(dim=(1, 2), keepdim=True)
     expected = (chosen - low) / (chosen.amax(dim=(1, 2), keepdim=True) - low) * 255
-    found = localise(stage1, batch, SIDE, CropRule(map="maximum"), half_turn=True)
+    found = localize(stage1, batch, CropRule(map="maximum"), rotation=True)
     assert (found.maps - expected).abs().max() <= 0.51
 
 
@@ -254,7 +267,7 @@ def test_a_network_that_cannot_tell_up_from_down_sees_the_same_with_a_half_turn(
     batch = torch.cat([square, square.flip(3), torch.zeros_like(square)])
     rule = CropRule(threshold=0.5, padding=0.0, smallest=0.25)
     plain, twice = (
-        localise(brightness_detector(), batch, SIDE, rule, half_turn) for half_turn in (False, True)
+        localize(brightness_detector(), batch, rule, rotation) for rotation in (False, True)
     )
     torch.testing.assert_close(twice.probabilities, plain.probabilities)
     for part in ("boxes", "maps", "flat"):

@@ -1,7 +1,7 @@
-"""Lesion: a guess at its outline from colour alone, to train maps by where nobody drew one.
+"""Lesion: a guess at its outline from color alone, to train maps by where nobody drew one.
 
 In blue light melanin and blood absorb most and skin least, so a lesion is what is dark in blue
-against the skin around it; of several dark places, the one near the centre counts, where a
+against the skin around it; of several dark places, the one near the center counts, where a
 dermatoscope is held. On 1,000 ISIC-2017 training images the box of this guess had an IoU of 0.73
 with that of the drawn outline; good enough to teach a network, which sees past its mistakes.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 from lesioncam.vision.crop import heaviest_region
 
 SIDE = 32  # of the guess, in cells
-_WINDOW = 0.5  # standard deviation of the weight around the centre, in half sides
-_SKIN = (0.45, 1.0)  # squared distance from the centre, in half sides, of the ring taken as skin
+_WINDOW = 0.5  # standard deviation of the weight around the center, in half sides
+_SKIN = (0.45, 1.0)  # squared distance from the center, in half sides, of the ring taken as skin
 _SHARE = 0.6  # of Otsu's threshold: it is drawn to the lesion's dark core
 _LEVELS = torch.linspace(0.05, 0.95, 37)  # thresholds tried, of the darkest cell
-_FAINTEST = 4.0  # grey levels between the darkest cell and the skin, under which nothing is there
+_FAINTEST = 4.0  # gray levels between the darkest cell and the skin, under which nothing is there
 
 
-def guess_lesions(images: Tensor) -> Tensor:
+def estimate_lesion_masks(images: Tensor) -> Tensor:
     """Guess where the lesion is in each image.
 
     Args:
@@ -44,7 +44,7 @@ def guess_lesions(images: Tensor) -> Tensor:
 def otsu_threshold(values: Tensor) -> Tensor:
     """The threshold that parts each image's values best in two (N. Otsu, 1979).
 
-    It maximises the variance between the two parts, over 37 levels.
+    It maximizes the variance between the two parts, over 37 levels.
 
     Args:
         values: (B, h, w) in [0, 1].

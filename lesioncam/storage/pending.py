@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lesioncam.schema import MANIFEST_SCHEMA, TRANSIENT_KINDS, Status
+from lesioncam.columns import TRANSIENT_KINDS, Status
+from lesioncam.schema import MANIFEST_SCHEMA
 
-SHARE_ROWS = 250_000  # rows a share aims at, listed and written together: some 50 MB
+PARTITION_ROWS = 250_000  # rows a share aims at, listed and written together: some 50 MB
 _DEAL_ROWS = 100_000  # rows dealt at once
-_MOST_SHARES = 400  # each is an open file while it is dealt
+_MAX_PARTITIONS = 400  # each is an open file while it is dealt
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -45,7 +46,7 @@ def with_version(table: pa.Table) -> pa.Table:
     return table.append_column("version", version)
 
 
-def left_to_do(listed: pa.Table, written: pa.Table) -> pa.Table:
+def pending_rows(listed: pa.Table, written: pa.Table) -> pa.Table:
     """The rule: the rows of a manifest that have no written row of the same object.
 
     An image whose version could not be found out is taken for the one that was written: what may
@@ -62,7 +63,7 @@ def left_to_do(listed: pa.Table, written: pa.Table) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Share:
+class Partition:
     """The listing and the rows of some of the images; an image is whole in one share.
 
     Attributes:
@@ -86,7 +87,7 @@ class Share:
         transient = pc.is_in(self.newest["error_kind"], pa.array(sorted(TRANSIENT_KINDS)))
         again = failed if retry_failed else pc.and_(failed, transient)
         written = self.newest.filter(pc.invert(again))
-        return left_to_do(self.listed, written.select(["uri", "version"]))
+        return pending_rows(self.listed, written.select(["uri", "version"]))
 
     def tally(self) -> "Tally":
         """Count the rows against the listing."""
@@ -95,7 +96,7 @@ class Share:
         return Tally(
             listed=self.listed.num_rows,
             outcomes=Counter({item["values"]: item["counts"] for item in kinds}),
-            without_row=left_to_do(self.listed, self.newest.select(["uri", "version"])).num_rows,
+            without_row=pending_rows(self.listed, self.newest.select(["uri", "version"])).num_rows,
             kept=self.newest.num_rows - there.num_rows,
             doubled=self.older.num_rows,
         )
@@ -129,7 +130,9 @@ class Tally:
         )
 
 
-def shares(listed: Iterable[pa.Table], written: Iterable[pa.Table], rows: int) -> Iterator[Share]:
+def shares(
+    listed: Iterable[pa.Table], written: Iterable[pa.Table], rows: int
+) -> Iterator[Partition]:
     """Deal a listing and what is written into shares.
 
     Args:
@@ -137,14 +140,14 @@ def shares(listed: Iterable[pa.Table], written: Iterable[pa.Table], rows: int) -
         written: tables in `INDEX_SCHEMA`.
         rows: about how many rows they have together.
     """
-    count = min(max(1, -(-rows // SHARE_ROWS)), _MOST_SHARES)
+    count = min(max(1, -(-rows // PARTITION_ROWS)), _MAX_PARTITIONS)
     with TemporaryDirectory(prefix="lesioncam-") as folder:
         _deal(listed, Path(folder, "listed"), MANIFEST_SCHEMA, count)
         _deal(written, Path(folder, "written"), INDEX_SCHEMA, count)
         for number in range(count):
             images = _take(Path(folder, f"listed{number}"))
             manifest = _first_of_each(images)
-            yield Share(
+            yield Partition(
                 manifest,
                 images.num_rows - manifest.num_rows,
                 *split_newest(_take(Path(folder, f"written{number}"))),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lesioncam.vision.lesion import SIDE, guess_lesions, otsu_threshold
+from lesioncam.vision.lesion_masks import SIDE, estimate_lesion_masks, otsu_threshold
 
 SKIN = (225, 180, 155)
 BROWN = (130, 80, 60)
@@ -21,8 +21,8 @@ def inside(disc: Disc, side: int) -> Tensor:
 def drawn(*discs: tuple[Disc, tuple[int, int, int]], side: int = 128, noise: int = 8) -> Tensor:
     """(1, 3, side, side): discs on skin that is a little uneven."""
     image = torch.tensor(SKIN).view(3, 1, 1).repeat(1, side, side)
-    for disc, colour in discs:
-        image[:, inside(disc, side)] = torch.tensor(colour)[:, None]
+    for disc, color in discs:
+        image[:, inside(disc, side)] = torch.tensor(color)[:, None]
     generator = torch.Generator().manual_seed(0)
     image = image + torch.randint(-noise, noise + 1, (1, side, side), generator=generator)
     return image.clamp(0, 255).to(torch.uint8)[None]
@@ -38,28 +38,28 @@ def overlap(guess: Tensor, disc: Disc) -> float:
     [(0.5, 0.5, 0.2), (0.5, 0.5, 0.35), (0.35, 0.6, 0.15), (0.6, 0.4, 0.25), (0.7, 0.7, 0.1)],
     ids=str,
 )
-@pytest.mark.parametrize("colour", [BROWN, (40, 30, 60), (200, 120, 100)], ids=str)
-def test_a_dark_disc_on_skin_is_found(disc: Disc, colour: tuple[int, int, int]) -> None:
-    (guess,) = guess_lesions(drawn((disc, colour)))
+@pytest.mark.parametrize("color", [BROWN, (40, 30, 60), (200, 120, 100)], ids=str)
+def test_a_dark_disc_on_skin_is_found(disc: Disc, color: tuple[int, int, int]) -> None:
+    (guess,) = estimate_lesion_masks(drawn((disc, color)))
     assert overlap(guess, disc) > 0.6
 
 
-def test_a_dark_thing_at_the_border_loses_against_one_near_the_centre() -> None:
+def test_a_dark_thing_at_the_border_loses_against_one_near_the_center() -> None:
     near, far = (0.45, 0.5, 0.15), (0.95, 0.1, 0.2)
-    (guess,) = guess_lesions(drawn((near, BROWN), (far, (0, 0, 0))))
+    (guess,) = estimate_lesion_masks(drawn((near, BROWN), (far, (0, 0, 0))))
     assert overlap(guess, near) > 0.6
     assert not (guess & inside(far, SIDE)).any()
 
 
 def test_a_faint_halo_is_not_the_lesion() -> None:
     halo, disc = (0.5, 0.5, 0.35), (0.5, 0.5, 0.15)
-    (guess,) = guess_lesions(drawn((halo, (215, 165, 140)), (disc, BROWN)))
+    (guess,) = estimate_lesion_masks(drawn((halo, (215, 165, 140)), (disc, BROWN)))
     assert overlap(guess, disc) > 0.6
 
 
 def test_one_place_is_guessed_where_there_are_two() -> None:
     left, right = (0.35, 0.5, 0.12), (0.7, 0.5, 0.12)
-    (guess,) = guess_lesions(drawn((left, BROWN), (right, BROWN)))
+    (guess,) = estimate_lesion_masks(drawn((left, BROWN), (right, BROWN)))
     assert overlap(guess, left) > 0.6
     assert not (guess & inside(right, SIDE)).any()
 
@@ -67,21 +67,21 @@ def test_one_place_is_guessed_where_there_are_two() -> None:
 @pytest.mark.parametrize("value", [0, 90, 255])
 def test_nothing_stands_out_of_an_even_image(value: int) -> None:
     images = torch.full((2, 3, 64, 64), value, dtype=torch.uint8)
-    assert not guess_lesions(images).any()
+    assert not estimate_lesion_masks(images).any()
 
 
 def test_noise_alone_is_no_lesion() -> None:
-    assert not guess_lesions(drawn(side=256)).any()
+    assert not estimate_lesion_masks(drawn(side=256)).any()
 
 
 def test_a_bright_disc_is_no_lesion() -> None:
-    assert not guess_lesions(drawn(((0.5, 0.5, 0.2), WHITE), side=256)).any()
+    assert not estimate_lesion_masks(drawn(((0.5, 0.5, 0.2), WHITE), side=256)).any()
 
 
 @pytest.mark.parametrize("side", [SIDE, 33, 100, 448])
 def test_the_guess_has_the_same_cells_at_every_side(side: int) -> None:
     disc = (0.4, 0.55, 0.2)
-    guesses = guess_lesions(drawn((disc, BROWN), side=side))
+    guesses = estimate_lesion_masks(drawn((disc, BROWN), side=side))
     assert guesses.shape == (1, SIDE, SIDE)
     assert guesses.dtype == torch.bool
     assert overlap(guesses[0], disc) > 0.6
@@ -96,8 +96,8 @@ def test_batch_equals_singles() -> None:
             drawn(((0.5, 0.5, 0.2), WHITE)),
         ]
     )
-    together = guess_lesions(images)
-    singles = torch.cat([guess_lesions(image[None]) for image in images])
+    together = estimate_lesion_masks(images)
+    singles = torch.cat([estimate_lesion_masks(image[None]) for image in images])
     assert torch.equal(together, singles)
     assert together.any(dim=(1, 2)).tolist() == [True, False, True, False]
 

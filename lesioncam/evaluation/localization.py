@@ -1,17 +1,17 @@
-"""Localisation: the scored rows' CAMs and boxes against lesion masks."""
+"""Localization: the scored rows' CAMs and boxes against lesion masks."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lesioncam.columns import BOX_COLUMNS
 from lesioncam.errors import InputError
-from lesioncam.schema import BOX_COLUMNS
 from lesioncam.storage.masks import find_masks, read_mask
 from lesioncam.vision.overlap import compare, mean_overlap
 
 
-def localisation(rows: pd.DataFrame, masks: str) -> tuple[dict[str, Any], pd.DataFrame]:
+def localization(rows: pd.DataFrame, masks: str) -> tuple[dict[str, Any], pd.DataFrame]:
     """Compare CAMs and boxes with masks.
 
     Args:

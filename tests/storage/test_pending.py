@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lesioncam.schema import MANIFEST_SCHEMA, TRANSIENT_KINDS, ErrorKind, Status
-from lesioncam.storage.ledger import (
+from lesioncam.columns import TRANSIENT_KINDS, ErrorKind, Status
+from lesioncam.schema import MANIFEST_SCHEMA
+from lesioncam.storage.pending import (
     INDEX_SCHEMA,
-    Share,
+    Partition,
     Tally,
-    left_to_do,
+    pending_rows,
     regroup,
     shares,
     split_newest,
@@ -70,7 +71,7 @@ def listed(*rows: Row, first: int = 0) -> pa.Table:
     return pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)
 
 
-def one_share(manifest: pa.Table, rows: pa.Table) -> Share:
+def one_share(manifest: pa.Table, rows: pa.Table) -> Partition:
     (share,) = shares([manifest], [rows], manifest.num_rows + rows.num_rows)
     return share
 
@@ -286,8 +287,8 @@ Pile = tuple[list[pa.Table], list[pa.Table], int]
 
 @pytest.fixture
 def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 90)
-    monkeypatch.setattr("lesioncam.storage.ledger._DEAL_ROWS", 64)
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 90)
+    monkeypatch.setattr("lesioncam.storage.pending._DEAL_ROWS", 64)
 
 
 def in_pieces(table: pa.Table, draw: random.Random) -> list[pa.Table]:
@@ -376,7 +377,7 @@ def expected_tally(images: list[Row], rows: list[Row]) -> Tally:
     )
 
 
-def numbers_left(dealt: Iterable[Share], *, retry_failed: bool) -> list[int]:
+def numbers_left(dealt: Iterable[Partition], *, retry_failed: bool) -> list[int]:
     tables = [share.left(retry_failed=retry_failed) for share in dealt]
     return sorted(number for table in tables for number in table["row"].to_pylist())
 
@@ -424,9 +425,9 @@ def test_several_shares_leave_what_one_leaves(
     expected = expected_left(images, rows, retry_failed=retry_failed)
     assert 50 < len(expected) < 400
     assert numbers_left(once, retry_failed=retry_failed) == expected
-    monkeypatch.setattr("lesioncam.storage.ledger._DEAL_ROWS", 64)
+    monkeypatch.setattr("lesioncam.storage.pending._DEAL_ROWS", 64)
     for share_rows in (1000, 90, 7):
-        monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", share_rows)
+        monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", share_rows)
         dealt = list(shares(*piled(images, rows, seed)))
         assert len(dealt) > 1
         assert numbers_left(dealt, retry_failed=retry_failed) == expected
@@ -439,17 +440,17 @@ def test_several_shares_count_what_one_counts(monkeypatch: pytest.MonkeyPatch, s
     expected = expected_tally(images, rows)
     assert min(expected.without_row, expected.kept, expected.doubled) > 50
     assert once.tally() == expected
-    monkeypatch.setattr("lesioncam.storage.ledger._DEAL_ROWS", 64)
+    monkeypatch.setattr("lesioncam.storage.pending._DEAL_ROWS", 64)
     for share_rows in (1000, 90, 7):
-        monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", share_rows)
+        monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", share_rows)
         dealt = list(shares(*piled(images, rows, seed)))
         assert sum((share.tally() for share in dealt), start=Tally()) == expected
         assert sum(share.repeated for share in dealt) == once.repeated == 80
 
 
 def test_many_images_do_not_become_too_many_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 1)
-    monkeypatch.setattr("lesioncam.storage.ledger._MOST_SHARES", 7)
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
+    monkeypatch.setattr("lesioncam.storage.pending._MAX_PARTITIONS", 7)
     images, rows = drawn(4)
     dealt = list(shares(*piled(images, rows)))
     assert len(dealt) == 7
@@ -469,7 +470,7 @@ def test_a_share_may_have_nothing_listed_or_nothing_written(small_shares: None) 
 
 
 def test_more_shares_than_images_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lesioncam.storage.ledger.SHARE_ROWS", 1)
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
     rows = [row("/a"), row("/b", ErrorKind.UNREACHABLE)]
     dealt = list(shares([listed(*rows)], [written(*rows)], 50))
     assert len(dealt) == 50
@@ -551,7 +552,7 @@ def test_tables_are_put_together(sizes: list[int], expected: list[int]) -> None:
 
 def test_left_to_do_is_what_has_no_row_of_the_same_object() -> None:
     rows = [row("/b"), row("/a"), row("/c", etag=None)]
-    found = left_to_do(listed(*rows), written(rows[1]).select(["uri", "version"]))
+    found = pending_rows(listed(*rows), written(rows[1]).select(["uri", "version"]))
     assert found["row"].to_pylist() == [0, 2]
 
 

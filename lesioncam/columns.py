@@ -1,0 +1,70 @@
+"""Names and kinds that every layer shares: statuses, error kinds, columns of the scores.
+
+Imports nothing beyond the standard library, so that the decoder process and `--help` stay small.
+The Arrow schemas of the same columns are in `lesioncam.schema`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+from lesioncam.errors import InputError
+
+DEFAULT_REST_CLASS = "nevus"
+
+
+class Status(StrEnum):
+    """Whether an image could be scored."""
+
+    OK = "ok"
+    FAILED = "failed"
+
+
+class ErrorKind(StrEnum):
+    """Why an image could not be scored."""
+
+    EMPTY = "empty"
+    TRUNCATED = "truncated"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED = "unsupported"
+    TOO_LARGE = "too_large"
+    DECODE_TIMEOUT = "decode_timeout"
+    NOT_FOUND = "not_found"
+    PERMISSION = "permission"
+    UNREACHABLE = "unreachable"
+
+
+TRANSIENT_KINDS = frozenset({ErrorKind.PERMISSION, ErrorKind.UNREACHABLE})  # the next run retries
+
+BOX_COLUMNS = ("box_x0", "box_y0", "box_x1", "box_y1")
+STAGES = ("stage1", "stage2", "final")
+STAGE_PREFIXES = {"stage1": "stage1_p_", "stage2": "stage2_p_", "final": "p_"}
+MEAN = "mean"
+
+_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def check_classes(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return `names` as the class order, or raise `InputError` naming `where` they came from."""
+    for name in names:
+        if not _CLASS_NAME.fullmatch(name) or name == MEAN:
+            raise InputError(
+                f"{where}: {name!r} cannot be a class name; use letters, digits and _ . + -, "
+                f"and not {MEAN!r}"
+            )
+    if len(set(names)) != len(names):
+        raise InputError(f"{where}: a class name occurs twice; each class needs its own column")
+    if len(names) < 2:
+        raise InputError(f"{where}: {len(names)} class found; at least two are needed")
+    return tuple(names)
+
+
+def probability_columns(classes: Iterable[str], stage: str = "final") -> list[str]:
+    """Column names of a stage's probabilities (`stage1`, `stage2` or `final`), in class order."""
+    return [STAGE_PREFIXES[stage] + name for name in classes]
+
+
+def classes_of(columns: Iterable[str]) -> tuple[str, ...]:
+    """Read the class order back from the columns of a score file; empty where it is not one."""
+    prefix = STAGE_PREFIXES["final"]
+    return tuple(name.removeprefix(prefix) for name in columns if name.startswith(prefix))

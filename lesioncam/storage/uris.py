@@ -1,0 +1,48 @@
+"""Store: the place that a flag names, and one file or object by its `uri`."""
+
+from contextlib import AbstractContextManager
+from typing import BinaryIO
+
+from lesioncam.errors import InputError
+from lesioncam.storage.local import LocalStore, local_path, open_local, read_local, stat_local
+from lesioncam.storage.s3 import S3Store, open_s3, read_s3, stat_s3
+from lesioncam.storage.store import Entry, Store
+
+
+def open_store(uri: str) -> Store:
+    """The place a flag names: a local path, `file://` or `s3://bucket/prefix`."""
+    scheme = uri.partition("://")[0] if "://" in uri else ""
+    if scheme == "s3":
+        return S3Store(uri)
+    if scheme == "file":
+        return LocalStore(local_path(uri))
+    if scheme:
+        raise InputError(f"{uri}: {scheme}:// is not supported; give a local path or s3://")
+    return LocalStore(uri)
+
+
+def read_uri(uri: str, most: int | None = None) -> bytes:
+    """Read one file or object by its `uri`.
+
+    Args:
+        uri: of the file or object.
+        most: bytes that it may have; None for any number.
+
+    Raises:
+        StoreError: with kind `not_found`, `permission`, `unreachable` or `too_large`.
+    """
+    return read_s3(uri, most) if _is_s3(uri) else read_local(local_path(uri), most)
+
+
+def open_uri(uri: str) -> AbstractContextManager[BinaryIO]:
+    """Open one file or object of any size, to read in pieces; `StoreError` as in `read_uri`."""
+    return open_s3(uri) if _is_s3(uri) else open_local(local_path(uri))
+
+
+def stat_uri(uri: str) -> Entry:
+    """What a listing would show of one `uri`; `StoreError` as in `read_uri`."""
+    return stat_s3(uri) if _is_s3(uri) else stat_local(local_path(uri))
+
+
+def _is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
