@@ -1,6 +1,7 @@
-"""Which Ray a verb runs on: the cluster that `RAY_ADDRESS` names, else one of its own.
+"""The Ray cluster a verb runs on: the one at `RAY_ADDRESS`, else a local one for this run.
 
-And what that has to offer, and how its end is told.
+Also what that cluster has, and the one-line error for a run that it ended. Knows nothing about
+scoring or training.
 """
 
 import logging
@@ -11,29 +12,32 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import ray.data
-import torch
 from ray.util import placement_group, remove_placement_group
 
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.store import StoreError
 
-_ROUNDING = 1e-9
-_PATIENCE = 900  # seconds a cluster that scales itself has for a node that is waited for
+if TYPE_CHECKING:
+    import torch
 
-# How soon this process gives up what it asked of a node whose power went: by Ray's own settings up
-# to seven minutes after. Its servers turn away who asks for a sign of life more than once a minute.
-# Ray has read its settings long before; `ray.init` reads the environment once more.
+_ROUNDING = 1e-9
+_NODE_TIMEOUT_S = 900  # for an autoscaling cluster to start a node
+_PROBE_TIMEOUT_S = 300  # for a process to start and load torch
+
+# How soon the driver gives up on a node that lost power: with Ray's defaults after up to seven
+# minutes. Ray's servers reject pings that come more than once a minute. Ray reads these variables
+# when it is imported, and again in `ray.init`.
 _KEEPALIVE = {
     "RAY_grpc_client_keepalive_time_ms": "60000",
     "RAY_grpc_client_keepalive_timeout_ms": "20000",
 }
 
-# Ray ends a process that was idle for a second where its tasks have more processes than cores. All
-# cores decode: a part would be written by a process that first has to start.
+# By default Ray kills a worker process after one idle second where it has more processes than
+# cores. Writing a part would then wait for a new process, since all cores decode.
 _KEEP_IDLE = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 
 log = logging.getLogger("lesioncam")
@@ -41,7 +45,7 @@ log = logging.getLogger("lesioncam")
 
 @dataclass(frozen=True)
 class Node:
-    """What one node has for tasks and actors."""
+    """The CPUs and GPUs of one node."""
 
     cpus: float
     gpus: int
@@ -49,112 +53,154 @@ class Node:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the nodes of a cluster have."""
+    """The CPUs and GPUs of a cluster, node by node."""
 
     nodes: tuple[Node, ...]
 
     @property
     def cpus(self) -> float:
-        """In all."""
+        """CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> int:
-        """In all."""
+        """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
     @property
     def cpus_per_gpu(self) -> float | None:
-        """Of the node with a GPU that has the fewest for each; None without one."""
+        """CPUs per GPU on the GPU node that has the fewest; None without GPUs."""
         return min((node.cpus / node.gpus for node in self.nodes if node.gpus), default=None)
 
-    def share(self, workers: int, *, gpu: bool) -> float:
-        """CPUs that each of so many equal workers can have, on nodes of whatever sizes.
+    def cpu_share(self, workers: int, *, gpu: bool) -> float:
+        """CPUs that each of `workers` equal workers can have.
 
         Args:
-            workers: how many must fit, several on a node where it is large enough.
-            gpu: whether each needs a GPU besides.
+            workers: how many must fit; several may run on one node.
+            gpu: whether each also needs a GPU.
 
         Returns:
             0 if they do not fit.
         """
 
         def fit(share: float) -> int:
-            places = ((int(node.cpus / share + _ROUNDING), node.gpus) for node in self.nodes)
-            return sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in places)
+            slots = ((int(node.cpus / share + _ROUNDING), node.gpus) for node in self.nodes)
+            return sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in slots)
 
         shares = {node.cpus / parts for node in self.nodes for parts in range(1, workers + 1)}
         return max((share for share in shares if share and fit(share) >= workers), default=0.0)
 
 
+class Hardware(NamedTuple):
+    """What tasks and actors compute on.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        precision: the fastest native one, `float32` or `bfloat16`.
+    """
+
+    device: str
+    precision: str
+
+
 def capacity() -> Capacity:
-    """Look at the cluster this process is connected to."""
+    """The nodes that are alive in the cluster this process is connected to."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Capacity(tuple(Node(node.get("CPU", 0.0), int(node.get("GPU", 0))) for node in alive))
 
 
 def can_grow() -> bool:
-    """Whether nodes may come to this Ray: not to one of this program's own."""
+    """Whether nodes may join: a cluster at `RAY_ADDRESS` may grow, a local one cannot."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def await_resources(bundles: list[dict[str, float]], what: str) -> None:
-    """Ask a cluster for these resources, and wait for as long as it may take to start a node.
+    """Request resources and wait until the cluster has them, as an autoscaler may start nodes.
 
     Args:
-        bundles: each must fit on one node.
+        bundles: resources; each bundle must fit on one node.
         what: their name for the log.
 
     Raises:
-        RunFailedError: they did not come in time.
+        RunFailedError: they were not available in time.
     """
     group = placement_group(bundles)
     try:
         if not group.wait(5):
-            log.info("waiting for %s, which the cluster does not have free yet", what)
-            if not group.wait(_PATIENCE):
-                minutes = _PATIENCE / 60
+            log.info("waiting for %s: none is free in the cluster yet", what)
+            if not group.wait(_NODE_TIMEOUT_S):
                 raise RunFailedError(
-                    f"the cluster did not come to have {what} in {minutes:g} minutes; run the same "
-                    f"command again"
+                    f"the cluster did not provide {what} within {_NODE_TIMEOUT_S / 60:g} minutes; "
+                    f"run the same command again"
                 )
     finally:
         remove_placement_group(group)
 
 
-def device_here() -> torch.device:
-    """Where this task or actor computes: on the GPU that Ray gave it, if torch can use that."""
+def device_here() -> "torch.device":
+    """The device of this task or actor: the GPU that Ray assigned, if torch can use it."""
+    import torch  # noqa: PLC0415
+
     return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
-def broke_off(error: BaseException) -> RunFailedError | None:
-    """What ended a run that Ray, a store or a disk broke off, in one line.
+def probe_hardware(*, gpu: bool) -> Hardware:
+    """Ask a node of the cluster what it computes on.
 
     Args:
-        error: as it reached the driver; what was good input when the run began is not to blame.
+        gpu: ask on a node with a GPU. `device` is `cpu` then where torch cannot use that GPU.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: no answer within five minutes.
+    """
+    # On a one-node cluster, the answer is the same here, without a process that first loads torch.
+    if not gpu and sum(node["Alive"] for node in ray.nodes()) == 1:
+        return _hardware_here()
+    probe = ray.remote(num_cpus=0 if gpu else 0.1, num_gpus=0.01 * gpu)(_hardware_here)
+    found: Hardware = ray.get(probe.remote(), timeout=_PROBE_TIMEOUT_S)
+    return found
+
+
+def _hardware_here() -> Hardware:
+    from lesioncam.vision.network import native_precision  # noqa: PLC0415
+
+    device = device_here()
+    return Hardware(device.type, native_precision(device))
+
+
+def as_run_error(error: BaseException) -> RunFailedError | None:
+    """The one-line error for a run that Ray, a store or a disk ended.
+
+    Args:
+        error: as it reached the driver. An InputError counts as the store's fault here: the input
+            was good when the run began.
 
     Returns:
-        None for what says it itself, and for bugs, a worker's too: their tracebacks tell more.
+        None for errors that are reported as they are: a RunFailedError, and bugs (also a worker's),
+        which need their traceback.
     """
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     if isinstance(cause, RunFailedError):
         return None if cause is error else RunFailedError(_first_line(cause))
     if isinstance(cause, InputError | StoreError | OSError):
-        return to_mend(cause)
+        return failed_by(cause)
     if isinstance(cause, ray.exceptions.RayError):
-        what = f"in Ray, which tells more in its logs ({type(cause).__name__})"
-        return RunFailedError(f"the run broke off {what}; run the same command again")
+        return RunFailedError(
+            f"the run failed in Ray ({type(cause).__name__}; Ray's logs have details); run the "
+            f"same command again"
+        )
     return None
 
 
-def to_mend(error: Exception) -> RunFailedError:
-    """A run broken off by what was good input, or a place to write, when it began."""
-    said = _first_line(error)
-    return RunFailedError(f"the run broke off: {said}; mend that; run the same command again")
+def failed_by(error: Exception) -> RunFailedError:
+    """The error of a run whose input or output became unusable while it ran."""
+    return RunFailedError(
+        f"the run failed: {_first_line(error)}; fix that and run the same command again"
+    )
 
 
 def _first_line(error: Exception) -> str:
-    """What it says, before a worker's traceback."""
+    """The message without a worker's traceback."""
     return str(error).partition("\n")[0]
 
 
@@ -162,8 +208,8 @@ def _first_line(error: Exception) -> str:
 def connected() -> Iterator[None]:
     """Attach to the cluster in `RAY_ADDRESS`, or start a local one and stop it at the end.
 
-    Never joins a Ray that merely happens to run on this machine. Does nothing where this process
-    is connected already.
+    Never joins a Ray that happens to run on this machine. Does nothing if this process is already
+    connected. SIGTERM raises KeyboardInterrupt inside.
 
     Raises:
         InputError: nothing answers at `RAY_ADDRESS`.
@@ -175,7 +221,7 @@ def connected() -> Iterator[None]:
     try:
         try:
             _start()
-        except SystemExit as error:  # Ray's answer to SIGTERM
+        except SystemExit as error:  # Ray's handler while it starts
             raise KeyboardInterrupt from error
         _at_sigterm(signal.default_int_handler)  # Ray's own handler prints a stack and aborts
         yield
@@ -195,30 +241,31 @@ def _start() -> None:
             ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"RAY_ADDRESS: no Ray cluster can be reached at {address}; mend or unset it"
+                f"RAY_ADDRESS: no Ray cluster answers at {address}; correct or unset it"
             ) from error
     else:
-        # Ray's core prints "errors" of its own making on a healthy run, one per actor pool.
+        # Ray's core logs an "error" per actor pool on a healthy run.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         for name, value in _KEEP_IDLE.items():
             os.environ.setdefault(name, value)
-        # Ray counts the cores, within a container's limits; its listing task takes one of them
-        # beside the actors, so that one core must pass for two.
+        # Ray's listing task takes a whole CPU beside the actors: one core has to count as two.
         cpus = 2 if os.cpu_count() == 1 else None
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # we show our own
+    # lesioncam logs its own progress.
+    ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":  # its log files get all
+        if handler.name == "console":  # the log files still get everything
             handler.setLevel(logging.CRITICAL)
 
 
 def _at_sigterm(handler: Any) -> None:
-    if threading.current_thread() is threading.main_thread():  # as Python asks
-        signal.signal(signal.SIGTERM, handler)
+    """Install a handler. None stands for one not set from Python, which Python cannot restore."""
+    if threading.current_thread() is threading.main_thread():  # signal.signal requires it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself tries an address for minutes; `auto` and `ray://` are left to it."""
+    """Fail quickly: Ray itself tries an address for minutes. Skips `auto` and `ray://`."""
     host, _, port = address.rpartition(":")
     if "://" not in address and port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()

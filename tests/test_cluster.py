@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -6,7 +7,16 @@ import psutil
 import pytest
 import ray
 
-from lesioncam.cluster import Capacity, Node, broke_off, can_grow, capacity
+from lesioncam import cluster
+from lesioncam.cluster import (
+    Capacity,
+    Node,
+    as_run_error,
+    can_grow,
+    capacity,
+    connected,
+    probe_hardware,
+)
 from lesioncam.columns import ErrorKind
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.store import StoreError
@@ -34,57 +44,91 @@ from lesioncam.storage.store import StoreError
 def test_workers_get_what_fits_on_nodes_of_different_sizes(
     nodes: list[tuple[float, int]], workers: int, gpu: bool, share: float
 ) -> None:
-    assert Capacity(tuple(Node(*node) for node in nodes)).share(workers, gpu=gpu) == share
+    assert Capacity(tuple(Node(*node) for node in nodes)).cpu_share(workers, gpu=gpu) == share
 
 
-def test_this_machines_own_ray_has_its_cores_and_cannot_grow(local_ray: None) -> None:
+def test_a_local_ray_has_this_machines_cores_and_cannot_grow(local_ray: None) -> None:
     here = capacity()
     assert here.cpus >= 2
     assert here.cpus_per_gpu is None
     assert not can_grow()
 
 
-def test_idle_processes_wait_for_the_next_task(local_ray: None, tmp_path: Path) -> None:
-    many = 2 + int(capacity().cpus)
+def test_a_node_answers_what_it_computes_on(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = probe_hardware(gpu=False)
+    assert here.device == "cpu"
+    two = [{"Alive": True}, {"Alive": True}]
+    monkeypatch.setattr(ray, "nodes", lambda: two)  # so that another process is asked
+    assert probe_hardware(gpu=False) == here
+
+
+def test_idle_processes_are_kept_for_the_next_task(local_ray: None, tmp_path: Path) -> None:
+    count = 2 + int(capacity().cpus)
     at_once = ray.remote(num_cpus=0.01)(process_beside_others)
-    idle = set(ray.get([at_once.remote(tmp_path, many) for _ in range(many)]))
-    time.sleep(4)  # Ray's own patience is one second
-    assert len(idle) == many
+    idle = set(ray.get([at_once.remote(tmp_path, count) for _ in range(count)]))
+    time.sleep(4)  # Ray's default keeps them for one second
+    assert len(idle) == count
     assert all(map(psutil.pid_exists, idle))
 
 
-def process_beside_others(folder: Path, many: int) -> int:
-    """Its process, once so many of them are at work at the same time."""
+def process_beside_others(folder: Path, count: int) -> int:
+    """This process's id, once `count` of them run at the same time."""
     (folder / str(os.getpid())).touch()
-    while len(list(folder.iterdir())) < many:
+    while len(list(folder.iterdir())) < count:
         time.sleep(0.1)
     return os.getpid()
 
 
-AGAIN = "; run the same command again"
+def test_a_sigterm_handler_that_python_did_not_set_is_replaced_by_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "is_initialized", lambda: False)
+        patch.setattr(ray, "shutdown", lambda: None)
+        patch.setattr(cluster, "_start", lambda: None)
+        patch.setattr(signal, "getsignal", lambda _: None)  # as in a program that embeds Python
+        with connected():
+            pass
+    try:
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("of_a_worker", [False, True])
+@pytest.mark.parametrize("in_worker", [False, True])
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
-        (StoreError(ErrorKind.PERMISSION, "no"), f"the run broke off: no; mend that{AGAIN}"),
-        (InputError("--bundle: no\nmore"), f"the run broke off: --bundle: no; mend that{AGAIN}"),
-        (OSError("disk full"), f"the run broke off: disk full; mend that{AGAIN}"),
-        (TypeError("a bug"), None),
+        (StoreError(ErrorKind.PERMISSION, "no"), "no"),
+        (InputError("--bundle: no\nmore"), "--bundle: no"),
+        (OSError("disk full"), "disk full"),
     ],
 )
-def test_what_a_store_or_a_disk_broke_off_is_one_line_and_a_bug_is_not(
-    error: Exception, said: str | None, of_a_worker: bool
+def test_a_store_or_disk_that_fails_during_a_run_is_one_line(
+    error: Exception, message: str, in_worker: bool
 ) -> None:
-    reached = ray.exceptions.RayTaskError("f", "its traceback", error) if of_a_worker else error
-    told = broke_off(reached)
-    assert (None if told is None else str(told)) == said
+    reached = ray.exceptions.RayTaskError("f", "its traceback", error) if in_worker else error
+    expected = f"the run failed: {message}; fix that and run the same command again"
+    assert str(as_run_error(reached)) == expected
 
 
-def test_what_broke_off_in_ray_or_was_told_by_a_worker_is_one_line() -> None:
-    gone = broke_off(ray.exceptions.WorkerCrashedError())
-    assert str(gone).startswith("the run broke off in Ray, which tells more in its logs (Worker")
-    worker = ray.exceptions.RayTaskError("f", "its traceback", RunFailedError(f"it is gone{AGAIN}"))
-    assert str(broke_off(worker)) == f"it is gone{AGAIN}"
-    assert broke_off(RunFailedError("it is gone")) is None
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_a_bug_keeps_its_traceback(in_worker: bool) -> None:
+    bug = TypeError("a bug")
+    reached = ray.exceptions.RayTaskError("f", "its traceback", bug) if in_worker else bug
+    assert as_run_error(reached) is None
+
+
+def test_an_error_of_ray_is_one_line() -> None:
+    error = as_run_error(ray.exceptions.WorkerCrashedError())
+    assert str(error).startswith("the run failed in Ray (WorkerCrashedError; Ray's logs have")
+
+
+def test_a_workers_run_error_is_passed_on_without_its_traceback() -> None:
+    message = "it is gone; run the same command again"
+    worker = ray.exceptions.RayTaskError("f", "its traceback", RunFailedError(message))
+    assert str(as_run_error(worker)) == message
+    assert as_run_error(RunFailedError(message)) is None

@@ -17,7 +17,7 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from lesioncam import __version__
-from lesioncam.cluster import broke_off, connected
+from lesioncam.cluster import as_run_error, connected
 from lesioncam.columns import Status
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.scoring.fetch import fetch_and_decode, read_todo
@@ -283,4 +283,4 @@ def _told(error: BaseException) -> RunFailedError | None:
         return RunFailedError(
             f"the run did nothing for {minutes:g} minutes; run the same command again"
         )
-    return broke_off(error)
+    return as_run_error(error)

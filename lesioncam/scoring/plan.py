@@ -4,17 +4,13 @@ import logging
 import math
 from dataclasses import dataclass
 
-import ray
-
-from lesioncam.cluster import Capacity, await_resources, can_grow, capacity, device_here
+from lesioncam.cluster import Capacity, await_resources, can_grow, capacity, probe_hardware
 from lesioncam.errors import InputError
-from lesioncam.vision.network import native_precision
 
 # Stage 1's actors are placed first: no two of them fill a GPU, so that stage 2 finds room even
 # where fewer GPUs come than were asked for.
 _GPU_SHARES = (0.6, 0.4)
 _WORTH_A_NODE = 50_000  # images left for which another node with a GPU is started
-_PATIENCE = 300  # seconds for a process to start and load torch
 
 log = logging.getLogger("lesioncam")
 
@@ -93,7 +89,7 @@ def make_plan(gpus: int | None, precision: str, left: int) -> Plan:
         await_resources([{kind: 0.01}], f"a {kind}")
     cluster = capacity()
     _check_cpus(cluster)
-    device, native = _hardware(used > 0)
+    device, native = probe_hardware(gpu=used > 0)
     if used and device == "cpu":
         log.warning("torch can use no GPU of this cluster; the networks run on its CPUs")
     return plan_for(cluster, used, native if precision == "auto" else precision, device)
@@ -143,21 +139,3 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         precision=precision,
         device=device,
     )
-
-
-def _hardware(gpu: bool) -> tuple[str, str]:
-    """What an actor computes on, asked on a node of the cluster, and in what precision natively.
-
-    Where this machine is the whole cluster it need not ask another process, which would first have
-    to load torch.
-    """
-
-    def ask() -> tuple[str, str]:
-        device = device_here()
-        return device.type, native_precision(device)
-
-    if not gpu and sum(node["Alive"] for node in ray.nodes()) == 1:
-        return ask()
-    probe = ray.remote(num_cpus=0 if gpu else 0.1, num_gpus=0.01 * gpu)(ask)
-    found: tuple[str, str] = ray.get(probe.remote(), timeout=_PATIENCE)
-    return found

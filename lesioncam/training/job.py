@@ -20,12 +20,12 @@ from torch import Tensor
 
 from lesioncam import __version__
 from lesioncam.cluster import (
+    as_run_error,
     await_resources,
-    broke_off,
     can_grow,
     capacity,
     connected,
-    to_mend,
+    failed_by,
 )
 from lesioncam.errors import InputError, LesioncamError
 from lesioncam.settings import ModelSettings, TrainSettings
@@ -128,7 +128,7 @@ def train(request: TrainRequest) -> dict[str, Any]:
                     request, labels, source, masks, validation, model, initial, compute, lease
                 ).run()
         except (ray.exceptions.RayError, StoreError, OSError) as error:
-            told = broke_off(error)
+            told = as_run_error(error)
             if told is None:
                 raise
             raise told from error
@@ -232,7 +232,7 @@ class _Run:
         try:
             digest = save_bundle(trained, self.request.bundle, model_card(trained))
         except InputError as error:
-            raise to_mend(error) from error
+            raise failed_by(error) from error
         try:
             remove_checkpoints(self.storage)
         except (LesioncamError, OSError) as error:
@@ -391,7 +391,7 @@ def make_workers(request: TrainRequest) -> Workers:
     if can_grow():
         bundles = [{"GPU": 1.0}] * request.workers if gpu else [{"CPU": 0.1}]
         await_resources(bundles, f"{request.workers} GPUs" if gpu else "a CPU")
-    share = capacity().share(request.workers, gpu=gpu)
+    share = capacity().cpu_share(request.workers, gpu=gpu)
     if not share:
         raise InputError(
             f"--workers: {request.workers} do not fit on the cluster's nodes; lower it"

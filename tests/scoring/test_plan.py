@@ -20,7 +20,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Capacity]:
     monkeypatch.setattr(planning, "capacity", lambda: found.pop(0) if found[1:] else found[0])
     monkeypatch.setattr(planning, "await_resources", lambda *_: None)
     answers = {True: ("cuda", "bfloat16"), False: ("cpu", "float32")}
-    monkeypatch.setattr(planning, "_hardware", answers.__getitem__)
+    monkeypatch.setattr(planning, "probe_hardware", lambda *, gpu: answers[gpu])
     return found
 
 
@@ -119,7 +119,7 @@ def test_gpus_that_torch_cannot_use_are_told(
     here: list[Capacity], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     here[:] = [cluster(16, 1)]
-    monkeypatch.setattr(planning, "_hardware", lambda _: ("cpu", "float32"))
+    monkeypatch.setattr(planning, "probe_hardware", lambda **_: ("cpu", "float32"))
     with caplog.at_level(logging.WARNING, "lesioncam"):
         plan = make_plan(None, "auto", 100)
     assert (sum(plan.actor_gpus), plan.device, plan.precision) == (1.0, "cpu", "float32")

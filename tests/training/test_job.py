@@ -56,7 +56,7 @@ def broke_off(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lesioncam.training.job.save_bundle", full_disk)
         with pytest.raises(
-            RunFailedError, match="no space left; mend that; run the same command again"
+            RunFailedError, match="no space left; fix that and run the same command again"
         ):
             train(request(drawn, place, workers=2))
     checkpoints = Path(f"{place}-checkpoints")

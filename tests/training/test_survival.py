@@ -233,5 +233,5 @@ def test_what_breaks_in_ray_is_one_line(
         raise ray.exceptions.WorkerCrashedError
 
     monkeypatch.setattr("lesioncam.training.job.read_source", break_off)
-    with pytest.raises(RunFailedError, match=r"broke off in Ray, .* run the same command again"):
+    with pytest.raises(RunFailedError, match=r"failed in Ray .* run the same command again"):
         train(request(drawn, tmp_path / "model"))
