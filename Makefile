@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test bench check
+.PHONY: setup demo test test-slow bench check
 
 setup: $(VENV)/.installed
 
@@ -18,7 +19,10 @@ demo: setup
 	$(BIN)/lesioncam demo
 
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+test-slow: setup
+	$(PYTEST) -m slow
 
 check: setup
 	$(BIN)/ruff check .

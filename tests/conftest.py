@@ -1,4 +1,4 @@
-"""Fixtures: a tiny bundle, drawn images, an in-process S3 server, a local Ray."""
+"""Fixtures that many tests share: a tiny bundle, an in-process S3 server, a local Ray."""
 
 import socket
 from collections.abc import Iterator
@@ -27,6 +27,25 @@ SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="needs ../shared, real images that are not part of the project"
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `--dist loadgroup`: all that use the shared Ray together, others by file.
+
+    One worker runs the group on Ray, on one Ray, while another runs the rest. Slow tests are
+    grouped by file.
+    """
+    quick = [item for item in items if item.get_closest_marker("slow") is None]
+    on_ray = {item.path for item in quick if "local_ray" in getattr(item, "fixturenames", ())}
+    grouped = [item for item in quick if item.path in on_ray]
+    taken = set(grouped)
+    others = [item for item in items if item not in taken]
+    for item in grouped:
+        item.add_marker(pytest.mark.xdist_group("ray"))
+    for item in others:
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
+    items[:] = grouped + others
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,7 @@ def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]
         time.sleep(1)
 
 
+@pytest.mark.slow
 def test_a_submitted_job_gives_the_rows_of_the_verb(
     head: str, tmp_path: Path, bundle_uri: str, local_ray: None
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_submitted_job_gives_the_rows_of_the_verb(
     assert_same_scores(job, verb)
 
 
+@pytest.mark.slow
 def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: str) -> None:
     flags = ("--images", tmp_path / "nowhere", "--bundle", bundle_uri, "--output", tmp_path / "o")
     done = submit(head, "jobs/score.py", *flags)
@@ -124,6 +126,7 @@ def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: s
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_a_driver_on_a_cluster_gives_a_silent_node_up_soon(head: str) -> None:
     code = (
         "import ray, lesioncam.cluster as cluster; connection = cluster.connected(); "

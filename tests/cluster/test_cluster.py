@@ -22,6 +22,8 @@ from tests.scores import assert_same_scores
 if TYPE_CHECKING:
     import subprocess
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 40
 COPIES = 30  # of each to score: far more than the nodes get done between two looks at the parts
 _PATIENCE = 240  # seconds

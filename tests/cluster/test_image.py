@@ -47,6 +47,7 @@ def test_it_runs_as_nobody_special() -> None:
     assert steps()[-1] == ("USER", "1000")
 
 
+@pytest.mark.slow
 def test_its_steps_make_an_environment_that_has_the_jobs(tmp_path: Path) -> None:
     """On top of this environment, so that what is pinned need not be downloaded again."""
     environment = tmp_path / "environment"

@@ -149,6 +149,7 @@ def get(url: str) -> Any:
             time.sleep(0.2)
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("query", queries())
 def test_every_panel_has_data(watched: Watched, query: str) -> None:
@@ -163,6 +164,7 @@ def test_every_panel_has_data(watched: Watched, query: str) -> None:
     assert any(not math.isnan(value) for value in values)
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_every_rule_is_understood_and_what_it_looks_at_is_there(watched: Watched) -> None:
     deadline = time.monotonic() + 30
@@ -182,6 +184,7 @@ def test_every_rule_is_understood_and_what_it_looks_at_is_there(watched: Watched
             assert watched.series(selector), f"{rule['name']}: no {selector}"
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_the_counts_are_the_summarys(watched: Watched) -> None:
     assert f"{GOOD} ok, {EMPTY + CUT} failed" in watched.outputs["score"]
@@ -200,6 +203,7 @@ def test_the_counts_are_the_summarys(watched: Watched) -> None:
     }
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_what_is_left_is_told_while_nothing_moves_and_not_for_ever(watched: Watched) -> None:
     """Ray drops a gauge that is not set again within 2 s here: the actors take longer to start."""
@@ -215,6 +219,7 @@ def test_what_is_left_is_told_while_nothing_moves_and_not_for_ever(watched: Watc
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_no_label_holds_a_name(watched: Watched) -> None:
     found = watched.get("series", **{"match[]": '{__name__=~"ray_lesioncam_.+"}'})
@@ -238,6 +243,7 @@ def test_no_label_holds_a_name(watched: Watched) -> None:
     }
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_a_jobs_lines_are_json_and_no_log_names_an_image(watched: Watched) -> None:
     for name, text in watched.outputs.items():

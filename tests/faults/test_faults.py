@@ -19,6 +19,8 @@ from tests.faults.scenarios import LOCAL, REMOTE
 from tests.faults.servers import weed
 from tests.faults.stress import Place, draw, one_night, open_place
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 120
 
 

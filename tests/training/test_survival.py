@@ -54,6 +54,7 @@ def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory, local_ray
     return bundle
 
 
+@pytest.mark.slow
 def test_seven_classes_with_no_rest_class(undisturbed: Path) -> None:
     bundle = load_bundle(str(undisturbed))
     assert bundle.settings.classes == tuple(SEVEN)
@@ -61,6 +62,7 @@ def test_seven_classes_with_no_rest_class(undisturbed: Path) -> None:
     assert bundle.metrics["held_out"]["final"]["mean"]["auc"] is not None
 
 
+@pytest.mark.slow
 def test_workers_killed_in_both_stages_and_between_change_nothing(
     drawn: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +125,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
     return process.children(recursive=True)
 
 
+@pytest.mark.slow
 def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
     drawn: Path, bucket: str, tmp_path: Path
 ) -> None:
