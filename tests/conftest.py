@@ -107,7 +107,7 @@ def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def proxy(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before the S3 server, whose misdeeds clients do not wait for; `a.png` is `BODY`."""
+    """A proxy in front of the S3 server; clients retry its faults at once; `a.png` is `BODY`."""
     boto3.client("s3").put_object(Bucket=bucket, Key="a.png", Body=BODY)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
     monkeypatch.setattr("lesioncam.storage.s3._PAUSES", (0, 0, 0, 0))

@@ -72,7 +72,7 @@ def found_by(loaded: Bundle, images: Path) -> Outcome:
     "peer",
     [
         pytest.param("dataloader", marks=needs_grad_cam),
-        "ray_data",
+        pytest.param("ray_data", marks=pytest.mark.slow),  # starts a Ray of its own
         pytest.param("daft_udf", marks=needs_daft),
     ],
 )

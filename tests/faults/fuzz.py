@@ -1,9 +1,9 @@
-r"""Damaged images by the thousand, of every supported format, through the decoder scoring uses.
+r"""Fuzz the decoder that scoring uses with damaged images of every supported format.
 
     python -m tests.faults.fuzz --images 24000
 
-Prints what became of them, the slowest and the most memory; what hangs or crashes the decoder, or
-makes it answer in unprintable words, is kept in `fuzz/`.
+Prints the outcomes, the longest time and the peak memory. Images that hang or crash the decoder,
+or whose error is not printable, are kept in `fuzz/`.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoder
 from tests.messy import lesion
 
-SIDE = 448
-FORMS: list[tuple[str, str, dict[str, Any]]] = [
+CANVAS_SIZE = 448
+FORMATS: list[tuple[str, str, dict[str, Any]]] = [
     ("JPEG", "RGB", {}),
     ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
     ("JPEG", "L", {}),
@@ -49,88 +49,90 @@ FORMS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    """Flip, cut out, repeat or cut off some of the bytes, rather at the front than later."""
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """Change, remove, insert or cut off some bytes, more often near the beginning."""
     content = bytearray(data)
-    for _ in range(chance.choice([1, 1, 2, 8])):
-        place = int(len(content) * chance.random() ** 3)
-        match chance.randrange(5):
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        start = int(len(content) * rng.random() ** 3)
+        match rng.randrange(5):
             case 0:
-                content[place] = chance.randrange(256)
+                content[start] = rng.randrange(256)
             case 1:
-                del content[place : place + chance.randrange(1, 20)]
+                del content[start : start + rng.randrange(1, 20)]
             case 2:
-                content[place:place] = chance.randbytes(chance.randrange(1, 20))
+                content[start:start] = rng.randbytes(rng.randrange(1, 20))
             case 3:
-                size = chance.choice([2, 4])  # a length or an offset that lies
-                content[place : place + size] = chance.choice([b"\xff", b"\x7f", b"\0"]) * size
+                size = rng.choice([2, 4])  # a wrong length or offset
+                content[start : start + size] = rng.choice([b"\xff", b"\x7f", b"\0"]) * size
             case _:
-                content[place] ^= 1 << chance.randrange(8)
+                content[start] ^= 1 << rng.randrange(8)
         if not content:
             break
-    if chance.random() < 0.1:
-        del content[chance.randrange(len(content) + 1) :]
+    if rng.random() < 0.1:
+        del content[rng.randrange(len(content) + 1) :]
     return bytes(content)
 
 
 def originals() -> dict[str, bytes]:
-    """One sound file of each form, by a name for it."""
+    """One good file of each format, by the format's description."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     files = {}
-    for number, (kind, mode, how) in enumerate(FORMS):
+    for number, (kind, mode, options) in enumerate(FORMATS):
         image = lesion(300, 200, number)
-        shown = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
-        options = dict(how)
+        converted = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+        arguments = dict(options)
         if options.get("save_all"):
-            options["append_images"] = [lesion(300, 200, 90 + k).convert(mode) for k in range(3)]
+            arguments["append_images"] = [lesion(300, 200, 90 + k).convert(mode) for k in range(3)]
         if kind in ("JPEG", "PNG", "WEBP"):
-            options["exif"] = exif
+            arguments["exif"] = exif
         sink = io.BytesIO()
-        shown.save(sink, kind, **options)
-        files[" ".join([kind, mode, *(f"{key}={value}" for key, value in how.items())])] = (
+        converted.save(sink, kind, **arguments)
+        files[" ".join([kind, mode, *(f"{key}={value}" for key, value in options.items())])] = (
             sink.getvalue()
         )
     return files
 
 
 def main() -> None:
-    """Damage, decode, count."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=24_000)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--seconds", type=float, default=20.0, help="limit of one decode")
+    """Damage, decode, count; exits with 1 if an image hung or crashed the decoder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=24_000, help="(24000)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="(the time)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time limit of one decode (20)")
     flags = parser.parse_args()
     print(f"{flags.images} damaged images, seed {flags.seed}\n")
-    dice, decoder, files = random.Random(flags.seed), Decoder(flags.seconds), originals()
+    rng, decoder, files = random.Random(flags.seed), Decoder(flags.seconds), originals()
     names = list(files)
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    slowest, most, bad = 0.0, 0, 0
+    slowest, peak, bad = 0.0, 0, 0
     for number in range(flags.images):
         name = names[number % len(names)]
-        data = mutated(files[name], dice)
+        data = mutated(files[name], rng)
         started = time.monotonic()
         try:
-            decoder.decode(data, SIDE)
+            decoder.decode(data, CANVAS_SIZE)
             outcome, message = "ok", ""
         except DecodeError as error:
             outcome, message = error.kind, error.message
         slowest = max(slowest, time.monotonic() - started)
         outcomes[name][outcome] += 1
-        hurt = outcome == ErrorKind.DECODE_TIMEOUT or "crashes" in message
-        if hurt or not message.isprintable():
+        failed = outcome == ErrorKind.DECODE_TIMEOUT or "crashes" in message
+        if failed or not message.isprintable():
             bad += 1
             Path("fuzz").mkdir(exist_ok=True)
             Path("fuzz", f"{flags.seed}-{number}").write_bytes(data)
             print(f"{name}: {message!r}")
         if number % 100 == 0:
-            most = max(most, psutil.Process(decoder._started().pid).memory_info().rss)
+            peak = max(peak, psutil.Process(decoder._started().pid).memory_info().rss)
     kinds = sorted({kind for counts in outcomes.values() for kind in counts})
-    print("| form | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
+    print("| format | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
     for name, counts in outcomes.items():
         print(f"| {name} | " + " | ".join(str(counts[kind]) for kind in kinds) + " |")
-    print(f"\nhung, crashed or answered in unprintable words: {bad}")
-    print(f"slowest {slowest:.2f} s; most memory {most / 2**20:.0f} MiB")
+    print(f"\nhung, crashed or failed without a printable error: {bad}")
+    print(f"slowest {slowest:.2f} s; peak memory {peak / 2**20:.0f} MiB")
     decoder.close()
     sys.exit(bool(bad))
 

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that does to requests what stores do on a bad night."""
+"""A proxy in front of an S3 server that injects faults into requests."""
 
 import http.client
 import random
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-Misdeed = Callable[["Exchange"], None]
+Fault = Callable[["Exchange"], None]
 
-_STALL = 65  # seconds; clients wait 60
-_HOP = {"connection", "transfer-encoding", "keep-alive"}
+_STALL_S = 65  # clients wait 60 s
+_HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive"}
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on to a server, or does `misdeed` to them.
+    """Forwards requests to a server, or answers them with `fault`.
 
     Attributes:
-        misdeed: what is done to a request; None for passing all on.
-        fetched: how often each image was given out whole.
+        fault: what handles a request; None forwards all.
+        fetched: how often each image was sent whole, by its path.
     """
 
     daemon_threads = True
@@ -30,7 +30,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, server: str):
         super().__init__(("127.0.0.1", 0), Exchange)
         self.upstream = urlsplit(server).netloc
-        self.misdeed: Misdeed | None = None
+        self.fault: Fault | None = None
         self.fetched: Counter[str] = Counter()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
 
@@ -49,18 +49,18 @@ class Proxy(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Clients hang up here by design."""
+        """Clients hang up by design: not worth a traceback."""
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One connection of a client."""
+    """A request of a client, and the means to answer it."""
 
     protocol_version = "HTTP/1.1"
     server: Proxy
     sent: bytes
 
-    def pass_on(self) -> None:
-        """Ask the server, and answer with what it says."""
+    def forward(self) -> None:
+        """Answer as the server does."""
         answer, data = self.ask()
         self.answer(answer.status, answer.getheaders(), data)
         if self.is_image and answer.status == 200:
@@ -68,11 +68,11 @@ class Exchange(BaseHTTPRequestHandler):
 
     @property
     def is_image(self) -> bool:
-        """Whether an image is read."""
+        """Whether it reads an image."""
         return self.command == "GET" and urlsplit(self.path).path.endswith(".png")
 
     def ask(self) -> tuple[http.client.HTTPResponse, bytes]:
-        """Ask the server."""
+        """Send the request to the server; returns its answer and the body."""
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         try:
             connection.request(self.command, self.path, self.sent, dict(self.headers.items()))
@@ -82,15 +82,15 @@ class Exchange(BaseHTTPRequestHandler):
             connection.close()
 
     def answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
-        """Answer the client with all of it."""
+        """Answer with headers and body."""
         self.begin(status, headers, len(data))
         self.wfile.write(data)
 
     def begin(self, status: int, headers: list[tuple[str, str]], length: int) -> None:
-        """Answer the client with a header."""
+        """Answer with headers alone."""
         self.send_response_only(status)
         for name, value in headers:
-            if name.lower() not in _HOP and (
+            if name.lower() not in _HOP_BY_HOP and (
                 name.lower() != "content-length" or self.command == "HEAD"
             ):
                 self.send_header(name, value)
@@ -99,27 +99,27 @@ class Exchange(BaseHTTPRequestHandler):
         self.end_headers()
 
     def refuse(self, status: int, code: str) -> None:
-        """Answer with an error of S3."""
+        """Answer with an S3 error."""
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
         data = b"" if self.command == "HEAD" else body.encode()
         self.answer(status, [("Content-Type", "application/xml")], data)
 
     def hang_up(self) -> None:
-        """End the connection with a reset."""
+        """Reset the connection."""
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
         self.connection.close()
 
     def handle_any(self) -> None:
-        """Take a request."""
+        """Handle a request."""
         self.sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        misdeed = self.server.misdeed
+        fault = self.server.fault
         try:
-            if misdeed is None:
-                self.pass_on()
+            if fault is None:
+                self.forward()
             else:
-                misdeed(self)
+                fault(self)
         except OSError:
             self.close_connection = True
 
@@ -129,86 +129,86 @@ class Exchange(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def sometimes(misdeed: Misdeed, share: float, seed: int, *, images_only: bool = True) -> Misdeed:
-    """Do it to a share of the requests."""
-    dice = random.Random(seed)
+def sometimes(fault: Fault, fraction: float, seed: int, *, images_only: bool = True) -> Fault:
+    """The fault, for a fraction of the requests."""
+    rng = random.Random(seed)
     lock = threading.Lock()
 
     def act(exchange: Exchange) -> None:
         with lock:
-            hit = dice.random() < share
+            hit = rng.random() < fraction
         if hit and (exchange.is_image or not images_only):
-            misdeed(exchange)
+            fault(exchange)
         else:
-            exchange.pass_on()
+            exchange.forward()
 
     return act
 
 
-def from_then_on(misdeed: Misdeed, images: int, more: int = 0) -> Misdeed:
-    """Do it to all requests, once so many images were asked for and so many requests after that."""
-    left = [images, more]
+def from_then_on(fault: Fault, images: int, requests: int = 0) -> Fault:
+    """The fault, after so many requests for images and then so many requests of any kind."""
+    remaining = [images, requests]
     lock = threading.Lock()
 
     def act(exchange: Exchange) -> None:
         with lock:
-            passes = any(left)
-            if left[0]:
-                left[0] -= exchange.is_image
-            elif left[1]:
-                left[1] -= 1
+            passes = any(remaining)
+            if remaining[0]:
+                remaining[0] -= exchange.is_image
+            elif remaining[1]:
+                remaining[1] -= 1
         if passes:
-            exchange.pass_on()
+            exchange.forward()
         else:
-            misdeed(exchange)
+            fault(exchange)
 
     return act
 
 
-def times(misdeed: Misdeed, count: int) -> tuple[Misdeed, list[str]]:
-    """Do it so often, then no more; and what was asked so far."""
+def times(fault: Fault, count: int) -> tuple[Fault, list[str]]:
+    """The fault, for the first `count` requests; and the methods of the requests so far."""
     asked: list[str] = []
 
     def act(exchange: Exchange) -> None:
         asked.append(exchange.command)
         if len(asked) <= count:
-            misdeed(exchange)
+            fault(exchange)
         else:
-            exchange.pass_on()
+            exchange.forward()
 
     return act, asked
 
 
 def slow_down(exchange: Exchange) -> None:
-    """503, as a store answers that is asked too much."""
+    """503: too many requests."""
     exchange.refuse(503, "SlowDown")
 
 
 def denied(exchange: Exchange) -> None:
-    """403."""
+    """403: access denied."""
     exchange.refuse(403, "AccessDenied")
 
 
 def expired(exchange: Exchange) -> None:
-    """403, as for credentials whose time has run out."""
+    """403: the credentials have expired."""
     exchange.refuse(403, "ExpiredToken")
 
 
 def gone(exchange: Exchange) -> None:
-    """404, as for an object that was deleted after it was listed."""
+    """404: deleted after it was listed."""
     exchange.refuse(404, "NoSuchKey")
 
 
 def stalled(exchange: Exchange) -> None:
     """No answer until the client has given up."""
-    time.sleep(_STALL)
+    time.sleep(_STALL_S)
     exchange.hang_up()
 
 
 def unanswered(exchange: Exchange) -> None:
-    """A write is done, or not, and the connection ends before its answer; the rest is passed on."""
+    """A write succeeds or not, but its answer never comes; other requests are forwarded."""
     if exchange.command != "PUT":
-        exchange.pass_on()
+        exchange.forward()
         return
     if random.random() < 0.5:
         exchange.ask()
@@ -216,7 +216,7 @@ def unanswered(exchange: Exchange) -> None:
 
 
 def reset(exchange: Exchange) -> None:
-    """The connection ends in the middle of the body."""
+    """The connection is reset in the middle of the body."""
     answer, data = exchange.ask()
     exchange.begin(answer.status, answer.getheaders(), len(data))
     exchange.wfile.write(data[: len(data) // 2])
@@ -225,7 +225,7 @@ def reset(exchange: Exchange) -> None:
 
 
 def cut_short(exchange: Exchange) -> None:
-    """The body ends early, and the connection with it."""
+    """The connection is closed in the middle of the body."""
     answer, data = exchange.ask()
     exchange.begin(answer.status, answer.getheaders(), len(data))
     exchange.wfile.write(data[: len(data) // 2])
@@ -233,11 +233,11 @@ def cut_short(exchange: Exchange) -> None:
 
 
 def wrong_length(exchange: Exchange) -> None:
-    """Half of the body, told as if it were the whole."""
+    """Half of the body, with a Content-Length to match."""
     answer, data = exchange.ask()
     exchange.answer(answer.status, answer.getheaders(), data[: len(data) // 2])
 
 
 def away(exchange: Exchange) -> None:
-    """Nobody there."""
+    """The server is down."""
     exchange.hang_up()

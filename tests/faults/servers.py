@@ -1,4 +1,4 @@
-"""Real S3 servers, started for a while."""
+"""S3 servers in processes of their own: moto and SeaweedFS."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _ATTEMPTS = 4
-_PATIENCE = 60  # seconds
+_START_TIMEOUT_S = 60
 KEY = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test-secret",
@@ -30,25 +30,25 @@ KEY = {
 
 @contextmanager
 def moto(address: str = "127.0.0.1") -> Iterator[str]:
-    """An S3 server that keeps all in its memory.
+    """An S3 server that keeps everything in memory.
 
-    It is a process of its own: moto's servers in one process have their buckets in common.
+    In a process of its own: moto servers in one process share their buckets.
 
     Args:
-        address: at which it is reached.
+        address: to listen on.
     """
     with _started(partial(_moto_command, address=address), "moto") as url:
         yield url
 
 
 def weed() -> str | None:
-    """SeaweedFS's program, if it is installed."""
+    """Path of SeaweedFS's program, or None where it is not installed."""
     return shutil.which("weed", path=Path(sys.executable).parent)
 
 
 @contextmanager
 def seaweedfs() -> Iterator[str]:
-    """A SeaweedFS server with its S3 gateway, its data in a temporary directory."""
+    """A SeaweedFS server with its S3 gateway; its data is in a temporary directory."""
     with _started(_weed_command, "SeaweedFS") as url:
         yield url
 
@@ -57,11 +57,11 @@ def seaweedfs() -> Iterator[str]:
 def _started(command_in: Callable[[Path], tuple[str, list[str]]], name: str) -> Iterator[str]:
     """A server, once it answers.
 
-    Its ports are free when they are chosen, but may be taken before it has them; then it is started
-    anew.
+    Its ports are free when they are chosen, but another process may take one before it does: then
+    it is started again with others.
 
     Args:
-        command_in: gives, for a directory of its own, the server's URL and command line.
+        command_in: returns URL and command line, given a directory for the server.
         name: of the server.
     """
     for _ in range(_ATTEMPTS):
@@ -77,8 +77,8 @@ def _started(command_in: Callable[[Path], tuple[str, list[str]]], name: str) -> 
                     server.kill()
                     server.wait()
                 log.seek(0)
-                said = log.read().decode(errors="replace")
-    raise RuntimeError(f"{name} did not answer, {_ATTEMPTS} times; it said:\n{said[-2000:]}")
+                output = log.read().decode(errors="replace")
+    raise RuntimeError(f"{name} did not answer in {_ATTEMPTS} attempts; its log:\n{output[-2000:]}")
 
 
 def _moto_command(folder: Path, address: str) -> tuple[str, list[str]]:
@@ -102,7 +102,7 @@ def _weed_command(folder: Path) -> tuple[str, list[str]]:
     config.write_text(json.dumps({"identities": [identity]}))
     flags = [f"-{name}.port={port}" for name, port in ports.items() if name != "s3"]
     flags += [f"-{name}.port.grpc={_free_port()}" for name in ("master", "volume", "filer")]
-    # Catalogs that nobody asked for would take ports that others may have.
+    # Catalogs would take fixed ports, which may be in use.
     flags += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     command = [
         program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={config}",
@@ -113,7 +113,7 @@ def _weed_command(folder: Path) -> tuple[str, list[str]]:
 
 
 def client(url: str) -> "S3Client":
-    """A client of a server."""
+    """An S3 client of the server at that URL."""
     return boto3.client(
         "s3",
         endpoint_url=url,
@@ -124,7 +124,7 @@ def client(url: str) -> "S3Client":
 
 
 def _answers_in_time(url: str, server: "subprocess.Popen[bytes]") -> bool:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _START_TIMEOUT_S
     while server.poll() is None and time.monotonic() < deadline:
         if _answers(url):
             return True

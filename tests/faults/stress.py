@@ -1,9 +1,9 @@
-r"""Every fault, many times, at random moments; prints the table of docs/reliability.md.
+r"""Every fault scenario, many times, at random moments; prints the table of docs/reliability.md.
 
     python -m tests.faults.stress --times 10 --stores local,moto,seaweedfs
 
-Each time: a fresh output, one run that is disturbed, then the same command until it succeeds, and
-what stands is compared with an undisturbed run's rows.
+Each trial has its own output: one disturbed run, then the same command until it succeeds. The rows
+are then compared with those of an undisturbed run.
 """
 
 import argparse
@@ -24,51 +24,52 @@ from lesioncam.settings import BACKBONES, CropRule, ModelSettings
 from lesioncam.storage.bundle import Bundle, save_bundle
 from lesioncam.storage.s3 import s3_client
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
-from tests.faults.night import Findings, Night, compare
 from tests.faults.proxy import Proxy
 from tests.faults.scenarios import LOCAL, REMOTE, Scenario
 from tests.faults.servers import KEY, client, moto, seaweedfs
+from tests.faults.trial import Findings, Trial, compare
 from tests.messy import lesion
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
-_RUNS = 5  # of the same command, at most, until it succeeds
+_MAX_RUNS = 5  # of the same command until it succeeds, after the disturbed one
 
 
 @dataclass
 class Tally:
-    """What came of one fault."""
+    """Results of the trials of one scenario."""
 
-    times: int = 0
-    codes: list[int] = field(default_factory=list)
+    trials: int = 0
+    exit_codes: list[int] = field(default_factory=list)
     lost: int = 0
     doubled: int = 0
     different: int = 0
     incomplete: int = 0
-    repeated: list[int] = field(default_factory=list)
+    fetched_again: list[int] = field(default_factory=list)
 
-    def is_bad(self) -> bool:
-        """Whether a promise was broken."""
+    def failed(self) -> bool:
+        """Whether a trial ended with anything but one right row per image."""
         return any((self.lost, self.doubled, self.different, self.incomplete))
 
     def cells(self) -> str:
-        """Of a row of the table."""
-        codes = ", ".join(f"{code} x {self.codes.count(code)}" for code in sorted(set(self.codes)))
-        again = f"{max(self.repeated)} at most" if self.repeated else "not counted"
-        wrong = f", {self.incomplete} never complete" if self.incomplete else ""
+        """The scenario's cells in the table."""
+        counts = {code: self.exit_codes.count(code) for code in sorted(set(self.exit_codes))}
+        codes = ", ".join(f"{code} x {count}" for code, count in counts.items())
+        again = f"at most {max(self.fetched_again)}" if self.fetched_again else "not counted"
+        never = f", {self.incomplete} never complete" if self.incomplete else ""
         return (
-            f"{self.times} | {codes}{wrong} | {self.lost} | {self.doubled} | {self.different} | "
+            f"{self.trials} | {codes}{never} | {self.lost} | {self.doubled} | {self.different} | "
             f"{again}"
         )
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where nights happen.
+class Backend:
+    """The store that trials read from and write to.
 
     Attributes:
-        images: the images.
+        images: where the images are.
         output: a prefix for outputs.
-        proxy: what stands before the store, or None for a local one.
+        proxy: in front of the store; None for local files.
         environment: for the runs.
     """
 
@@ -78,8 +79,8 @@ class Place:
     environment: dict[str, str]
 
 
-def draw(folder: Path, count: int) -> None:
-    """Lesions, and some files that are none."""
+def write_images(folder: Path, count: int) -> None:
+    """Write so many good images, and three broken ones."""
     folder.mkdir()
     for number in range(count):
         lesion(96, 72, number).save(folder / f"{number:04d}.png")
@@ -87,11 +88,11 @@ def draw(folder: Path, count: int) -> None:
         (folder / f"broken {number}.png").write_bytes(b"not an image"[: 6 * number])
 
 
-def make_bundle(uri: str) -> None:
-    """A tiny network with random weights."""
-    side = BACKBONES["tiny"].input_size
+def write_bundle(uri: str) -> None:
+    """Save a tiny network with random weights."""
+    size = BACKBONES["tiny"].input_size
     settings = ModelSettings(
-        CLASSES, "tiny", side, 2 * side, IMAGENET_MEAN, IMAGENET_STD, 0.5, CropRule()
+        CLASSES, "tiny", size, 2 * size, IMAGENET_MEAN, IMAGENET_STD, 0.5, CropRule()
     )
     torch.manual_seed(0)
     stage1, stage2 = (build_network(settings).state_dict() for _ in range(2))
@@ -99,12 +100,19 @@ def make_bundle(uri: str) -> None:
 
 
 @contextmanager
-def open_place(
+def open_backend(
     store: str, images: Path, folder: Path, patch: pytest.MonkeyPatch
-) -> Iterator[Place]:
-    """A store that holds the images; its server and proxy live as long as the context."""
+) -> Iterator[Backend]:
+    """A store that holds the images, for as long as the context lasts.
+
+    Args:
+        store: `local`, `moto` or `seaweedfs`.
+        images: a local directory.
+        folder: for outputs where the store is local.
+        patch: sets the environment for the store's clients in this process.
+    """
     if store == "local":
-        yield Place(str(images), str(folder / "scores"), None, {})
+        yield Backend(str(images), str(folder / "scores"), None, {})
         return
     with ExitStack() as stack:
         server = stack.enter_context(moto() if store == "moto" else seaweedfs())
@@ -116,84 +124,105 @@ def open_place(
         s3 = client(server)
         s3.create_bucket(Bucket="clinic")
         for path in images.iterdir():
-            s3.upload_file(str(path), "clinic", f"night/{path.name}")
-        yield Place("s3://clinic/night", "s3://clinic/scores", proxy, environment)
+            s3.upload_file(str(path), "clinic", f"images/{path.name}")
+        yield Backend("s3://clinic/images", "s3://clinic/scores", proxy, environment)
         s3_client.cache_clear()
 
 
-def one_night(
-    place: Place, scenarios: Sequence[Scenario], bundle: str, name: str, seconds: float,
-    undisturbed: pd.DataFrame, log: Path, dice: random.Random,
-) -> tuple[Night, Findings, int | None]:  # fmt: skip
-    """One night, its runs disturbed in turn; what it left and how many images it fetched again."""
-    night = Night(place.images, bundle, f"{place.output}/{name}", log, place.environment)
-    if place.proxy is not None:
-        place.proxy.fetched.clear()
+def run_trial(
+    backend: Backend, scenarios: Sequence[Scenario], bundle: str, name: str, seconds: float,
+    undisturbed: pd.DataFrame, log: Path, rng: random.Random,
+) -> tuple[Trial, Findings, int | None]:  # fmt: skip
+    """Disturb one run per scenario, then run until one succeeds.
+
+    Args:
+        backend: the store.
+        scenarios: in order.
+        bundle: the trained model.
+        name: of the output.
+        seconds: that an undisturbed run takes.
+        undisturbed: its rows.
+        log: file for the runs' output.
+        rng: chooses the moments.
+
+    Returns:
+        The trial, how its rows differ, and how many images were fetched more than once: None for
+        local files.
+    """
+    trial = Trial(backend.images, bundle, f"{backend.output}/{name}", log, backend.environment)
+    if backend.proxy is not None:
+        backend.proxy.fetched.clear()
     for scenario in scenarios:
-        scenario(night, place.proxy, dice, seconds)
-        night.await_silence()
-    while len(night.codes) == 1 or (night.codes[-1] != 0 and len(night.codes) <= _RUNS):
-        night.run()
+        scenario(trial, backend.proxy, rng, seconds)
+        trial.wait_for_processes()
+    codes = trial.exit_codes
+    while len(codes) == 1 or (codes[-1] != 0 and len(codes) <= _MAX_RUNS):
+        trial.run()
     again = None
-    if place.proxy is not None:
-        again = sum(place.proxy.fetched.values()) - len(place.proxy.fetched)
-    return night, compare(night.rows(), undisturbed), again
+    if backend.proxy is not None:
+        again = sum(backend.proxy.fetched.values()) - len(backend.proxy.fetched)
+    return trial, compare(trial.rows(), undisturbed), again
 
 
-def many_nights(
-    place: Place, scenario: Scenario, bundle: str, times: int, seconds: float,
-    undisturbed: pd.DataFrame, log: Path, dice: random.Random,
+def run_trials(
+    backend: Backend, scenario: Scenario, bundle: str, times: int, seconds: float,
+    undisturbed: pd.DataFrame, log: Path, rng: random.Random,
 ) -> Tally:  # fmt: skip
-    """The same fault many times, each on an output of its own."""
+    """So many trials of one scenario; the arguments are those of `run_trial`."""
     tally = Tally()
     for _ in range(times):
-        name = f"{dice.randrange(2**32):08x}"
-        night, found, again = one_night(
-            place, [scenario], bundle, name, seconds, undisturbed, log, dice
+        name = f"{rng.randrange(2**32):08x}"
+        trial, found, again = run_trial(
+            backend, [scenario], bundle, name, seconds, undisturbed, log, rng
         )
-        tally.times += 1
-        tally.codes.append(night.codes[0])
+        tally.trials += 1
+        tally.exit_codes.append(trial.exit_codes[0])
         tally.lost += found.lost
         tally.doubled += found.doubled
         tally.different += found.different
-        tally.incomplete += night.codes[-1] != 0 or not night.is_complete()
-        tally.repeated += [] if again is None else [again]
+        tally.incomplete += trial.exit_codes[-1] != 0 or not trial.is_complete()
+        tally.fetched_again += [] if again is None else [again]
     return tally
 
 
 def main() -> None:
-    """Disturb, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--stores", default="local,moto,seaweedfs")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--only", default="", help="part of a scenario's name")
-    parser.add_argument("--seed", type=int, default=int(time.time()))
+    """Run the trials and print the table; exits with 1 if any of them failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--times", type=int, default=10, help="trials of each scenario (10)")
+    parser.add_argument("--stores", default="local,moto,seaweedfs", help="comma-separated (all)")
+    parser.add_argument("--images", type=int, default=600, help="good images in each run (600)")
+    parser.add_argument("--only", default="", help="scenarios whose name contains this (all)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="(the time)")
     flags = parser.parse_args()
-    dice = random.Random(flags.seed)
+    rng = random.Random(flags.seed)
     print(f"{flags.images + 3} images, seed {flags.seed}\n")
-    print("| store | fault | times | first exit | lost | doubled | different | fetched again |")
+    print("| store | fault | trials | first exit | lost | doubled | different | fetched again |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    bad = False
-    with TemporaryDirectory(prefix="nights-") as folder, pytest.MonkeyPatch.context() as patch:
-        draw(Path(folder, "images"), flags.images)
+    failed = False
+    with TemporaryDirectory(prefix="stress-") as folder, pytest.MonkeyPatch.context() as patch:
+        images = Path(folder, "images")
+        write_images(images, flags.images)
         bundle, log = f"{folder}/bundle", Path("stress.log")
-        make_bundle(bundle)
+        write_bundle(bundle)
         for store in flags.stores.split(","):
-            with open_place(store, Path(folder, "images"), Path(folder), patch) as place:
-                quiet = Night(place.images, bundle, f"{place.output}/quiet", log, place.environment)
+            with open_backend(store, images, Path(folder), patch) as backend:
+                output = f"{backend.output}/undisturbed"
+                undisturbed = Trial(backend.images, bundle, output, log, backend.environment)
                 started = time.monotonic()
-                if quiet.run() != 0:
+                if undisturbed.run() != 0:
                     sys.exit(f"an undisturbed run failed; see {log}")
                 seconds = time.monotonic() - started
+                rows = undisturbed.rows()
                 for name, scenario in (LOCAL if store == "local" else REMOTE).items():
                     if flags.only in name:
-                        tally = many_nights(
-                            place, scenario, bundle, flags.times, seconds, quiet.rows(), log, dice
+                        tally = run_trials(
+                            backend, scenario, bundle, flags.times, seconds, rows, log, rng
                         )
                         print(f"| {store} | {name} | {tally.cells()} |", flush=True)
-                        bad |= tally.is_bad()
-    sys.exit(bad)
+                        failed |= tally.failed()
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

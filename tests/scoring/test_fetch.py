@@ -13,17 +13,17 @@ from lesioncam.storage.store import StoreError
 from lesioncam.storage.uris import open_store
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
-from tests.faults.proxy import Misdeed, Proxy, times
+from tests.faults.proxy import Fault, Proxy, times
 
 
 @pytest.mark.parametrize("fault", [proxies.wrong_length, proxies.cut_short, proxies.slow_down])
-def test_a_body_that_comes_short_is_read_again(proxy: Proxy, bucket: str, fault: Misdeed) -> None:
-    proxy.misdeed, _ = times(fault, 1)
+def test_a_body_that_comes_short_is_read_again(proxy: Proxy, bucket: str, fault: Fault) -> None:
+    proxy.fault, _ = times(fault, 1)
     assert fetch(f"s3://{bucket}/a.png", len(BODY)) == BODY
 
 
 def test_a_body_that_stays_short_is_no_image(proxy: Proxy, bucket: str) -> None:
-    proxy.misdeed = proxies.sometimes(proxies.wrong_length, 1.0, seed=0)
+    proxy.fault = proxies.sometimes(proxies.wrong_length, 1.0, seed=0)
     with pytest.raises(StoreError) as error:
         fetch(f"s3://{bucket}/a.png", len(BODY))
     assert error.value.kind is ErrorKind.UNREACHABLE

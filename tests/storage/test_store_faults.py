@@ -14,14 +14,14 @@ from lesioncam.storage.store import Store, StoreError
 from lesioncam.storage.uris import open_store, read_uri
 from tests.conftest import BODY
 from tests.faults import proxy as proxies
-from tests.faults.proxy import Exchange, Misdeed, Proxy, times
+from tests.faults.proxy import Exchange, Fault, Proxy, times
 
 FAULTS = [proxies.slow_down, proxies.denied, proxies.reset, proxies.cut_short, proxies.away]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_passes_is_not_seen(proxy: Proxy, bucket: str, fault: Misdeed) -> None:
-    proxy.misdeed, asked = times(fault, 2)
+def test_a_fault_that_passes_is_not_seen(proxy: Proxy, bucket: str, fault: Fault) -> None:
+    proxy.fault, asked = times(fault, 2)
     assert read_uri(f"s3://{bucket}/a.png") == BODY
     assert len(asked) == 3
 
@@ -39,7 +39,7 @@ CALLS: dict[str, tuple[Callable[[Store], object], object]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_refusal_that_passes_is_not_seen(proxy: Proxy, bucket: str, call: str) -> None:
-    proxy.misdeed, asked = times(proxies.denied, 2)
+    proxy.fault, asked = times(proxies.denied, 2)
     ask, answer = CALLS[call]
     assert ask(open_store(f"s3://{bucket}")) == answer
     assert len(asked) == 3
@@ -47,11 +47,11 @@ def test_a_refusal_that_passes_is_not_seen(proxy: Proxy, bucket: str, call: str)
 
 @pytest.mark.parametrize("fault", [proxies.denied, proxies.away, proxies.reset])
 def test_a_worker_is_patient_when_it_asks_whose_the_output_is(
-    proxy: Proxy, bucket: str, fault: Misdeed
+    proxy: Proxy, bucket: str, fault: Fault
 ) -> None:
     output = open_store(f"s3://{bucket}")
     with Lease(output, "run-1"):
-        proxy.misdeed, asked = times(fault, 3)
+        proxy.fault, asked = times(fault, 3)
         check_holder(output, "run-1")
         assert len(asked) == 4
 
@@ -67,9 +67,9 @@ def test_a_worker_is_patient_when_it_asks_whose_the_output_is(
     ],
 )
 def test_a_fault_that_lasts_is_told_after_some_attempts(
-    proxy: Proxy, bucket: str, fault: Misdeed, kind: ErrorKind
+    proxy: Proxy, bucket: str, fault: Fault, kind: ErrorKind
 ) -> None:
-    proxy.misdeed, asked = times(fault, 10**6)
+    proxy.fault, asked = times(fault, 10**6)
     with pytest.raises(StoreError) as error:
         read_uri(f"s3://{bucket}/a.png")
     assert error.value.kind is kind
@@ -79,14 +79,14 @@ def test_a_fault_that_lasts_is_told_after_some_attempts(
 @pytest.mark.parametrize(
     ("name", "fault", "kind"),
     [
-        ("none.png", Exchange.pass_on, ErrorKind.NOT_FOUND),
+        ("none.png", Exchange.forward, ErrorKind.NOT_FOUND),
         ("a.png", proxies.expired, ErrorKind.PERMISSION),
     ],
 )
 def test_what_will_not_pass_is_asked_for_once(
-    proxy: Proxy, bucket: str, name: str, fault: Misdeed, kind: ErrorKind
+    proxy: Proxy, bucket: str, name: str, fault: Fault, kind: ErrorKind
 ) -> None:
-    proxy.misdeed, asked = times(fault, 10**6)
+    proxy.fault, asked = times(fault, 10**6)
     with pytest.raises(StoreError) as error:
         read_uri(f"s3://{bucket}/{name}")
     assert error.value.kind is kind
@@ -104,7 +104,7 @@ def sent(filesystem: FileSystem) -> FileSystem:
 
 
 def test_boto3_asks_six_times(proxy: Proxy, bucket: str) -> None:
-    proxy.misdeed, asked = times(proxies.slow_down, 10**6)
+    proxy.fault, asked = times(proxies.slow_down, 10**6)
     with pytest.raises(StoreError, match="SlowDown"):
         read_uri(f"s3://{bucket}/a.png")
     assert len(asked) == 6
@@ -112,7 +112,7 @@ def test_boto3_asks_six_times(proxy: Proxy, bucket: str) -> None:
 
 def test_arrow_asks_as_often_in_another_process(proxy: Proxy, bucket: str) -> None:
     filesystem = sent(arrow_s3(bucket))  # by itself pyarrow asks three times
-    proxy.misdeed, asked = times(proxies.slow_down, 10**6)
+    proxy.fault, asked = times(proxies.slow_down, 10**6)
     with pytest.raises(OSError, match="503"):
         filesystem.get_file_info(f"{bucket}/a.png")
     assert len(asked) == 6
@@ -121,8 +121,8 @@ def test_arrow_asks_as_often_in_another_process(proxy: Proxy, bucket: str) -> No
 def test_arrow_waits_for_a_slow_answer_in_another_process(proxy: Proxy, bucket: str) -> None:
     def late(exchange: Exchange) -> None:
         time.sleep(8)  # the SDK's own patience is 3 s
-        exchange.pass_on()
+        exchange.forward()
 
     filesystem = sent(arrow_s3(bucket))
-    proxy.misdeed = late
+    proxy.fault = late
     assert filesystem.get_file_info(f"{bucket}/a.png").size == len(BODY)

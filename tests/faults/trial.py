@@ -1,4 +1,4 @@
-"""A night: `lesioncam score` as a process of its own, what is done to it, and what it left."""
+"""A trial: `lesioncam score` in its own process, disturbed while it runs, and what it wrote."""
 
 import json
 import os
@@ -19,21 +19,21 @@ import pyarrow.parquet as pq
 from lesioncam.storage.results import SUCCESS, Results
 from lesioncam.storage.uris import read_uri
 
-_MARK = "LESIONCAM_NIGHT"
-_PATIENCE = 300  # seconds
+_MARK = "LESIONCAM_TRIAL"  # in the environment of every process of a trial
+_TIMEOUT_S = 300
 
 
 @dataclass
-class Night:
-    """One output, and the runs on it.
+class Trial:
+    """One output, and the runs that write it.
 
     Attributes:
         images: where the images are.
         bundle: the trained model.
         output: where the scores go.
-        log: where the runs' output goes.
+        log: file for the runs' output.
         environment: on top of this process's.
-        codes: exit codes of the runs so far.
+        exit_codes: of the runs so far.
     """
 
     images: str
@@ -41,7 +41,7 @@ class Night:
     output: str
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    codes: list[int] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
 
     def start(self, wrapper: Iterable[str] = (), **environment: str) -> "subprocess.Popen[bytes]":
         """Start a run."""
@@ -58,21 +58,21 @@ class Night:
                 env={**os.environ, **self.environment, **environment, _MARK: self.output},
             )
 
-    def end(self, run: "subprocess.Popen[bytes]") -> int:
-        """Wait for its end."""
+    def wait(self, run: "subprocess.Popen[bytes]") -> int:
+        """Wait until a run ends; returns its exit code."""
         try:
-            self.codes.append(run.wait(_PATIENCE))
+            self.exit_codes.append(run.wait(_TIMEOUT_S))
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
-        return self.codes[-1]
+        return self.exit_codes[-1]
 
     def run(self) -> int:
-        """A whole run, undisturbed."""
-        return self.end(self.start())
+        """Run once, undisturbed; returns the exit code."""
+        return self.wait(self.start())
 
-    def processes(self, name: str) -> list[psutil.Process]:
-        """Ray's processes of this night whose title has `name` in it."""
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """This trial's processes with `name` in their command line."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -84,7 +84,7 @@ class Night:
         return found
 
     def kill(self, name: str, run: "subprocess.Popen[bytes]") -> bool:
-        """Kill one of them, waiting for it as long as the run lives; False if there was none."""
+        """Kill one process of that name as soon as there is one; False if the run ends before."""
         while run.poll() is None:
             processes = self.processes(name)
             if processes:
@@ -93,19 +93,19 @@ class Night:
                 except psutil.Error:
                     continue
                 return True
-            time.sleep(0.01)  # some, as those that write a part, have a title but for a moment
+            time.sleep(0.01)  # a process that writes a part has that title only for a moment
         return False
 
-    def await_silence(self) -> None:
-        """Wait until no process of it is left: those of a killed run find out one by one."""
-        deadline = time.monotonic() + _PATIENCE
-        while left := self.processes(""):
+    def wait_for_processes(self) -> None:
+        """Wait until all processes have ended: those of a killed run notice one by one."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while remaining := self.processes():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"still there: {left}")
+                raise RuntimeError(f"still running: {remaining}")
             time.sleep(0.1)
 
     def rows(self) -> pd.DataFrame:
-        """Every row that stands in the output, older ones too."""
+        """Every row of every part in the output, superseded ones too."""
         results = Results(self.output)
         filesystem, root = results.store.arrow()
         parts = [
@@ -115,24 +115,24 @@ class Night:
         return pd.concat(parts) if parts else pd.DataFrame({"uri": []})
 
     def durable(self) -> int:
-        """How many rows stand there."""
+        """Number of rows in the output."""
         return sum(Results(self.output).sizes().values())
 
     def window(self) -> int:
-        """How many images its last run may have had under way."""
+        """Maximum number of images that the last run had in progress at once."""
         store = Results(self.output).store.join("_lesioncam/runs")
         runs = sorted(entry.uri for entry in store.entries() if entry.uri.endswith("/run.json"))
         window: int = json.loads(read_uri(runs[-1]))["plan"]["window"]
         return window
 
     def is_complete(self) -> bool:
-        """Whether the output says so."""
+        """Whether the output has `_SUCCESS`."""
         return Results(self.output).store.exists(SUCCESS)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a disturbed night left, against an undisturbed one."""
+    """Differences between a disturbed output and an undisturbed one, in images."""
 
     lost: int
     doubled: int
@@ -140,16 +140,16 @@ class Findings:
 
 
 def compare(rows: pd.DataFrame, undisturbed: pd.DataFrame) -> Findings:
-    """Compare the rows that stand with those that should; probabilities to 1e-4."""
-    there = rows.drop_duplicates("uri").set_index("uri")
+    """Compare the rows of an output with those of an undisturbed run; probabilities to 1e-4."""
+    found = rows.drop_duplicates("uri").set_index("uri")
     expected = undisturbed.set_index("uri")
-    common = expected.index.intersection(there.index)
+    common = expected.index.intersection(found.index)
     columns = [name for name in undisturbed.columns if "p_" in str(name)]
-    here, wanted = there.loc[common], expected.loc[common]
-    same_kind = here["error_kind"].fillna("") == wanted["error_kind"].fillna("")
-    close = np.isclose(here[columns], wanted[columns], rtol=0, atol=1e-4, equal_nan=True)
+    actual, wanted = found.loc[common], expected.loc[common]
+    same_kind = actual["error_kind"].fillna("") == wanted["error_kind"].fillna("")
+    close = np.isclose(actual[columns], wanted[columns], rtol=0, atol=1e-4, equal_nan=True)
     return Findings(
         lost=len(expected) - len(common),
-        doubled=int(rows["uri"].duplicated().sum()) + len(there.index.difference(expected.index)),
+        doubled=int(rows["uri"].duplicated().sum()) + len(found.index.difference(expected.index)),
         different=int((~(same_kind.to_numpy() & close.all(axis=1))).sum()),
     )
