@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test test-slow bench check
+.PHONY: setup demo check test test-slow docs bench
 
 setup: $(VENV)/.installed
 
@@ -18,21 +18,20 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/lesioncam demo
 
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
 test: setup check
 	$(PYTEST) -m 'not slow'
 
 test-slow: setup
 	$(PYTEST) -m slow
 
-check: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.speed
-
-.PHONY: docs
-docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
