@@ -149,9 +149,9 @@ def score_and_evaluate(
         InputError: an image failed, or the scores hold images that are not of the set.
     """
     done = score(ScoreRequest(str(part.images), bundle, str(scores), precision="float32"))
-    if done["failed"] or done["kept"]:
+    if done["failed"] or done["unlisted"]:
         raise InputError(
-            f"--work: {scores} has {done['failed']} failed images and {done['kept']} of other "
+            f"--work: {scores} has {done['failed']} failed images and {done['unlisted']} of other "
             f"sets; name another place, or mend the images"
         )
     masks = None if part.masks is None else str(part.masks)

@@ -67,7 +67,7 @@ def lay_out(source: Path, output: Path) -> pd.Series:
     labels = read_labels(f"{output}/train.csv", "nevus")
     both = np.array([_has(source, name) for name in labels.ids])
     seen = _thumbnails(source, "train", labels.ids)
-    forms = pd.Series(draw_forms(labels.indices, both, groups_of_copies(seen)), labels.ids)
+    forms = pd.Series(draw_forms(labels.class_indices, both, groups_of_copies(seen)), labels.ids)
     copies = {i for i, _ in pairs_of_copies(seen, _thumbnails(source, "val", validation))}
     forms = forms.drop([labels.ids[number] for number in copies])
     truth = pd.read_csv(output / "train.csv", dtype=str).set_index("image_id")
@@ -107,7 +107,7 @@ def main() -> None:
         raise SystemExit(f"--output: {flags.output} is there already; name another place")
     forms = lay_out(flags.source, flags.output)
     labels = read_labels(f"{flags.output}/train.csv", "nevus")
-    classes = pd.Series([labels.classes[place] for place in labels.indices], labels.ids)
+    classes = pd.Series([labels.classes[place] for place in labels.class_indices], labels.ids)
     print(pd.crosstab(classes, forms))
 
 

@@ -265,8 +265,10 @@ def _score(flags: argparse.Namespace) -> int:
         f"{f' ({kinds})' if kinds else ''}; {summary['scored_now']:,} scored now in "
         f"{summary['seconds']:.0f} s"
     )
-    if summary["ignored"]:
-        print(f"ignored: {summary['ignored']:,} (no image's name, superpixels, or listed twice)")
+    if summary["skipped"]:
+        from lesioncam.storage.listing import describe_skipped  # noqa: PLC0415
+
+        print(describe_skipped(summary["skipped"]))
     print(f"Parquet {summary['output']}")
     if summary["outcome"] == "too_many_failed":
         print("lesioncam: more images failed than --max-failed-fraction allows", file=sys.stderr)

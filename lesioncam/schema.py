@@ -8,14 +8,14 @@ import pyarrow as pa
 from lesioncam.columns import BOX_COLUMNS, probability_columns
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
-# What listing knows of a source object. `row` numbers the images of a run and names part files.
-SOURCE_FIELDS = (
-    pa.field("uri", pa.string()),
+_NAME_FIELDS = (pa.field("uri", pa.string()), pa.field("image_id", pa.string()))
+_OBJECT_FIELDS = (
     pa.field("size", pa.int64()),
     pa.field("etag", pa.string()),
     pa.field("last_modified", TIMESTAMP),
 )
-MANIFEST_SCHEMA = pa.schema([pa.field("row", pa.int64()), *SOURCE_FIELDS])
+# What listing knows of an image. `row` numbers the images of a run and names part files.
+MANIFEST_SCHEMA = pa.schema([pa.field("row", pa.int64()), *_NAME_FIELDS, *_OBJECT_FIELDS])
 
 _PANDAS_NULLABLE = {pa.int32(): "Int32", pa.int64(): "Int64", pa.bool_(): "boolean"}
 
@@ -32,8 +32,7 @@ def scores_schema(classes: Sequence[str]) -> pa.Schema:
         for column in probability_columns(classes, stage)
     ]
     fields = [
-        SOURCE_FIELDS[0],
-        pa.field("image_id", pa.string()),
+        *_NAME_FIELDS,
         pa.field("status", pa.string()),
         pa.field("error_kind", pa.string()),
         pa.field("error", pa.string()),
@@ -44,7 +43,7 @@ def scores_schema(classes: Sequence[str]) -> pa.Schema:
         *(pa.field(column, pa.int32()) for column in BOX_COLUMNS),
         pa.field("cam_flat", pa.bool_()),
         pa.field("cam", pa.binary()),
-        *SOURCE_FIELDS[1:],
+        *_OBJECT_FIELDS,
         pa.field("model", pa.string()),
         pa.field("run_id", pa.string()),
         pa.field("lesioncam_version", pa.string()),

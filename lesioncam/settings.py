@@ -7,8 +7,8 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import fields, replace
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from dataclasses import fields, is_dataclass, replace
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, ErrorDetails
 
 from lesioncam.columns import DEFAULT_REST_CLASS, check_classes
 from lesioncam.errors import InputError
@@ -29,7 +30,7 @@ from lesioncam.errors import InputError
 T = TypeVar("T")
 
 MapRule = Literal["predicted", "maximum"]
-MAP_RULES: tuple[str, ...] = get_args(MapRule)
+MAP_RULES: tuple[MapRule, ...] = get_args(MapRule)
 
 
 @plain_dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError(str(error)) from error
 
 
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
@@ -82,7 +83,7 @@ BackboneName = Annotated[str, AfterValidator(_known_backbone)]
 InputSize = Annotated[int, Field(ge=32, multiple_of=16)]  # a VGG halves it four times
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class CropRule:
     """How a class activation map becomes a crop. Fractions of the canvas are of its side.
 
@@ -112,7 +113,7 @@ class CropRule:
         return min(1.0, self.smallest + 2 * self.context)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ModelSettings:
     """What inference needs to know to use the weights as they were trained.
 
@@ -155,7 +156,7 @@ class ModelSettings:
         return self
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TrainSettings:
     """The training recipe. Every field can stand in the file that `--config` names.
 
@@ -259,6 +260,8 @@ def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
 def parse(kind: type[T], content: Mapping[str, Any], where: str) -> T:
     """Make settings of class `kind` from parsed TOML or JSON.
 
+    A list is taken for a tuple and a whole number for a fraction; no other type is converted.
+
     Args:
         kind: a dataclass of settings.
         content: its fields, nested settings as nested mappings; those left out keep their default.
@@ -275,32 +278,32 @@ def parse(kind: type[T], content: Mapping[str, Any], where: str) -> T:
 
 
 def explain(error: ValidationError, kind: type[Any]) -> str:
-    """The first thing that is wrong with settings of class `kind`, in one line."""
-    first = error.errors()[0]
-    name, message = ".".join(map(str, first["loc"])), first["msg"]
-    match first["type"]:
+    """Everything that is wrong with settings of class `kind`, in one line."""
+    return "; ".join(_explain_one(one, kind) for one in error.errors())
+
+
+def _explain_one(error: ErrorDetails, kind: type[Any]) -> str:
+    name, message, value = ".".join(map(str, error["loc"])), error["msg"], error["input"]
+    match error["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            known = _names(kind)
+            known = list(_names(kind))
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            return f"unknown key {name!r}; {hint}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            return f"unknown key {name!r}, {hint}"
         case "missing" | "missing_argument":
             return f"missing {name}"
         case "value_error":
             reason = message.removeprefix("Value error, ")
-            return f"{name} is {first['input']!r}; {reason}" if name else reason
+            of_one_field = name and not isinstance(value, Mapping | ArgsKwargs)
+            return f"{name} is {value!r}; {reason}" if of_one_field else reason
         case _:
-            return f"{name} is {first['input']!r}; {message.replace('Input should', 'it should')}"
+            return f"{name} is {value!r}; {message.replace('Input should', 'it should')}"
 
 
-def _names(kind: type[Any]) -> list[str]:
+def _names(kind: type[Any], before: str = "") -> Iterator[str]:
     """The settings' names, those of a part as `part.name`."""
-    return [
-        name
-        for item in fields(kind)
-        for name in (
-            [f"{item.name}.{inner.name}" for inner in fields(CropRule)]
-            if item.type is CropRule
-            else [item.name]
-        )
-    ]
+    for item in fields(kind):
+        if is_dataclass(item.type):
+            yield from _names(cast("type[Any]", item.type), f"{before}{item.name}.")
+        else:
+            yield before + item.name

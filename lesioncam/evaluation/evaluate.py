@@ -112,13 +112,13 @@ def join(
     """
     scored = rows[rows["status"] == Status.OK]
     matched = match(labels, scored["image_id"])
-    if not len(matched.positions):
+    if not len(matched.rows):
         raise InputError(
             f"--labels: none of its {len(labels.ids)} ids is an image_id of the {len(scored)} "
             f"scored images; ids are file names without their ending"
         )
     places = np.array([classes.index(name) for name in labels.classes])
-    joined = scored.iloc[matched.positions].assign(label=places[matched.indices])
+    joined = scored.iloc[matched.rows].assign(label=places[matched.class_indices])
     counts = {
         "evaluated": len(joined),
         "images_without_label": matched.unlabeled,

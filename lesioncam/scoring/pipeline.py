@@ -5,6 +5,7 @@ list -> what is left to do -> fetch and decode -> CAM and crop -> classify -> Pa
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from lesioncam.scoring.window import open_window
 from lesioncam.scoring.write import write_part
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
-from lesioncam.storage.listing import Listing
+from lesioncam.storage.listing import LISTED_TWICE, Listing
 from lesioncam.storage.pending import Tally
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord, new_run_id
@@ -131,21 +132,21 @@ class _Run:
         record.write("run", self.asked)
         rows = record.record_listing(entries)
         results.begin()
-        shares = results.shares(results.sizes(), record.manifest(), rows)
-        todo = record.record_pending(shares, retry_failed=self.request.retry_failed)
+        partitions = results.partitions(record.manifest(), rows)
+        todo = record.record_pending(partitions, retry_failed=self.request.retry_failed)
         log.info(
             "%s images listed, %s to score",
             f"{todo.listed:,}",
-            f"{todo.left:,}",
-            extra={"run_id": record.run_id, "listed": todo.listed, "left": todo.left},
+            f"{todo.pending:,}",
+            extra={"run_id": record.run_id, "listed": todo.listed, "left": todo.pending},
         )
-        if todo.left:
+        if todo.pending:
             self._score_left(todo, lease)
         lease.check()
         results.compact(record.run_id, lease.check)
 
-        shares = results.shares(results.sizes(), record.manifest(), rows)
-        tally = sum((share.tally() for share in shares), start=Tally())
+        partitions = results.partitions(record.manifest(), rows)
+        tally = sum((one.tally() for one in partitions), start=Tally())
         if tally.without_row or tally.doubled:
             raise RunFailedError(
                 f"{tally.without_row} of {tally.listed} listed images have no row in "
@@ -154,10 +155,10 @@ class _Run:
             )
         seconds = time.monotonic() - started
         summary = self._summary(tally) | {
-            "ignored": listing.ignored + todo.repeated,
-            "scored_now": todo.left,
+            "skipped": dict(listing.skipped + Counter({LISTED_TWICE: todo.repeated})),
+            "scored_now": todo.pending,
             "seconds": round(seconds, 1),
-            "images_per_second": round(todo.left / seconds, 2),
+            "images_per_second": round(todo.pending / seconds, 2),
         }
         record.finish(summary)
         lease.check()
@@ -175,8 +176,8 @@ class _Run:
         self.progress.close()
 
     def _score_left(self, todo: Pending, lease: Lease) -> None:
-        self.progress.begin(todo.left)
-        plan = make_plan(self.request.gpus, self.request.precision, todo.left)
+        self.progress.begin(todo.pending)
+        plan = make_plan(self.request.gpus, self.request.precision, todo.pending)
         self.record.write("run", self.asked | {"plan": asdict(plan)})
         self.progress.go()
         outage = Outage(self.record)
@@ -200,7 +201,7 @@ class _Run:
             "ok": ok,
             "failed": failed.total(),
             "failed_by_kind": dict(sorted(failed.items())),
-            "kept": tally.kept,
+            "unlisted": tally.unlisted,
             "without_row": tally.without_row,
             "output": self.results.store.uri,
         }
@@ -213,7 +214,7 @@ def scored_parts(
     settings = bundle.settings
     compute = Compute(plan.precision, plan.batch_size)
     stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
-    files = [{"name": name} for name in record.todo.names()]
+    files = [{"name": name} for name in record.pending.names()]
     window = open_window(plan.window)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
@@ -228,7 +229,7 @@ def scored_parts(
         ray.data.from_items(files)
         .map_batches(
             read_todo,
-            fn_kwargs={"todo": record.todo.uri},
+            fn_kwargs={"todo": record.pending.uri},
             num_cpus=_SMALL,
             batch_size=1,
             batch_format="pyarrow",

@@ -20,7 +20,6 @@ from lesioncam.columns import BOX_COLUMNS, Status, probability_columns
 from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.scoring.fetch import pixel_column, pixels_of
 from lesioncam.settings import ModelSettings
-from lesioncam.storage.listing import image_id
 from lesioncam.telemetry import timed
 from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
 from lesioncam.vision.crop import boxes_in_image
@@ -147,8 +146,6 @@ class Classify:
         for name, value in constant.items():
             array = pa.repeat(pa.scalar(value, self._schema.field(name).type), rows.num_rows)
             rows = rows.append_column(name, array)
-        ids = pa.array([image_id(uri) for uri in rows["uri"].to_pylist()], pa.string())
-        rows = rows.append_column("image_id", ids)
         finished = rows.select(self._schema.names).cast(self._schema)
         return finished.append_column(MANIFEST_SCHEMA.field("row"), rows["row"])
 

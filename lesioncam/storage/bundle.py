@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pydantic.dataclasses
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from lesioncam.errors import InputError
-from lesioncam.settings import ModelSettings, parse
+from lesioncam.settings import STRICT, ModelSettings, parse
 from lesioncam.storage.store import Store, StoreError, refusal
 from lesioncam.storage.uris import open_store
 from lesioncam.vision.network import build_network
@@ -43,15 +44,15 @@ class Bundle:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class _BundleFile:
-    """`bundle.json` as it is parsed: unknown or missing keys are errors."""
+    """The content of `bundle.json`."""
 
     format: int
     model: ModelSettings
     training: dict[str, Any]
     metrics: dict[str, Any]
-    files: dict[str, Any]
+    files: dict[str, str]
     digest: str
 
 

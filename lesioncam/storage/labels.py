@@ -22,21 +22,21 @@ class Labels:
 
     Attributes:
         classes: the class order: the CSV's columns, then the rest class where rows need one.
-        target_classes: the classes whose mean AUC is reported: those with a column of their own (for
-            ISIC-2017 melanoma and seborrheic keratosis, the official metric).
+        target_classes: the classes whose mean AUC is reported: those with a column of their own
+            (for ISIC-2017 melanoma and seborrheic keratosis, the official metric).
         ids: image ids, each once.
-        indices: (n,) int64, for each id its class's place in `classes`.
+        class_indices: (n,) int64, for each id its class's place in `classes`.
     """
 
     classes: tuple[str, ...]
     target_classes: tuple[str, ...]
     ids: tuple[str, ...]
-    indices: np.ndarray
+    class_indices: np.ndarray
 
     @cached_property
     def by_id(self) -> Mapping[str, int]:
         """Image id -> place in `classes`."""
-        return dict(zip(self.ids, self.indices.tolist(), strict=True))
+        return dict(zip(self.ids, self.class_indices.tolist(), strict=True))
 
     def missing_classes(self, indices: np.ndarray) -> list[str]:
         """Classes that do not occur among `indices`."""
@@ -99,15 +99,15 @@ class Matched:
     """Which of some images have a label.
 
     Attributes:
-        positions: (m,) int64: which of the images.
-        indices: (m,) int64: their classes.
+        rows: (m,) int64: which of the images.
+        class_indices: (m,) int64: their classes.
         unlabeled: images left over.
         unused: labels left over.
         duplicates: images left over because an earlier one has the same id.
     """
 
-    positions: np.ndarray
-    indices: np.ndarray
+    rows: np.ndarray
+    class_indices: np.ndarray
     unlabeled: int
     unused: int
     duplicates: int

@@ -26,7 +26,7 @@ from lesioncam.storage.store import (
 )
 
 _TEMPORARY, _LOCK = ".tmp-", ".lock-"
-_BRANCHES = 32  # pieces at most that a directory is listed in, side by side
+_MAX_LISTINGS = 32  # pieces at max_bytes that a directory is listed in, side by side
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
@@ -45,11 +45,11 @@ class LocalStore(Store):
             for item in sorted(self._files(folder), key=lambda item: item.name):
                 yield _entry_of(item)
 
-    def branches(self) -> list[Iterator[Entry]]:
+    def parallel_listings(self) -> list[Iterator[Entry]]:
         """Memory holds the folders' names; each folder's files are listed while it is read."""
         folders = list(self._folders())
-        pieces = [folders[number::_BRANCHES] for number in range(min(_BRANCHES, len(folders)))]
-        return [self._entries_in(piece) for piece in pieces]
+        count = min(_MAX_LISTINGS, len(folders))
+        return [self._entries_in(folders[number::count]) for number in range(count)]
 
     def names(self) -> list[str]:
         return sorted(item.name for item in self._files(self.uri))
@@ -149,7 +149,7 @@ class LocalStore(Store):
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def tidy(self) -> None:
+    def remove_temporary_files(self) -> None:
         for half in self._root.glob(f"{_TEMPORARY}*"):
             self.delete(half.name)
 
@@ -165,11 +165,11 @@ def local_path(uri: str) -> str:
     return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
 
 
-def read_local(path: str, most: int | None = None) -> bytes:
-    """Read a file of at most `most` bytes; `StoreError` as in `read_uri`."""
+def read_local(path: str, max_bytes: int | None = None) -> bytes:
+    """Read a file of at max_bytes `max_bytes` bytes; `StoreError` as in `read_uri`."""
     try:
         with open(path, "rb", opener=_at_once) as file:
-            check_size(_regular(os.fstat(file.fileno())).st_size, most)
+            check_size(_regular(os.fstat(file.fileno())).st_size, max_bytes)
             return file.read()
     except (OSError, ValueError) as error:
         raise _local_error(error) from error

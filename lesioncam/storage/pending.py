@@ -1,9 +1,9 @@
-"""Ledger: what is listed against what is written, for any number of images.
+"""Pending images: what is listed against what is written, for any number of images.
 
 The one rule of resume, new images and retries is here: the work of a run is its listing minus the
-images whose newest row counts as written. Listing and rows are dealt into shares by their uri and
-wait in a temporary directory, so that memory holds one share, however many images there are.
-Knows nothing about Parquet or where it stands.
+images whose newest row counts as written. Listing and rows are partitioned by a hash of the uri in
+a temporary directory, so that memory holds one partition, however many images there are.
+Knows nothing about where the rows are stored.
 """
 
 from collections import Counter
@@ -21,22 +21,22 @@ import pyarrow.compute as pc
 from lesioncam.columns import TRANSIENT_KINDS, Status
 from lesioncam.schema import MANIFEST_SCHEMA
 
-PARTITION_ROWS = 250_000  # rows a share aims at, listed and written together: some 50 MB
-_DEAL_ROWS = 100_000  # rows dealt at once
-_MAX_PARTITIONS = 400  # each is an open file while it is dealt
+PARTITION_ROWS = 250_000  # target for listed and written rows together: some 50 MB
+_CHUNK_ROWS = 100_000  # rows partitioned at once
+_MAX_PARTITIONS = 400  # each is an open file while rows are partitioned
 
 INDEX_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("uri", "status", "error_kind", "version")),
         ("scored_at", pa.timestamp("us", "UTC")),
         ("part", pa.int32()),
-        ("place", pa.int64()),
+        ("row_in_part", pa.int64()),
     ]
 )
 
 
 def with_version(table: pa.Table) -> pa.Table:
-    """Add the column `version`: the object's etag, else its size and time, else nothing."""
+    """Add the column `version`: the object's etag, else its size and time, else empty."""
     size_and_time = pc.binary_join_element_wise(
         pc.cast(table["size"], pa.string()),
         pc.cast(pc.cast(table["last_modified"], pa.int64()), pa.string()),
@@ -49,28 +49,28 @@ def with_version(table: pa.Table) -> pa.Table:
 def pending_rows(listed: pa.Table, written: pa.Table) -> pa.Table:
     """The rule: the rows of a manifest that have no written row of the same object.
 
-    An image whose version could not be found out is taken for the one that was written: what may
-    be a moment's fault of the store must not cost a good row.
+    An image of unknown version counts as unchanged: a short fault of the store must not cost a
+    good row.
     """
-    listed_ = with_version(listed)
-    unknown = pc.equal(listed_["version"], "")
-    left = [
-        listed_.filter(part).join(written, keys=keys, join_type="left anti")
-        for part, keys in ((pc.invert(unknown), ["uri", "version"]), (unknown, ["uri"]))
+    versioned = with_version(listed)
+    unknown = pc.equal(versioned["version"], "")
+    pending = [
+        versioned.filter(rows).join(written, keys=keys, join_type="left anti")
+        for rows, keys in ((pc.invert(unknown), ["uri", "version"]), (unknown, ["uri"]))
     ]
     names = listed.column_names
-    return pa.concat_tables(part.select(names) for part in left).sort_by("row")
+    return pa.concat_tables(table.select(names) for table in pending).sort_by("row")
 
 
 @dataclass(frozen=True)
 class Partition:
-    """The listing and the rows of some of the images; an image is whole in one share.
+    """The listing and the rows of some of the images; all rows of an image are in one partition.
 
     Attributes:
-        listed: their part of the manifest, each uri once.
+        listed: their rows of the manifest, each uri once.
         repeated: how many more times uris were listed.
-        newest: the newest row of each image, in the ledger's index schema.
-        older: `part` and `place` of the other rows.
+        newest: the newest row of each image, in `INDEX_SCHEMA`.
+        older: `part` and `row_in_part` of the other rows.
     """
 
     listed: pa.Table
@@ -78,10 +78,10 @@ class Partition:
     newest: pa.Table
     older: pa.Table
 
-    def left(self, *, retry_failed: bool) -> pa.Table:
-        """The listed images that a run has to do: all but those that count as written.
+    def pending(self, *, retry_failed: bool) -> pa.Table:
+        """The listed images that a run has to score: all but those that count as written.
 
-        Failures that may pass do not count, and with `retry_failed` no failure does.
+        Transient failures do not count as written; with `retry_failed` no failure does.
         """
         failed = pc.equal(self.newest["status"], Status.FAILED)
         transient = pc.is_in(self.newest["error_kind"], pa.array(sorted(TRANSIENT_KINDS)))
@@ -91,33 +91,33 @@ class Partition:
 
     def tally(self) -> "Tally":
         """Count the rows against the listing."""
-        there = self.newest.filter(pc.is_in(self.newest["uri"], _column(self.listed, "uri")))
-        kinds = pc.value_counts(pc.coalesce(there["error_kind"], there["status"])).to_pylist()
+        found = self.newest.filter(pc.is_in(self.newest["uri"], _column(self.listed, "uri")))
+        kinds = pc.value_counts(pc.coalesce(found["error_kind"], found["status"])).to_pylist()
         return Tally(
             listed=self.listed.num_rows,
             outcomes=Counter({item["values"]: item["counts"] for item in kinds}),
             without_row=pending_rows(self.listed, self.newest.select(["uri", "version"])).num_rows,
-            kept=self.newest.num_rows - there.num_rows,
+            unlisted=self.newest.num_rows - found.num_rows,
             doubled=self.older.num_rows,
         )
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What is in an output, counted against a listing.
+    """The rows of an output, counted against a listing.
 
     Attributes:
-        listed: images.
+        listed: listed images.
         outcomes: how many of them are `ok`, or failed with which error kind.
         without_row: how many of them have no row of the object that was listed.
-        kept: images with a row that were not listed.
+        unlisted: images that have a row but are not in the listing.
         doubled: rows beside an image's newest one.
     """
 
     listed: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     without_row: int = 0
-    kept: int = 0
+    unlisted: int = 0
     doubled: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -125,15 +125,15 @@ class Tally:
             self.listed + other.listed,
             self.outcomes + other.outcomes,
             self.without_row + other.without_row,
-            self.kept + other.kept,
+            self.unlisted + other.unlisted,
             self.doubled + other.doubled,
         )
 
 
-def shares(
+def partitions(
     listed: Iterable[pa.Table], written: Iterable[pa.Table], rows: int
 ) -> Iterator[Partition]:
-    """Deal a listing and what is written into shares.
+    """Partition a listing and the written rows by a hash of the uri.
 
     Args:
         listed: tables in the manifest's schema.
@@ -142,30 +142,30 @@ def shares(
     """
     count = min(max(1, -(-rows // PARTITION_ROWS)), _MAX_PARTITIONS)
     with TemporaryDirectory(prefix="lesioncam-") as folder:
-        _deal(listed, Path(folder, "listed"), MANIFEST_SCHEMA, count)
-        _deal(written, Path(folder, "written"), INDEX_SCHEMA, count)
+        _write_partitions(listed, Path(folder, "listed"), MANIFEST_SCHEMA, count)
+        _write_partitions(written, Path(folder, "written"), INDEX_SCHEMA, count)
         for number in range(count):
-            images = _take(Path(folder, f"listed{number}"))
+            images = _read_and_remove(Path(folder, f"listed{number}"))
             manifest = _first_of_each(images)
             yield Partition(
                 manifest,
                 images.num_rows - manifest.num_rows,
-                *split_newest(_take(Path(folder, f"written{number}"))),
+                *split_newest(_read_and_remove(Path(folder, f"written{number}"))),
             )
 
 
 def split_newest(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The newest row of each image, and `part` and `place` of all others.
+    """The newest row of each image, and `part` and `row_in_part` of all others.
 
     Of rows of one time the one in the last part is the newest.
     """
     if not rows.num_rows:
-        return rows, rows.select(["part", "place"])
+        return rows, rows.select(["part", "row_in_part"])
     order = [("uri", "ascending"), ("scored_at", "descending"), ("part", "descending")]
     rows = rows.sort_by(order)
     uris = _column(rows, "uri")
     first = pa.concat_arrays([pa.array([True]), pc.not_equal(uris[1:], uris[:-1])])
-    return rows.filter(first), rows.filter(pc.invert(first)).select(["part", "place"])
+    return rows.filter(first), rows.filter(pc.invert(first)).select(["part", "row_in_part"])
 
 
 def _first_of_each(listed: pa.Table) -> pa.Table:
@@ -176,27 +176,29 @@ def _first_of_each(listed: pa.Table) -> pa.Table:
     return listed.filter(pc.is_in(listed["row"], first.combine_chunks()))
 
 
-def _deal(tables: Iterable[pa.Table], stem: Path, schema: pa.Schema, count: int) -> None:
-    """Append each table's rows to the files of their shares."""
+def _write_partitions(
+    tables: Iterable[pa.Table], stem: Path, schema: pa.Schema, count: int
+) -> None:
+    """Append each table's rows to the files of their partitions."""
     with ExitStack() as files:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        piles = [
+        writers = [
             files.enter_context(pa.ipc.new_stream(f"{stem}{number}", schema, options=options))
             for number in range(count)
         ]
-        for table in regroup(tables, _DEAL_ROWS):
+        for table in regroup(tables, _CHUNK_ROWS):
             uris = table["uri"].to_pylist()
-            share = np.fromiter((crc32(uri.encode()) % count for uri in uris), int, len(uris))
-            order = np.argsort(share, kind="stable")
-            bounds = np.searchsorted(share[order], np.arange(count + 1))
-            sorted_ = table.take(pa.array(order))
-            for number, pile in enumerate(piles):
+            partition = np.fromiter((crc32(uri.encode()) % count for uri in uris), int, len(uris))
+            order = np.argsort(partition, kind="stable")
+            bounds = np.searchsorted(partition[order], np.arange(count + 1))
+            grouped = table.take(pa.array(order))
+            for number, writer in enumerate(writers):
                 start, end = bounds[number], bounds[number + 1]
                 if end > start:
-                    pile.write_table(sorted_.slice(start, end - start))
+                    writer.write_table(grouped.slice(start, end - start))
 
 
-def _take(path: Path) -> pa.Table:
+def _read_and_remove(path: Path) -> pa.Table:
     with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
         table = stream.read_all()
     path.unlink()
@@ -208,10 +210,10 @@ def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
-        if sum(part.num_rows for part in waiting) >= rows:
+        if sum(one.num_rows for one in waiting) >= rows:
             yield pa.concat_tables(waiting)
             waiting = []
-    if any(part.num_rows for part in waiting):
+    if any(one.num_rows for one in waiting):
         yield pa.concat_tables(waiting)
 
 

@@ -6,7 +6,7 @@ what is recorded before anything is removed, so that whoever comes next can fini
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from lesioncam.storage.listing import write_table
 from lesioncam.storage.pending import (
     INDEX_SCHEMA,
     Partition,
-    shares,
+    partitions,
     with_version,
 )
 from lesioncam.storage.uris import open_store
@@ -81,11 +81,10 @@ class Results:
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
             return dict(zip(names, threads.map(self._size, names), strict=True))
 
-    def shares(
-        self, sizes: Mapping[str, int], listed: Iterable[pa.Table] = (), images: int = 0
-    ) -> Iterator[Partition]:
-        """The rows of these parts, beside a listing of so many images, a share at a time."""
-        return shares(listed, self._index(list(sizes)), images + sum(sizes.values()))
+    def partitions(self, listed: Iterable[pa.Table] = (), images: int = 0) -> Iterator[Partition]:
+        """All rows, beside a listing of so many images, a partition at a time."""
+        sizes = self.sizes()
+        return partitions(listed, self._index(list(sizes)), images + sum(sizes.values()))
 
     def read(self, columns: list[str]) -> pa.Table:
         """These columns of the newest row of each image; there must be a part.
@@ -93,11 +92,12 @@ class Results:
         The same with or without `_SUCCESS`: a run under way may have written an image anew.
         """
         sizes = self.sizes()
-        places = [share.newest.select(["part", "place"]) for share in self.shares(sizes)]
-        newest = pa.concat_tables(places).sort_by([("part", "ascending"), ("place", "ascending")])
+        rows = [one.newest.select(["part", "row_in_part"]) for one in self.partitions()]
+        order = [("part", "ascending"), ("row_in_part", "ascending")]
+        newest = pa.concat_tables(rows).sort_by(order)
         bounds = np.searchsorted(newest["part"].to_numpy(), np.arange(len(sizes) + 1))
         return pa.concat_tables(
-            self._read(name, columns).take(newest["place"].slice(start, end - start))
+            self._read(name, columns).take(newest["row_in_part"].slice(start, end - start))
             for name, (start, end) in zip(sizes, pairwise(bounds), strict=True)
         )
 
@@ -125,7 +125,7 @@ class Results:
         """
         self.recover()
         sizes = self.sizes()
-        older = pa.concat_tables([share.older for share in self.shares(sizes)])
+        older = pa.concat_tables([one.older for one in self.partitions()])
         stale = {item["values"]: item["counts"] for item in _counts(older["part"])}
         current = {name: size - stale.get(n, 0) for n, (name, size) in enumerate(sizes.items())}
         small = {name for name, size in sizes.items() if size < PART_ROWS // 2}
@@ -134,7 +134,7 @@ class Results:
         groups = _group([(name, current[name]) for name in sizes if name in replaced])
         if not replaced:
             return
-        names = _unused_names(f"settled-{run_id}", sizes)
+        names = _unused_names(f"compacted-{run_id}", sizes)
         added = {next(names): group for group in groups}
         log.info("merging %s parts into %s", f"{len(replaced):,}", f"{len(added):,}")
         check()
@@ -173,7 +173,7 @@ class Results:
 
     def begin(self) -> None:
         """From here on the output is not complete; what killed writers left half is removed."""
-        self.store.tidy()
+        self.store.remove_temporary_files()
         self.store.delete(SUCCESS)
 
     def succeed(self) -> None:
@@ -241,14 +241,14 @@ class Results:
         columns = ["uri", "status", "error_kind", *_VERSION_COLUMNS, "scored_at"]
         table = with_version(self._read(name, columns))
         part = pa.array([number] * table.num_rows, pa.int32())
-        place = pa.array(range(table.num_rows), pa.int64())
-        table = table.append_column("part", part).append_column("place", place)
+        row_in_part = pa.array(range(table.num_rows), pa.int64())
+        table = table.append_column("part", part).append_column("row_in_part", row_in_part)
         return table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
 
     def _without(self, name: str, number: int, older: pa.Table) -> pa.Table:
         """A part without the rows at its places in `older`."""
         table = self._read(name)
-        gone = older["place"].filter(pc.equal(older["part"], number))
+        gone = older["row_in_part"].filter(pc.equal(older["part"], number))
         places = pa.array(range(table.num_rows), pa.int64())
         return table.filter(pc.invert(pc.is_in(places, gone.combine_chunks())))
 

@@ -1,7 +1,7 @@
-"""Runs: what one scoring run was asked, listed, has done and came to, under the output.
+"""Runs: what one scoring run was asked, listed, has done and resulted in, under the output.
 
-`_lesioncam/runs/<run_id>/` holds `run.json`, `manifest/` (what was listed), `todo/` (what was left
-of it), `progress.json` while it runs and `summary.json` at its end.
+`_lesioncam/runs/<run_id>/` holds `run.json`, `manifest/` (what was listed), `pending/` (what of it
+had to be scored), `progress.json` while it runs and `summary.json` at its end.
 """
 
 import json
@@ -35,14 +35,14 @@ class Pending:
     """How much a run has to do.
 
     Attributes:
-        listed: images.
-        left: how many of them are left to do.
+        listed: images, each counted once.
+        pending: how many of them have to be scored.
         repeated: how many more times they were listed.
-        after: a time after all rows that stand there were scored.
+        after: a time later than `scored_at` of every row in the output.
     """
 
     listed: int
-    left: int
+    pending: int
     repeated: int
     after: datetime
 
@@ -51,14 +51,14 @@ class RunRecord:
     """The records of one run.
 
     Attributes:
-        todo: where what is left stands, as Parquet files in the manifest's schema.
+        pending: the store of the pending images, Parquet files in the manifest's schema.
     """
 
     def __init__(self, output: Store, run_id: str):
         self.run_id = run_id
         self._store = output.join(f"_lesioncam/runs/{run_id}")
         self._manifest = self._store.join("manifest")
-        self.todo = self._store.join("todo")
+        self.pending = self._store.join("pending")
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write `run.json`, `progress.json` or `summary.json`."""
@@ -73,26 +73,27 @@ class RunRecord:
         """Write the manifest; returns how many rows it has."""
         return write_manifest(entries, self._manifest)
 
-    def record_pending(self, shares: Iterable[Partition], *, retry_failed: bool) -> Pending:
-        """Write what is left of the manifest."""
-        listed = left = repeated = 0
+    def record_pending(self, partitions: Iterable[Partition], *, retry_failed: bool) -> Pending:
+        """Write the rows of the manifest that have to be scored."""
+        listed = pending = repeated = 0
         newest = datetime.fromtimestamp(0, UTC)
-        for share in shares:
-            newest = max(newest, pc.max(share.newest["scored_at"]).as_py() or newest)
-            listed, repeated = listed + share.listed.num_rows, repeated + share.repeated
-            rows = share.left(retry_failed=retry_failed)
+        for partition in partitions:
+            newest = max(newest, pc.max(partition.newest["scored_at"]).as_py() or newest)
+            listed += partition.listed.num_rows
+            repeated += partition.repeated
+            rows = partition.pending(retry_failed=retry_failed)
             for start in range(0, rows.num_rows, MANIFEST_ROWS):
-                piece = rows.slice(start, MANIFEST_ROWS)
-                write_table(self.todo, f"{left + start:012d}.parquet", piece)
-            left += rows.num_rows
-        return Pending(listed, left, repeated, newest + timedelta(microseconds=1))
+                chunk = rows.slice(start, MANIFEST_ROWS)
+                write_table(self.pending, f"{pending + start:012d}.parquet", chunk)
+            pending += rows.num_rows
+        return Pending(listed, pending, repeated, newest + timedelta(microseconds=1))
 
     def manifest(self) -> Iterator[pa.Table]:
         """What was listed, one table a manifest file."""
         return read_tables(self._manifest)
 
     def sample(self, count: int) -> list[str]:
-        """Some of the listed uris, drawn at random."""
+        """The uris of so many listed images, chosen at random, possibly repeated."""
         names = self._manifest.names()
         uris = []
         for _ in range(count):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _ATTEMPTS, _CONNECT_TIMEOUT, _READ_TIMEOUT = 6, 10, 60
 _PAUSES = (0.5, 1, 2)  # seconds until a refused request is made again, and a body read again
 _REFUSED_UNDER_LOAD = {"AccessDenied", "403"}
-_BRANCHES = 32  # from so many pieces on a prefix is not divided further, nor after so many requests
+_MAX_LISTINGS = 32  # a prefix is not divided further from so many on, nor after so many requests
 _NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 _CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"}
@@ -60,11 +60,11 @@ class S3Store(Store):
     def entries(self) -> Iterator[Entry]:
         return self._below(self._prefix)
 
-    def branches(self) -> list[Iterator[Entry]]:
+    def parallel_listings(self) -> list[Iterator[Entry]]:
         """A prefix is divided where one page tells all that is directly below it."""
-        branches, prefixes = [], deque([self._prefix])
-        for _ in range(_BRANCHES):
-            if not prefixes or len(prefixes) >= _BRANCHES:
+        listings, prefixes = [], deque([self._prefix])
+        for _ in range(_MAX_LISTINGS):
+            if not prefixes or len(prefixes) >= _MAX_LISTINGS:
                 break
             prefix = prefixes.popleft()
             with _told(f"cannot list {self.uri}"):
@@ -72,11 +72,11 @@ class S3Store(Store):
                     Bucket=self._bucket, Prefix=prefix, Delimiter="/"
                 )
             if page["IsTruncated"]:
-                branches.append(self._below(prefix))
+                listings.append(self._below(prefix))
             else:
-                branches.append(self._entries_of(page))
+                listings.append(self._entries_of(page))
                 prefixes.extend(item["Prefix"] for item in page.get("CommonPrefixes", ()))
-        return branches + [self._below(prefix) for prefix in prefixes]
+        return listings + [self._below(prefix) for prefix in prefixes]
 
     def names(self) -> list[str]:
         names = []
@@ -260,8 +260,8 @@ def _arrow_like(client: "S3Client", bucket: str) -> pyarrow.fs.FileSystem:
     return filesystem
 
 
-def read_s3(uri: str, most: int | None = None) -> bytes:
-    """Read an object of at most `most` bytes; `StoreError` as in `read_uri`.
+def read_s3(uri: str, max_bytes: int | None = None) -> bytes:
+    """Read an object of at most `max_bytes` bytes; `StoreError` as in `read_uri`.
 
     A request that fails is repeated by the client, a body that breaks off here.
     """
@@ -271,7 +271,7 @@ def read_s3(uri: str, most: int | None = None) -> bytes:
             answer = s3_client().get_object(Bucket=bucket, Key=key)
         except (ClientError, BotoCoreError, OSError) as error:
             raise _s3_error(error) from error
-        check_size(answer["ContentLength"], most)
+        check_size(answer["ContentLength"], max_bytes)
         try:
             data = answer["Body"].read()
             if len(data) == answer["ContentLength"]:

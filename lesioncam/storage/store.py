@@ -55,8 +55,8 @@ class Store(Protocol):
     def entries(self) -> Iterator[Entry]:
         """Every file below this place, at any depth, always in the same order."""
 
-    def branches(self) -> list[Iterator[Entry]]:
-        """What `entries` gives, in any order, in pieces that threads may list side by side."""
+    def parallel_listings(self) -> list[Iterator[Entry]]:
+        """What `entries` gives, in any order, as iterators that threads may read in parallel."""
 
     def names(self) -> list[str]:
         """Names of the files directly at this place, sorted."""
@@ -89,18 +89,18 @@ class Store(Protocol):
         self.write(name, b"")
         self.delete(name)
 
-    def tidy(self) -> None:
-        """Remove what writers that were killed left half; nobody else may be writing."""
+    def remove_temporary_files(self) -> None:
+        """Remove what killed writers left unfinished; nobody else may be writing."""
         return
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The same place for pyarrow."""
 
 
-def check_size(size: int, most: int | None) -> None:
-    """Refuse what is larger than `most` bytes; None for any number."""
-    if most is not None and size > most:
-        limit = f"{most / 2**30:g} GiB"
+def check_size(size: int, max_bytes: int | None) -> None:
+    """Refuse what is larger than `max_bytes` bytes; None for any number."""
+    if max_bytes is not None and size > max_bytes:
+        limit = f"{max_bytes / 2**30:g} GiB"
         raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
 
 

@@ -21,17 +21,17 @@ def open_store(uri: str) -> Store:
     return LocalStore(uri)
 
 
-def read_uri(uri: str, most: int | None = None) -> bytes:
+def read_uri(uri: str, max_bytes: int | None = None) -> bytes:
     """Read one file or object by its `uri`.
 
     Args:
         uri: of the file or object.
-        most: bytes that it may have; None for any number.
+        max_bytes: a larger file is refused; None for no limit.
 
     Raises:
         StoreError: with kind `not_found`, `permission`, `unreachable` or `too_large`.
     """
-    return read_s3(uri, most) if _is_s3(uri) else read_local(local_path(uri), most)
+    return read_s3(uri, max_bytes) if _is_s3(uri) else read_local(local_path(uri), max_bytes)
 
 
 def open_uri(uri: str) -> AbstractContextManager[BinaryIO]:

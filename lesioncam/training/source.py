@@ -49,7 +49,7 @@ def match_source(images: str, labels: Labels, flag: str, labels_flag: str) -> So
     listing = Listing(images, flag)
     uris = [entry.uri for entry in listing]
     matched = match(labels, map(image_id, uris))
-    if not len(matched.positions):
+    if not len(matched.rows):
         raise InputError(
             f"{labels_flag}: none of its {len(labels.ids)} ids is the name of one of the "
             f"{len(uris)} images under {flag}; ids are file names without their ending"
@@ -58,12 +58,12 @@ def match_source(images: str, labels: Labels, flag: str, labels_flag: str) -> So
         "images_without_label": matched.unlabeled,
         "labels_without_image": matched.unused,
         "duplicate_images": matched.duplicates,
-        "ignored_files": listing.ignored,
+        "skipped_files": listing.skipped.total(),
     }
     shown = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in left_over.items())
-    log.info("%s: %s labeled images; left over: %s", flag, f"{len(matched.positions):,}", shown)
-    chosen = tuple(uris[position] for position in matched.positions)
-    return Source(chosen, matched.indices, left_over, flag)
+    log.info("%s: %s labeled images; left over: %s", flag, f"{len(matched.rows):,}", shown)
+    chosen = tuple(uris[position] for position in matched.rows)
+    return Source(chosen, matched.class_indices, left_over, flag)
 
 
 def match_validation(

@@ -53,7 +53,7 @@ def test_a_fold_is_scored_by_a_model_that_learned_from_the_others(
     trained, scored = asked
     assert (trained.images, trained.masks, trained.settings) == ("/images", "/masks", settings)
     learned = read_labels(trained.labels, "nevus")
-    places = dict(zip(learned.ids, learned.indices, strict=True))
+    places = dict(zip(learned.ids, learned.class_indices, strict=True))
     own = ["I1", "I5", "I9"]
     assert places == {f"I{number}": number % 3 for number in range(12) if f"I{number}" not in own}
     assert scored.bundle == trained.bundle

@@ -131,7 +131,7 @@ def test_summary_and_records_count_what_is_in_the_parquet(
     assert (summary["listed"], summary["ok"], summary["failed"]) == (19, 15, 4)
     kinds = {"empty": 1, "not_an_image": 1, "too_large": 1, "truncated": 1}
     assert summary["failed_by_kind"] == kinds
-    assert summary["ignored"] == 2
+    assert summary["skipped"] == {".txt": 1, "superpixels": 1}
     assert (output / "_SUCCESS").exists()
     (run,) = (output / "_lesioncam" / "runs").iterdir()
     assert json.loads((run / "summary.json").read_text()) == summary
@@ -212,7 +212,7 @@ def test_a_changed_image_is_done_again_and_its_row_replaced(
     lesion(64, 48).save(images / "1.jpg")
     (images / "2.jpg").unlink()
     summary = score(request)
-    assert (summary["listed"], summary["scored_now"], summary["kept"]) == (2, 1, 1)
+    assert (summary["listed"], summary["scored_now"], summary["unlisted"]) == (2, 1, 1)
     assert len(read(output)) == 3
     changed = read(output).loc[str(images / "1.jpg")]
     assert changed["width"] == 64
@@ -241,7 +241,7 @@ def test_images_that_go_or_change_once_they_are_listed_are_done_again(
     assert (row["width"], row["size"]) == (64, before)
 
     summary = score(request)
-    assert (summary["listed"], summary["scored_now"], summary["kept"]) == (2, 1, 1)
+    assert (summary["listed"], summary["scored_now"], summary["unlisted"]) == (2, 1, 1)
     assert read(output).loc[str(replaced), "size"] == replaced.stat().st_size != before
     lesion(120, 90).save(gone)
     assert score(request)["scored_now"] == 1
@@ -290,7 +290,7 @@ def test_a_list_of_uris_is_scored_and_a_missing_one_told(tmp_path: Path, bundle_
     pd.DataFrame({"uri": uris}).to_csv(tmp_path / "list.csv", index=False)
     output = tmp_path / "out"
     summary = score(ScoreRequest(str(tmp_path / "list.csv"), bundle_uri, str(output)))
-    assert (summary["listed"], summary["ok"], summary["ignored"]) == (3, 2, 1)
+    assert (summary["listed"], summary["ok"], summary["skipped"]) == (3, 2, {"listed twice": 1})
     assert read(output).loc[uris[2], "error_kind"] == "not_found"
 
 

@@ -34,8 +34,8 @@ def test_reads_the_official_format(place: str) -> None:
     assert labels.classes == CLASSES
     assert labels.target_classes == ("melanoma", "seborrheic_keratosis")
     assert labels.ids == ("ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4")
-    assert labels.indices.tolist() == [2, 0, 1, 2]
-    assert labels.indices.dtype == np.int64
+    assert labels.class_indices.tolist() == [2, 0, 1, 2]
+    assert labels.class_indices.dtype == np.int64
     assert labels.by_id == {"ISIC_1": 2, "ISIC_2": 0, "ISIC_3": 1, "ISIC_4": 2}
 
 
@@ -78,12 +78,12 @@ def test_rows_without_a_1_are_of_the_rest_class(place: str) -> None:
 def test_a_fully_one_hot_file_has_no_rest_class(place: str) -> None:
     labels = read(place, "image,MEL,NV,BCC\na,1,0,0\nb,0,1,0\nc,0,0,1\n", rest_class="NV")
     assert labels.classes == labels.target_classes == ("MEL", "NV", "BCC")
-    assert labels.indices.tolist() == [0, 1, 2]
+    assert labels.class_indices.tolist() == [0, 1, 2]
 
 
 def test_missing_classes_are_those_that_do_not_occur(place: str) -> None:
     labels = read(place, OFFICIAL)
-    assert labels.missing_classes(labels.indices) == []
+    assert labels.missing_classes(labels.class_indices) == []
     assert labels.missing_classes(np.array([2, 2, 0])) == ["seborrheic_keratosis"]
     assert labels.missing_classes(np.array([], np.int64)) == list(CLASSES)
 
@@ -163,23 +163,23 @@ def test_names_the_flag_it_was_given(place: str) -> None:
 def test_match_joins_by_id_and_counts_the_rest(place: str) -> None:
     labels = read(place, OFFICIAL)
     found = match(labels, ["ISIC_9", "ISIC_3", "ISIC_1", "ISIC_3", "ISIC_8", "ISIC_1", "ISIC_9"])
-    assert found.positions.tolist() == [1, 2]
-    assert found.indices.tolist() == [1, 2]
-    assert found.positions.dtype == found.indices.dtype == np.int64
+    assert found.rows.tolist() == [1, 2]
+    assert found.class_indices.tolist() == [1, 2]
+    assert found.rows.dtype == found.class_indices.dtype == np.int64
     assert (found.unlabeled, found.unused, found.duplicates) == (3, 2, 2)
 
 
 def test_match_of_nothing_leaves_all_labels(place: str) -> None:
     found = match(read(place, OFFICIAL), [])
-    assert found.positions.tolist() == found.indices.tolist() == []
+    assert found.rows.tolist() == found.class_indices.tolist() == []
     assert (found.unlabeled, found.unused, found.duplicates) == (0, 4, 0)
 
 
 def test_match_of_all_leaves_nothing(place: str) -> None:
     labels = read(place, OFFICIAL)
     found = match(labels, iter(reversed(labels.ids)))
-    assert found.positions.tolist() == [0, 1, 2, 3]
-    assert found.indices.tolist() == labels.indices.tolist()[::-1]
+    assert found.rows.tolist() == [0, 1, 2, 3]
+    assert found.class_indices.tolist() == labels.class_indices.tolist()[::-1]
     assert (found.unlabeled, found.unused, found.duplicates) == (0, 0, 0)
 
 
@@ -195,7 +195,7 @@ def test_reads_the_real_files(split: str, counts: list[int]) -> None:
     labels = read_labels(str(path), "nevus")
     assert labels.classes == CLASSES
     assert labels.target_classes == CLASSES[:2]
-    assert np.bincount(labels.indices).tolist() == counts
+    assert np.bincount(labels.class_indices).tolist() == counts
     assert len(set(labels.ids)) == sum(counts)
 
 

@@ -23,13 +23,15 @@ from moto.s3.models import s3_backends
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.storage.listing import (
+    LISTED_TWICE,
     Listing,
+    describe_skipped,
     image_id,
     is_image_name,
-    merge_parallel,
     read_tables,
     write_manifest,
 )
+from lesioncam.storage.parallel import merge_parallel
 from lesioncam.storage.s3 import s3_client
 from lesioncam.storage.store import Entry
 from lesioncam.storage.uris import open_store
@@ -68,8 +70,14 @@ def test_lists_recursively(place: str) -> None:
     expected = {f"{place}/a.jpg", f"{place}/b/c.jpg", f"{place}/b/d/e/f.png"}
     listing = Listing(place)
     assert set(uris(listing)) == expected
-    assert listing.ignored == 0
+    assert not listing.skipped
     assert set(uris(Listing(place + "/"))) == expected
+
+
+def test_describes_what_was_skipped() -> None:
+    skipped = {"superpixels": 1, ".heic": 1200, "other": 1}
+    assert describe_skipped(skipped) == "skipped 1,202 files: 1,200 .heic, 1 other, 1 superpixels"
+    assert describe_skipped({LISTED_TWICE: 1}) == "skipped 1 file: 1 listed twice"
 
 
 def test_lists_what_the_store_knows(place: str) -> None:
@@ -82,7 +90,7 @@ def test_counts_what_is_not_an_image_as_ignored(place: str) -> None:
     fill(place, "b.jpg.part", "c.csv")
     listing = Listing(place)
     assert uris(listing) == [f"{place}/a.jpg"]
-    assert listing.ignored == 7
+    assert listing.skipped == {"superpixels": 2, ".txt": 1, ".csv": 1, "other": 3}
 
 
 @pytest.mark.parametrize("ending", ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"])
@@ -107,7 +115,9 @@ def test_takes_names_that_only_look_ignored(name: str) -> None:
 
 def test_a_place_without_images_is_refused(place: str) -> None:
     fill(place, "notes.txt", "a_superpixels.png")
-    with refused("--images", place, "2 other files ignored", ".jpg", kind=InputError):
+    with refused(
+        "--images", place, "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
+    ):
         list(Listing(place))
 
 
@@ -167,7 +177,7 @@ def either_way(source: str) -> list[str]:
     in_order, unordered = Listing(source), Listing(source)
     entries = sorted(in_order, key=lambda entry: entry.uri)
     assert sorted(unordered.unordered(), key=lambda entry: entry.uri) == entries
-    assert unordered.ignored == in_order.ignored
+    assert unordered.skipped == in_order.skipped
     return [entry.uri.removeprefix(source + "/") for entry in entries]
 
 
@@ -257,7 +267,7 @@ def test_empty_directory_objects_are_not_listed_either_way(bucket: str, keys_a_p
     assert either_way(f"s3://{bucket}/top") == ["a/b.jpg/c.jpg", "c/e.jpg"]
     listing = Listing(f"s3://{bucket}/top")
     assert len(list(listing.unordered())) == 2
-    assert listing.ignored == 0
+    assert not listing.skipped
 
 
 def test_unordered_counts_each_ignored_file_once(place: str) -> None:
@@ -265,12 +275,14 @@ def test_unordered_counts_each_ignored_file_once(place: str) -> None:
     fill(place, "a.jpg", "a_superpixels.png", "0/b.jpg", *names)
     listing = Listing(place)
     assert len(list(listing.unordered())) == 2
-    assert listing.ignored == 21
+    assert listing.skipped == {".txt": 20, "superpixels": 1}
 
 
 def test_a_place_without_images_is_refused_unordered_too(place: str) -> None:
     fill(place, "notes.txt", "b/a_superpixels.png")
-    with refused("--images", place, "2 other files ignored", ".jpg", kind=InputError):
+    with refused(
+        "--images", place, "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
+    ):
         list(Listing(place).unordered())
 
 
@@ -327,8 +339,8 @@ def close(entries: Iterator[Any]) -> None:
 @pytest.fixture
 def threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads soon have drawn more than they may, and wait."""
-    monkeypatch.setattr("lesioncam.storage.listing._DRAWN", 2)
-    monkeypatch.setattr("lesioncam.storage.listing._READY", 1)
+    monkeypatch.setattr("lesioncam.storage.parallel._BATCH_ITEMS", 2)
+    monkeypatch.setattr("lesioncam.storage.parallel._MAX_BATCHES", 1)
 
 
 @pytest.mark.parametrize("taken", [1, 30])
@@ -378,8 +390,8 @@ def test_a_listing_that_was_not_begun_has_no_threads(place: str) -> None:
 def test_side_by_side_gives_what_all_sources_give(
     monkeypatch: pytest.MonkeyPatch, threads: int, drawn: int
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.listing._DRAWN", drawn)
-    monkeypatch.setattr("lesioncam.storage.listing._READY", 2)
+    monkeypatch.setattr("lesioncam.storage.parallel._BATCH_ITEMS", drawn)
+    monkeypatch.setattr("lesioncam.storage.parallel._MAX_BATCHES", 2)
     sources = [iter(range(100 * number, 100 * number + number)) for number in range(20)]
     expected = [100 * number + item for number in range(20) for item in range(number)]
     assert sorted(merge_parallel(sources, threads)) == expected
@@ -439,7 +451,7 @@ def test_a_list_keeps_its_order(place: str, ending: str) -> None:
     assert [entry.uri for entry in entries] == wanted
     assert {entry.size for entry in entries} == {5}
     assert set(entries) <= set(open_store(place).entries())
-    assert listing.ignored == 0
+    assert not listing.skipped
 
 
 @ENDINGS
@@ -448,7 +460,7 @@ def test_repeated_uris_count_as_ignored(place: str, ending: str) -> None:
     a, b = f"{place}/a.jpg", f"{place}/b.jpg"
     listing = Listing(write_list(place, ending, [a, b, a, a]))
     assert uris(listing) == [a, b]
-    assert listing.ignored == 2
+    assert listing.skipped == {LISTED_TWICE: 2}
 
 
 @ENDINGS
@@ -472,7 +484,7 @@ def test_relative_paths_of_a_list_become_absolute(
     fill(str(tmp_path), "x/a.jpg")
     listing = Listing(write_list(str(tmp_path), "csv", ["x/a.jpg", "./x/a.jpg"]))
     assert uris(listing) == [str(tmp_path / "x" / "a.jpg")]
-    assert listing.ignored == 1
+    assert listing.skipped == {LISTED_TWICE: 1}
 
 
 def test_file_uris_of_a_list_become_absolute_paths(tmp_path: Path) -> None:
@@ -551,7 +563,7 @@ def test_a_name_that_is_not_utf8_is_refused_in_one_line_if_it_is_an_image_s(tmp_
     (tmp_path / "Jane Doe" / os.fsdecode(b"\xdcbersicht.txt")).write_bytes(b"1")
     listing = Listing(str(tmp_path))
     assert len(uris(listing)) == 1
-    assert listing.ignored == 1
+    assert listing.skipped == {".txt": 1}
     (tmp_path / "Jane Doe" / os.fsdecode(b"b\xe4.jpg")).write_bytes(b"1")
     with refused("--images", str(tmp_path), "not UTF-8", kind=InputError, without=("Doe",)):
         list(Listing(str(tmp_path)))
@@ -572,13 +584,13 @@ def test_a_list_on_a_server_that_is_away_is_one_line(unreachable: str) -> None:
 def test_a_list_of_several_chunks_keeps_its_order(
     place: str, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 3)
+    monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 3)
     fill(place, "a.jpg", "b.jpg")
     a, b = f"{place}/a.jpg", f"{place}/b.jpg"
     gone = [f"{place}/{number}.jpg" for number in range(9)]
     listing = Listing(write_list(place, ending, [*gone[5:], a, *gone[:5], b, a, b]))
     assert uris(listing) == [*gone[5:], a, *gone[:5], b]
-    assert listing.ignored == 2
+    assert listing.skipped == {LISTED_TWICE: 2}
 
 
 @ENDINGS
@@ -586,7 +598,7 @@ def test_a_list_of_several_chunks_keeps_its_order(
 def test_a_fault_late_in_a_list_is_told_before_any_image(
     place: str, monkeypatch: pytest.MonkeyPatch, ending: str, fault: int, row: int
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 3)
+    monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 3)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
     wanted = [f"{place}/{number}.jpg" for number in range(10)]
     wanted[fault] = "gs://bucket/Jane_Doe.jpg"
@@ -600,7 +612,7 @@ def test_a_fault_late_in_a_list_is_told_before_any_image(
 def test_an_empty_uri_late_in_a_list_is_told_before_any_image(
     place: str, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+    monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
     source = write_list(place, ending, [*(f"{place}/{number}.jpg" for number in range(5)), ""])
     for entries in (iter(Listing(source)), Listing(source).unordered()):
@@ -611,7 +623,7 @@ def test_an_empty_uri_late_in_a_list_is_told_before_any_image(
 def test_a_row_late_in_a_list_that_is_no_row_is_told_before_any_image(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+    monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
     open_store(place).write("list.csv", b"uri,b\n" + b"/a.jpg,1\n" * 7 + b"/a.jpg,1,1,1\n")
     for entries in (iter(Listing(f"{place}/list.csv")), Listing(f"{place}/list.csv").unordered()):
@@ -623,13 +635,13 @@ def test_a_row_late_in_a_list_that_is_no_row_is_told_before_any_image(
 def test_an_unordered_list_gives_repeated_uris_too(
     place: str, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 2)
+    monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
     fill(place, "a.jpg", "b.jpg")
     a, b, gone = (f"{place}/{name}.jpg" for name in ("a", "b", "gone"))
     listing = Listing(write_list(place, ending, [a, b, a, gone, a, gone]))
     entries = list(listing.unordered())
     assert Counter(entry.uri for entry in entries) == {a: 3, gone: 2, b: 1}
-    assert listing.ignored == 0
+    assert not listing.skipped
     stored = {entry.uri: entry for entry in open_store(place).entries()}
     assert set(entries) == {stored[a], stored[b], Entry(gone, None, None, None)}
 
@@ -663,7 +675,11 @@ ENTRIES = [
 
 
 def read_entries(place: str) -> list[Entry]:
-    rows = pa.concat_tables(read_tables(open_store(place))).drop_columns("row").to_pylist()
+    rows = (
+        pa.concat_tables(read_tables(open_store(place)))
+        .drop_columns(["row", "image_id"])
+        .to_pylist()
+    )
     return [Entry(**row) for row in rows]
 
 
@@ -711,7 +727,7 @@ def test_a_manifest_of_a_listing_agrees_with_its_store(place: str) -> None:
 
 def test_a_process_ends_while_a_listing_is_under_way() -> None:
     code = (
-        "from lesioncam.storage.listing import merge_parallel\n"
+        "from lesioncam.storage.parallel import merge_parallel\n"
         "items = merge_parallel([iter(range(10**6))], 2)\n"
         "print(next(items))"
     )

@@ -1,4 +1,4 @@
-"""Ledger: the one rule of what is left to do, the newest rows, and shares that agree with it."""
+"""Pending: the one rule of what to score, the newest rows, and partitions that agree with it."""
 
 import random
 import tempfile
@@ -17,9 +17,9 @@ from lesioncam.storage.pending import (
     INDEX_SCHEMA,
     Partition,
     Tally,
+    partitions,
     pending_rows,
     regroup,
-    shares,
     split_newest,
     with_version,
 )
@@ -38,7 +38,7 @@ def row(
     size: int | None = 10,
     modified: datetime | None = NOON,
     part: int = 0,
-    place: int = 0,
+    row_in_part: int = 0,
 ) -> Row:
     """A written row; failed where there is an error kind."""
     return {
@@ -50,7 +50,7 @@ def row(
         "last_modified": modified,
         "scored_at": NOON + timedelta(minutes=minute),
         "part": part,
-        "place": place,
+        "row_in_part": row_in_part,
     }
 
 
@@ -71,13 +71,15 @@ def listed(*rows: Row, first: int = 0) -> pa.Table:
     return pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)
 
 
-def one_share(manifest: pa.Table, rows: pa.Table) -> Partition:
-    (share,) = shares([manifest], [rows], manifest.num_rows + rows.num_rows)
-    return share
+def one_partition(manifest: pa.Table, rows: pa.Table) -> Partition:
+    (partition,) = partitions([manifest], [rows], manifest.num_rows + rows.num_rows)
+    return partition
 
 
-def left(manifest: pa.Table, rows: pa.Table, *, retry_failed: bool = False) -> list[str]:
-    uris: list[str] = one_share(manifest, rows).left(retry_failed=retry_failed)["uri"].to_pylist()
+def pending(manifest: pa.Table, rows: pa.Table, *, retry_failed: bool = False) -> list[str]:
+    uris: list[str] = (
+        one_partition(manifest, rows).pending(retry_failed=retry_failed)["uri"].to_pylist()
+    )
     return uris
 
 
@@ -86,19 +88,19 @@ def left(manifest: pa.Table, rows: pa.Table, *, retry_failed: bool = False) -> l
 
 def test_with_nothing_written_all_is_left() -> None:
     manifest = listed(row("/b"), row("/a", etag=None), row("/c", size=None))
-    assert left(manifest, written()) == ["/b", "/a", "/c"]
+    assert pending(manifest, written()) == ["/b", "/a", "/c"]
 
 
 def test_written_rows_are_not_left() -> None:
     rows = [row("/a"), row("/b", etag=None), row("/c", ErrorKind.EMPTY)]
-    assert left(listed(*rows), written(*rows)) == []
-    assert left(listed(row("/new"), *rows), written(*rows)) == ["/new"]
+    assert pending(listed(*rows), written(*rows)) == []
+    assert pending(listed(row("/new"), *rows), written(*rows)) == ["/new"]
 
 
 def test_what_is_left_keeps_the_order_and_columns_of_the_manifest() -> None:
     rows = [row(f"/{number}", size=number) for number in (5, 3, 9, 1, 7)]
     manifest = listed(*rows)
-    found = one_share(manifest, written(rows[2])).left(retry_failed=False)
+    found = one_partition(manifest, written(rows[2])).pending(retry_failed=False)
     assert found.schema.equals(MANIFEST_SCHEMA)
     assert found.to_pylist() == manifest.take([0, 1, 3, 4]).to_pylist()
 
@@ -115,41 +117,41 @@ def test_what_is_left_keeps_the_order_and_columns_of_the_manifest() -> None:
 )
 def test_a_changed_object_is_left(before: Any, after: Any) -> None:
     rows = written(row("/a", **before), row("/b"))
-    assert left(listed(row("/a", **after), row("/b")), rows) == ["/a"]
-    assert left(listed(row("/a", **before), row("/b")), rows) == []
+    assert pending(listed(row("/a", **after), row("/b")), rows) == ["/a"]
+    assert pending(listed(row("/a", **before), row("/b")), rows) == []
 
 
 def test_an_object_with_the_same_etag_is_the_same() -> None:
     later = row("/a", modified=NOON + timedelta(1), size=11)
-    assert left(listed(later), written(row("/a"))) == []
+    assert pending(listed(later), written(row("/a"))) == []
 
 
 def test_the_version_is_the_newest_rows() -> None:
     rows = written(row("/a", etag="e1"), row("/a", etag="e2", minute=1))
-    assert left(listed(row("/a", etag="e1")), rows) == ["/a"]
-    assert left(listed(row("/a", etag="e2")), rows) == []
+    assert pending(listed(row("/a", etag="e1")), rows) == ["/a"]
+    assert pending(listed(row("/a", etag="e2")), rows) == []
 
 
 @pytest.mark.parametrize("kind", ErrorKind)
 def test_transient_failures_are_left(kind: ErrorKind) -> None:
     rows = [row("/ok"), row("/failed", kind)]
     expected = ["/failed"] if kind in ("permission", "unreachable") else []
-    assert left(listed(*rows), written(*rows)) == expected
+    assert pending(listed(*rows), written(*rows)) == expected
 
 
 def test_retrying_leaves_all_that_failed() -> None:
     rows = [row("/ok"), *(row(f"/{kind}", kind) for kind in ErrorKind)]
-    found = left(listed(*rows), written(*rows), retry_failed=True)
+    found = pending(listed(*rows), written(*rows), retry_failed=True)
     assert found == [f"/{kind}" for kind in ErrorKind]
 
 
 def test_what_could_not_be_looked_at_counts_once_written() -> None:
     gone = row("/gone", ErrorKind.NOT_FOUND, etag=None, size=None, modified=None)
-    assert left(listed(gone), written(gone)) == []
+    assert pending(listed(gone), written(gone)) == []
 
 
 def test_the_same_version_of_another_image_does_not_count() -> None:
-    assert left(listed(row("/a"), row("/copy of a")), written(row("/a"))) == ["/copy of a"]
+    assert pending(listed(row("/a"), row("/copy of a")), written(row("/a"))) == ["/copy of a"]
 
 
 def test_the_version_is_the_etag_or_size_and_time_or_nothing() -> None:
@@ -162,20 +164,20 @@ def test_the_version_is_the_etag_or_size_and_time_or_nothing() -> None:
 
 
 def newest(*rows: Row) -> list[tuple[str, int, int]]:
-    """The uri, part and place of each image's newest row."""
+    """The uri, part and row_in_part of each image's newest row."""
     found, _ = split_newest(written(*rows))
-    return [(item["uri"], item["part"], item["place"]) for item in found.to_pylist()]
+    return [(item["uri"], item["part"], item["row_in_part"]) for item in found.to_pylist()]
 
 
 def test_the_newest_row_counts_wherever_it_stands() -> None:
     rows = [
-        row("/a", ErrorKind.PERMISSION, minute=1, part=0, place=0),
-        row("/b", part=0, place=1),
-        row("/a", part=1, place=0),
-        row("/b", minute=-1, part=2, place=0),
+        row("/a", ErrorKind.PERMISSION, minute=1, part=0, row_in_part=0),
+        row("/b", part=0, row_in_part=1),
+        row("/a", part=1, row_in_part=0),
+        row("/b", minute=-1, part=2, row_in_part=0),
     ]
     assert newest(*rows) == newest(*reversed(rows)) == [("/a", 0, 0), ("/b", 0, 1)]
-    assert left(listed(row("/a")), written(*rows)) == ["/a"]
+    assert pending(listed(row("/a")), written(*rows)) == ["/a"]
 
 
 def test_of_equally_new_rows_the_last_part_counts() -> None:
@@ -184,22 +186,30 @@ def test_of_equally_new_rows_the_last_part_counts() -> None:
 
 
 def test_of_equally_new_rows_of_one_part_one_counts() -> None:
-    rows = [row("/a", place=place) for place in range(3)]
+    rows = [row("/a", row_in_part=row_in_part) for row_in_part in range(3)]
     first, others = split_newest(written(*rows))
     assert (first.num_rows, others.num_rows) == (1, 2)
-    assert {*first["place"].to_pylist(), *others["place"].to_pylist()} == {0, 1, 2}
+    assert {*first["row_in_part"].to_pylist(), *others["row_in_part"].to_pylist()} == {0, 1, 2}
 
 
 def test_the_newest_of_one_part_counts() -> None:
-    rows = [row("/a", minute=minute, place=place) for place, minute in enumerate((1, 3, 2))]
+    rows = [
+        row("/a", minute=minute, row_in_part=row_in_part)
+        for row_in_part, minute in enumerate((1, 3, 2))
+    ]
     assert newest(*rows) == [("/a", 0, 1)]
 
 
 def test_the_other_rows_are_told_by_part_and_place() -> None:
-    rows = [row("/a", part=3, place=1), row("/a", minute=1), row("/b"), row("/a", part=2, place=5)]
+    rows = [
+        row("/a", part=3, row_in_part=1),
+        row("/a", minute=1),
+        row("/b"),
+        row("/a", part=2, row_in_part=5),
+    ]
     _, older = split_newest(written(*rows))
     assert {tuple(item.values()) for item in older.to_pylist()} == {(3, 1), (2, 5)}
-    assert older.column_names == ["part", "place"]
+    assert older.column_names == ["part", "row_in_part"]
 
 
 def test_of_no_rows_none_is_the_newest() -> None:
@@ -221,35 +231,35 @@ def test_the_tally_counts_rows_against_the_listing() -> None:
         row("/changed", etag="e2"),
     ]
     rows = [*images[:4], row("/changed"), row("/not listed"), row("/nor this", ErrorKind.EMPTY)]
-    assert one_share(listed(*images), written(*rows)).tally() == Tally(
+    assert one_partition(listed(*images), written(*rows)).tally() == Tally(
         listed=6,
         outcomes=Counter(ok=3, empty=1, permission=1),
         without_row=2,
-        kept=2,
+        unlisted=2,
     )
 
 
 def test_a_failed_image_has_its_row() -> None:
     rows = [row(f"/{kind}", kind) for kind in ErrorKind]
-    assert one_share(listed(*rows), written(*rows)).tally().without_row == 0
+    assert one_partition(listed(*rows), written(*rows)).tally().without_row == 0
 
 
 def test_rows_beside_the_newest_are_doubled() -> None:
     rows = [row("/a"), row("/a", part=1), row("/b"), row("/a", minute=1), row("/x"), row("/x")]
-    tally = one_share(listed(row("/a"), row("/b")), written(*rows)).tally()
-    assert tally == Tally(2, Counter(ok=2), without_row=0, kept=1, doubled=3)
+    tally = one_partition(listed(row("/a"), row("/b")), written(*rows)).tally()
+    assert tally == Tally(2, Counter(ok=2), without_row=0, unlisted=1, doubled=3)
 
 
 def test_without_anything_the_tally_is_empty() -> None:
-    assert one_share(listed(), written()).tally() == Tally()
-    assert one_share(listed(), written(row("/a"))).tally() == Tally(kept=1)
-    assert one_share(listed(row("/a")), written()).tally() == Tally(listed=1, without_row=1)
+    assert one_partition(listed(), written()).tally() == Tally()
+    assert one_partition(listed(), written(row("/a"))).tally() == Tally(unlisted=1)
+    assert one_partition(listed(row("/a")), written()).tally() == Tally(listed=1, without_row=1)
 
 
 def test_tallies_add() -> None:
-    one = Tally(5, Counter(ok=2, empty=1), without_row=2, kept=3, doubled=1)
-    other = Tally(7, Counter(ok=3, too_large=4), without_row=0, kept=1, doubled=10)
-    both = Tally(12, Counter(ok=5, empty=1, too_large=4), without_row=2, kept=4, doubled=11)
+    one = Tally(5, Counter(ok=2, empty=1), without_row=2, unlisted=3, doubled=1)
+    other = Tally(7, Counter(ok=3, too_large=4), without_row=0, unlisted=1, doubled=10)
+    both = Tally(12, Counter(ok=5, empty=1, too_large=4), without_row=2, unlisted=4, doubled=11)
     assert one + other == other + one == both
     assert sum([one, other], start=Tally()) == both
     assert one + Tally() == one
@@ -266,29 +276,29 @@ def test_adding_leaves_both_tallies_as_they_were() -> None:
 
 def test_repeated_uris_are_left_once_and_counted() -> None:
     manifest = listed(row("/a"), row("/b"), row("/a"), row("/a", etag="e2"))
-    share = one_share(manifest, written())
-    assert share.repeated == 2
-    assert share.listed.to_pylist() == manifest.take([0, 1]).to_pylist()
-    assert share.left(retry_failed=False).to_pylist() == share.listed.to_pylist()
-    assert share.tally() == Tally(listed=2, without_row=2)
+    partition = one_partition(manifest, written())
+    assert partition.repeated == 2
+    assert partition.listed.to_pylist() == manifest.take([0, 1]).to_pylist()
+    assert partition.pending(retry_failed=False).to_pylist() == partition.listed.to_pylist()
+    assert partition.tally() == Tally(listed=2, without_row=2)
 
 
 def test_repeated_uris_of_several_tables_are_counted() -> None:
     tables = [listed(row("/a"), row("/b")), listed(row("/b"), row("/c"), first=2)]
-    (share,) = shares(tables, [written(row("/b"))], 5)
-    assert share.repeated == 1
-    assert share.left(retry_failed=False)["row"].to_pylist() == [0, 3]
+    (partition,) = partitions(tables, [written(row("/b"))], 5)
+    assert partition.repeated == 1
+    assert partition.pending(retry_failed=False)["row"].to_pylist() == [0, 3]
 
 
-# Several shares
+# Several partitions
 
 Pile = tuple[list[pa.Table], list[pa.Table], int]
 
 
 @pytest.fixture
-def small_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 90)
-    monkeypatch.setattr("lesioncam.storage.pending._DEAL_ROWS", 64)
+    monkeypatch.setattr("lesioncam.storage.pending._CHUNK_ROWS", 64)
 
 
 def in_pieces(table: pa.Table, draw: random.Random) -> list[pa.Table]:
@@ -313,8 +323,10 @@ def drawn(seed: int) -> tuple[list[Row], list[Row]]:
         for part in draw.sample(range(9), draw.choice([0, 1, 1, 1, 2, 4])):
             written_as = draw.choice(objects) if draw.random() < 0.2 else listed_as
             kind = draw.choice(list(ErrorKind)) if draw.random() < 0.4 else None
-            place, minute = len(rows), draw.randrange(5)
-            rows.append(row(uri, kind, minute=minute, part=part, place=place, **written_as))
+            row_in_part, minute = len(rows), draw.randrange(5)
+            rows.append(
+                row(uri, kind, minute=minute, part=part, row_in_part=row_in_part, **written_as)
+            )
     draw.shuffle(rows)
     images = images[:450]  # the others have rows and are not listed
     images += [row(image["uri"], **draw.choice(objects)) for image in draw.choices(images, k=80)]
@@ -372,44 +384,50 @@ def expected_tally(images: list[Row], rows: list[Row]) -> Tally:
         listed=len(once),
         outcomes=Counter(str(row["error_kind"] or row["status"]) for row in there),
         without_row=len(once) - len(current),
-        kept=len(counting) - len(there),
+        unlisted=len(counting) - len(there),
         doubled=len(rows) - len(counting),
     )
 
 
-def numbers_left(dealt: Iterable[Partition], *, retry_failed: bool) -> list[int]:
-    tables = [share.left(retry_failed=retry_failed) for share in dealt]
+def numbers_left(found_partitions: Iterable[Partition], *, retry_failed: bool) -> list[int]:
+    tables = [partition.pending(retry_failed=retry_failed) for partition in found_partitions]
     return sorted(number for table in tables for number in table["row"].to_pylist())
 
 
-def test_every_image_is_in_one_share(small_shares: None) -> None:
+def test_every_image_is_in_one_share(small_partitions: None) -> None:
     images, rows = drawn(1)
-    dealt = list(shares(*piled(images, rows)))
-    assert len(dealt) > 10
-    in_listings = [uri for share in dealt for uri in share.listed["uri"].to_pylist()]
+    found_partitions = list(partitions(*piled(images, rows)))
+    assert len(found_partitions) > 10
+    in_listings = [
+        uri for partition in found_partitions for uri in partition.listed["uri"].to_pylist()
+    ]
     assert sorted(in_listings) == sorted({image["uri"] for image in images})
-    in_rows = [uri for share in dealt for uri in share.newest["uri"].to_pylist()]
+    in_rows = [uri for partition in found_partitions for uri in partition.newest["uri"].to_pylist()]
     assert sorted(in_rows) == sorted({row["uri"] for row in rows})
     found = [
-        {*share.listed["uri"].to_pylist(), *share.newest["uri"].to_pylist()} for share in dealt
+        {*partition.listed["uri"].to_pylist(), *partition.newest["uri"].to_pylist()}
+        for partition in found_partitions
     ]
     assert sum(map(len, found)) == len(set.union(*found))
 
 
-def test_every_row_is_in_one_share(small_shares: None) -> None:
+def test_every_row_is_in_one_share(small_partitions: None) -> None:
     images, rows = drawn(2)
     tables = [
-        table for share in shares(*piled(images, rows)) for table in (share.newest, share.older)
+        table
+        for partition in partitions(*piled(images, rows))
+        for table in (partition.newest, partition.older)
     ]
-    places = [place for table in tables for place in table["place"].to_pylist()]
+    places = [row_in_part for table in tables for row_in_part in table["row_in_part"].to_pylist()]
     assert sorted(places) == list(range(len(rows)))
 
 
-def test_shares_take_a_part_of_the_rows_each(small_shares: None) -> None:
+def test_shares_take_a_part_of_the_rows_each(small_partitions: None) -> None:
     images, rows = drawn(3)
-    dealt = list(shares(*piled(images, rows)))
+    found_partitions = list(partitions(*piled(images, rows)))
     sizes = [
-        share.listed.num_rows + share.newest.num_rows + share.older.num_rows for share in dealt
+        partition.listed.num_rows + partition.newest.num_rows + partition.older.num_rows
+        for partition in found_partitions
     ]
     assert max(sizes) < 2 * 90
 
@@ -420,51 +438,51 @@ def test_several_shares_leave_what_one_leaves(
     monkeypatch: pytest.MonkeyPatch, seed: int, retry_failed: bool
 ) -> None:
     images, rows = drawn(seed)
-    once = list(shares(*piled(images, rows)))
+    once = list(partitions(*piled(images, rows)))
     assert len(once) == 1
     expected = expected_left(images, rows, retry_failed=retry_failed)
     assert 50 < len(expected) < 400
     assert numbers_left(once, retry_failed=retry_failed) == expected
-    monkeypatch.setattr("lesioncam.storage.pending._DEAL_ROWS", 64)
+    monkeypatch.setattr("lesioncam.storage.pending._CHUNK_ROWS", 64)
     for share_rows in (1000, 90, 7):
         monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", share_rows)
-        dealt = list(shares(*piled(images, rows, seed)))
-        assert len(dealt) > 1
-        assert numbers_left(dealt, retry_failed=retry_failed) == expected
+        found_partitions = list(partitions(*piled(images, rows, seed)))
+        assert len(found_partitions) > 1
+        assert numbers_left(found_partitions, retry_failed=retry_failed) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_several_shares_count_what_one_counts(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     images, rows = drawn(seed)
-    (once,) = shares(*piled(images, rows))
+    (once,) = partitions(*piled(images, rows))
     expected = expected_tally(images, rows)
-    assert min(expected.without_row, expected.kept, expected.doubled) > 50
+    assert min(expected.without_row, expected.unlisted, expected.doubled) > 50
     assert once.tally() == expected
-    monkeypatch.setattr("lesioncam.storage.pending._DEAL_ROWS", 64)
+    monkeypatch.setattr("lesioncam.storage.pending._CHUNK_ROWS", 64)
     for share_rows in (1000, 90, 7):
         monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", share_rows)
-        dealt = list(shares(*piled(images, rows, seed)))
-        assert sum((share.tally() for share in dealt), start=Tally()) == expected
-        assert sum(share.repeated for share in dealt) == once.repeated == 80
+        found_partitions = list(partitions(*piled(images, rows, seed)))
+        assert sum((partition.tally() for partition in found_partitions), start=Tally()) == expected
+        assert sum(partition.repeated for partition in found_partitions) == once.repeated == 80
 
 
 def test_many_images_do_not_become_too_many_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
     monkeypatch.setattr("lesioncam.storage.pending._MAX_PARTITIONS", 7)
     images, rows = drawn(4)
-    dealt = list(shares(*piled(images, rows)))
-    assert len(dealt) == 7
+    found_partitions = list(partitions(*piled(images, rows)))
+    assert len(found_partitions) == 7
     expected = expected_left(images, rows, retry_failed=False)
-    assert numbers_left(dealt, retry_failed=False) == expected
+    assert numbers_left(found_partitions, retry_failed=False) == expected
 
 
-def test_a_share_may_have_nothing_listed_or_nothing_written(small_shares: None) -> None:
+def test_a_share_may_have_nothing_listed_or_nothing_written(small_partitions: None) -> None:
     images, rows = drawn(5)
-    of_rows = list(shares([], [written(*rows)], len(rows)))
+    of_rows = list(partitions([], [written(*rows)], len(rows)))
     assert len(of_rows) > 1
     assert numbers_left(of_rows, retry_failed=True) == []
-    assert sum(share.tally().kept for share in of_rows) == len(counting_rows(rows))
-    of_images = list(shares([listed(*images)], [], len(images)))
+    assert sum(partition.tally().unlisted for partition in of_rows) == len(counting_rows(rows))
+    of_images = list(partitions([listed(*images)], [], len(images)))
     assert len(of_images) > 1
     assert len(numbers_left(of_images, retry_failed=True)) == len(images) - 80
 
@@ -472,10 +490,10 @@ def test_a_share_may_have_nothing_listed_or_nothing_written(small_shares: None) 
 def test_more_shares_than_images_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
     rows = [row("/a"), row("/b", ErrorKind.UNREACHABLE)]
-    dealt = list(shares([listed(*rows)], [written(*rows)], 50))
-    assert len(dealt) == 50
-    assert numbers_left(dealt, retry_failed=False) == [1]
-    tally = sum((share.tally() for share in dealt), start=Tally())
+    found_partitions = list(partitions([listed(*rows)], [written(*rows)], 50))
+    assert len(found_partitions) == 50
+    assert numbers_left(found_partitions, retry_failed=False) == [1]
+    tally = sum((partition.tally() for partition in found_partitions), start=Tally())
     assert tally == Tally(2, Counter(ok=1, unreachable=1))
 
 
@@ -483,34 +501,34 @@ def test_more_shares_than_images_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shares: None) -> Path:
-    """Where shares wait, and nothing else."""
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_partitions: None) -> Path:
+    """Where partitions wait, and nothing else."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
 def test_nothing_waits_once_all_shares_are_taken(waiting: Path) -> None:
-    for _ in shares(*piled(*drawn(6))):
+    for _ in partitions(*piled(*drawn(6))):
         assert len(list(waiting.iterdir())) == 1
     assert list(waiting.iterdir()) == []
 
 
 def test_a_share_that_is_taken_waits_no_longer(waiting: Path) -> None:
-    counts = [len(list(waiting.rglob("*"))) for _ in shares(*piled(*drawn(6)))]
+    counts = [len(list(waiting.rglob("*"))) for _ in partitions(*piled(*drawn(6)))]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == len(counts)
 
 
 def test_nothing_waits_once_the_shares_are_closed(waiting: Path) -> None:
-    dealt = shares(*piled(*drawn(6)))
-    next(dealt)
+    found_partitions = partitions(*piled(*drawn(6)))
+    next(found_partitions)
     assert list(waiting.iterdir()) != []
-    dealt.close()  # type: ignore[attr-defined]
+    found_partitions.close()  # type: ignore[attr-defined]
     assert list(waiting.iterdir()) == []
 
 
 def test_nothing_waits_once_the_shares_are_forgotten(waiting: Path) -> None:
-    assert next(shares(*piled(*drawn(6)))).listed.num_rows
+    assert next(partitions(*piled(*drawn(6)))).listed.num_rows
     assert list(waiting.iterdir()) == []
 
 
@@ -524,7 +542,7 @@ def test_nothing_waits_after_a_fault(waiting: Path, faulty: int) -> None:
     sources: list[Iterable[pa.Table]] = [images, rows]
     sources[faulty] = broken([images, rows][faulty])
     with pytest.raises(OSError, match="away"):
-        next(shares(sources[0], sources[1], count))
+        next(partitions(sources[0], sources[1], count))
     assert list(waiting.iterdir()) == []
 
 
@@ -560,5 +578,5 @@ def test_an_image_that_could_not_be_looked_at_keeps_its_row() -> None:
     unknown: Row = {"etag": None, "size": None, "last_modified": None}
     manifest = listed(*(row(uri) | unknown for uri in ("/a", "/b", "/c")))
     rows = written(row("/a"), row("/b", ErrorKind.UNREACHABLE))
-    assert left(manifest, rows) == ["/b", "/c"]
-    assert one_share(manifest, rows).tally().without_row == 1
+    assert pending(manifest, rows) == ["/b", "/c"]
+    assert one_partition(manifest, rows).tally().without_row == 1

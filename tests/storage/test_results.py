@@ -86,22 +86,22 @@ def listed(*rows: Row) -> pa.Table:
     return pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)
 
 
-def share_of(results: Results, manifest: pa.Table = EMPTY) -> Partition:
-    """All rows under an output beside a listing; they are few enough for one share."""
-    (share,) = results.shares(results.sizes(), [manifest], manifest.num_rows)
-    return share
+def partition_of(results: Results, manifest: pa.Table = EMPTY) -> Partition:
+    """All rows under an output beside a listing; they are few enough for one partition."""
+    (partition,) = results.partitions([manifest], manifest.num_rows)
+    return partition
 
 
-def left(manifest: pa.Table, results: Results, *, retry_failed: bool = False) -> list[str]:
-    rows = share_of(results, manifest).left(retry_failed=retry_failed)
+def pending(manifest: pa.Table, results: Results, *, retry_failed: bool = False) -> list[str]:
+    rows = partition_of(results, manifest).pending(retry_failed=retry_failed)
     uris: list[str] = rows["uri"].to_pylist()
     return uris
 
 
 def newest(results: Results) -> list[tuple[str, str, int, int]]:
     """The uri, status, part and place of each image's newest row."""
-    rows = share_of(results).newest.sort_by("uri").to_pylist()
-    return [(row["uri"], row["status"], row["part"], row["place"]) for row in rows]
+    rows = partition_of(results).newest.sort_by("uri").to_pylist()
+    return [(row["uri"], row["status"], row["part"], row["row_in_part"]) for row in rows]
 
 
 def read_all(results: Results) -> list[Row]:
@@ -122,14 +122,14 @@ def as_read(rows: Iterable[Row]) -> list[Row]:
 
 def test_with_nothing_written_all_is_left(place: str) -> None:
     manifest = listed(scored("/b"), scored("/a", etag=None), scored("/c", size=None))
-    assert left(manifest, Results(place)) == ["/b", "/a", "/c"]
+    assert pending(manifest, Results(place)) == ["/b", "/a", "/c"]
 
 
 def test_written_rows_are_not_left(place: str) -> None:
     rows = [scored("/a"), scored("/b", etag=None), scored("/c", ErrorKind.EMPTY)]
     results = results_of(place, one=rows[:1], two=rows[1:])
-    assert left(listed(*rows), results) == []
-    assert left(listed(scored("/new"), *rows), results) == ["/new"]
+    assert pending(listed(*rows), results) == []
+    assert pending(listed(scored("/new"), *rows), results) == ["/new"]
 
 
 @pytest.mark.parametrize(
@@ -144,15 +144,15 @@ def test_written_rows_are_not_left(place: str) -> None:
 )
 def test_a_changed_object_is_left(place: str, before: Any, after: Any) -> None:
     results = results_of(place, a=[scored("/a", **before), scored("/b")])
-    assert left(listed(scored("/a", **after), scored("/b")), results) == ["/a"]
-    assert left(listed(scored("/a", **before), scored("/b")), results) == []
+    assert pending(listed(scored("/a", **after), scored("/b")), results) == ["/a"]
+    assert pending(listed(scored("/a", **before), scored("/b")), results) == []
 
 
 @pytest.mark.parametrize("retry_failed", [False, True])
 def test_failures_are_left_by_their_kind(place: str, retry_failed: bool) -> None:
     rows = [scored("/ok"), *(scored(f"/{kind}", kind) for kind in ErrorKind)]
     expected = [f"/{kind}" for kind in ErrorKind if retry_failed or kind in TRANSIENT_KINDS]
-    assert left(listed(*rows), results_of(place, a=rows), retry_failed=retry_failed) == expected
+    assert pending(listed(*rows), results_of(place, a=rows), retry_failed=retry_failed) == expected
 
 
 def test_what_is_left_does_not_depend_on_shares(
@@ -163,12 +163,16 @@ def test_what_is_left_does_not_depend_on_shares(
     results = results_of(place, **parts)
     manifest = listed(scored("/new"), *kept)
     sizes = results.sizes()
-    shares = list(results.shares(sizes, [manifest], manifest.num_rows))
-    assert len(shares) > 1
-    uris = [uri for share in shares for uri in share.left(retry_failed=False)["uri"].to_pylist()]
+    partitions = list(results.partitions([manifest], manifest.num_rows))
+    assert len(partitions) > 1
+    uris = [
+        uri
+        for partition in partitions
+        for uri in partition.pending(retry_failed=False)["uri"].to_pylist()
+    ]
     assert sorted(uris) == ["/d", "/new"]
-    tally = sum((share.tally() for share in shares), start=Tally())
-    assert (tally.listed, tally.without_row, tally.kept) == (11, 1, 0)
+    tally = sum((partition.tally() for partition in partitions), start=Tally())
+    assert (tally.listed, tally.without_row, tally.unlisted) == (11, 1, 0)
     assert tally.doubled == sum(sizes.values()) - len(kept)
 
 
@@ -180,7 +184,7 @@ def test_the_newest_row_counts_wherever_it_stands(place: str) -> None:
     results = results_of(place, a=[newer, scored("/b")], b=[older], c=[scored("/b", minute=-1)])
     assert newest(results) == [("/a", "failed", 0, 0), ("/b", "ok", 0, 1)]
     assert results.sizes() == {"a.parquet": 2, "b.parquet": 1, "c.parquet": 1}
-    assert left(listed(older), results) == ["/a"]
+    assert pending(listed(older), results) == ["/a"]
 
 
 def test_of_equally_new_rows_the_last_part_counts(place: str) -> None:
@@ -207,13 +211,13 @@ def test_an_output_without_parts_has_no_rows(place: str) -> None:
     results = Results(place)
     assert results.sizes() == {}
     assert newest(results) == []
-    assert share_of(results).tally() == Tally()
+    assert partition_of(results).tally() == Tally()
 
 
 def test_a_part_without_rows_does_no_harm(place: str) -> None:
     assert newest(results_of(place, a=[])) == []
     results = results_of(place, a=[], b=[scored("/a")])
-    assert left(listed(scored("/a"), scored("/b")), results) == ["/b"]
+    assert pending(listed(scored("/a"), scored("/b")), results) == ["/b"]
     results.compact("run-9")
     assert read_all(results) == as_read([scored("/a")])
 
@@ -251,7 +255,7 @@ def test_settling_leaves_the_newest_row_of_each_image(place: str) -> None:
     results.compact("run-9")
     assert read_all(results) == as_read(kept)
     assert [row[:2] for row in newest(results)] == [(row["uri"], row["status"]) for row in kept]
-    assert share_of(results).older.num_rows == 0
+    assert partition_of(results).older.num_rows == 0
 
 
 def test_settling_does_not_depend_on_shares(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +415,7 @@ def names_of(results: Results) -> set[str]:
 
 
 def settled_parts(results: Results) -> list[str]:
-    return [name for name in results.parts() if name.startswith("settled-")]
+    return [name for name in results.parts() if name.startswith("compacted-")]
 
 
 def test_settling_takes_so_many_calls(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +437,7 @@ def test_a_killed_settling_loses_nothing(
     assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
     found = results.read(["uri", "status", "width"]).sort_by("uri").to_pylist()
     assert found == table(kept).select(["uri", "status", "width"]).to_pylist()
-    assert left(listed(*kept), results) == ["/d"]
+    assert pending(listed(*kept), results) == ["/d"]
     results.recover()
     results.compact("run-9")
     assert read_all(results) == as_read(kept)

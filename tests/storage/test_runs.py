@@ -10,7 +10,7 @@ import pytest
 from lesioncam.columns import ErrorKind, Status
 from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.storage.listing import read_tables
-from lesioncam.storage.pending import INDEX_SCHEMA, Partition, shares, with_version
+from lesioncam.storage.pending import INDEX_SCHEMA, Partition, partitions, with_version
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord, new_run_id
 from lesioncam.storage.store import Entry, Store
@@ -35,7 +35,7 @@ def record_at(place: str) -> RunRecord:
     return RunRecord(open_store(place), "run-1")
 
 
-def shares_of(
+def partitions_of(
     record: RunRecord, *rows: int, kind: ErrorKind | None = None, versions: tuple[str, ...] = ()
 ) -> Iterator[Partition]:
     """The manifest beside a row of some of it: failed where there is an error kind."""
@@ -46,15 +46,15 @@ def shares_of(
     for row, version in zip(written, versions, strict=False):
         row["version"] = version
     index = pa.Table.from_pylist(written, schema=INDEX_SCHEMA)
-    return shares(record.manifest(), [index], len(listed) + len(written))
+    return partitions(record.manifest(), [index], len(listed) + len(written))
 
 
 def counts(found: Pending) -> tuple[int, int, int]:
-    return found.listed, found.left, found.repeated
+    return found.listed, found.pending, found.repeated
 
 
-def todo(record: RunRecord) -> list[int]:
-    tables = list(read_tables(record.todo))
+def pending(record: RunRecord) -> list[int]:
+    tables = list(read_tables(record.pending))
     assert all(table.schema.equals(MANIFEST_SCHEMA) for table in tables)
     return [row for table in tables for row in table["row"].to_pylist()]
 
@@ -70,51 +70,55 @@ def test_the_manifest_is_the_listing(place: str, two_rows_a_file: None) -> None:
     assert [table.num_rows for table in tables] == [2, 2, 1]
     rows = pa.concat_tables(tables)
     assert rows["row"].to_pylist() == [0, 1, 2, 3, 4]
-    assert [Entry(**row) for row in rows.drop_columns("row").to_pylist()] == ENTRIES
+    assert [Entry(**row) for row in rows.drop_columns(["row", "image_id"]).to_pylist()] == ENTRIES
 
 
 def test_without_rows_all_is_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert counts(record.record_pending(shares_of(record), retry_failed=False)) == (5, 5, 0)
-    assert todo(record) == [0, 1, 2, 3, 4]
+    assert counts(record.record_pending(partitions_of(record), retry_failed=False)) == (5, 5, 0)
+    assert pending(record) == [0, 1, 2, 3, 4]
 
 
 def test_written_rows_are_not_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert counts(record.record_pending(shares_of(record, 0, 2, 3), retry_failed=False)) == (
+    assert counts(record.record_pending(partitions_of(record, 0, 2, 3), retry_failed=False)) == (
         5,
         2,
         0,
     )
-    assert todo(record) == [1, 4]
-    tables = pa.concat_tables(read_tables(record.todo)).drop_columns("row")
+    assert pending(record) == [1, 4]
+    tables = pa.concat_tables(read_tables(record.pending)).drop_columns(["row", "image_id"])
     assert [Entry(**row) for row in tables.to_pylist()] == [ENTRIES[1], ENTRIES[4]]
 
 
 def test_what_is_to_do_is_in_files_of_a_manifests_size(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    assert counts(record.record_pending(shares_of(record, 2, 3), retry_failed=False)) == (5, 3, 0)
-    assert [table.num_rows for table in read_tables(record.todo)] == [2, 1]
-    assert todo(record) == [0, 1, 4]
+    assert counts(record.record_pending(partitions_of(record, 2, 3), retry_failed=False)) == (
+        5,
+        3,
+        0,
+    )
+    assert [table.num_rows for table in read_tables(record.pending)] == [2, 1]
+    assert pending(record) == [0, 1, 4]
 
 
 def test_with_all_rows_nothing_is_to_do(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    found = record.record_pending(shares_of(record, 4, 3, 2, 1, 0), retry_failed=False)
+    found = record.record_pending(partitions_of(record, 4, 3, 2, 1, 0), retry_failed=False)
     assert counts(found) == (5, 0, 0)
-    assert names(record.todo) == []
+    assert names(record.pending) == []
 
 
 def test_a_changed_object_is_to_do(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    older = shares_of(record, 0, 1, 2, 3, 4, versions=("5@0", "older", "", "e3", "e4"))
+    older = partitions_of(record, 0, 1, 2, 3, 4, versions=("5@0", "older", "", "e3", "e4"))
     assert counts(record.record_pending(older, retry_failed=False)) == (5, 2, 0)
-    assert todo(record) == [0, 1]
+    assert pending(record) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -130,16 +134,16 @@ def test_failures_are_to_do_if_another_try_is_asked_or_may_help(
 ) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    found = record.record_pending(shares_of(record, 1, 2, kind=kind), retry_failed=retry_failed)
+    found = record.record_pending(partitions_of(record, 1, 2, kind=kind), retry_failed=retry_failed)
     assert counts(found) == (5, len(expected), 0)
-    assert todo(record) == expected
+    assert pending(record) == expected
 
 
 def test_repeated_images_are_to_do_once(place: str, two_rows_a_file: None) -> None:
     record = record_at(place)
     assert record.record_listing([*ENTRIES, ENTRIES[4], ENTRIES[0], ENTRIES[4]]) == 8
-    assert counts(record.record_pending(shares_of(record, 0), retry_failed=False)) == (5, 4, 3)
-    assert todo(record) == [1, 2, 3, 4]
+    assert counts(record.record_pending(partitions_of(record, 0), retry_failed=False)) == (5, 4, 3)
+    assert pending(record) == [1, 2, 3, 4]
 
 
 def test_what_several_shares_leave_is_to_do(
@@ -148,9 +152,9 @@ def test_what_several_shares_leave_is_to_do(
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 2)
     record = record_at(place)
     record.record_listing([*ENTRIES, *ENTRIES])
-    assert counts(record.record_pending(shares_of(record, 2), retry_failed=False)) == (5, 4, 5)
-    assert sorted(todo(record)) == [0, 1, 3, 4]
-    assert max(table.num_rows for table in read_tables(record.todo)) <= 2
+    assert counts(record.record_pending(partitions_of(record, 2), retry_failed=False)) == (5, 4, 5)
+    assert sorted(pending(record)) == [0, 1, 3, 4]
+    assert max(table.num_rows for table in read_tables(record.pending)) <= 2
 
 
 def test_a_run_knows_when_the_newest_row_was_scored(place: str) -> None:
@@ -162,21 +166,21 @@ def test_a_run_knows_when_the_newest_row_was_scored(place: str) -> None:
         for entry, time in zip(ENTRIES, times, strict=False)
     ]
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    found = record.record_pending(shares(record.manifest(), [index], 8), retry_failed=False)
+    found = record.record_pending(partitions(record.manifest(), [index], 8), retry_failed=False)
     assert times[1] < found.after < times[1] + timedelta(seconds=1)
 
 
 def test_without_shares_nothing_is_to_do(place: str) -> None:
     record = record_at(place)
     assert counts(record.record_pending([], retry_failed=False)) == (0, 0, 0)
-    assert names(record.todo) == []
+    assert names(record.pending) == []
 
 
 def test_arrow_finds_what_is_to_do(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    record.record_pending(shares_of(record), retry_failed=False)
-    filesystem, root = record.todo.arrow()
+    record.record_pending(partitions_of(record), retry_failed=False)
+    filesystem, root = record.pending.arrow()
     found = filesystem.get_file_info(pa.fs.FileSelector(root))
     assert [info.base_name for info in found] == ["000000000000.parquet"]
 
@@ -234,7 +238,7 @@ def test_runs_keep_apart(place: str) -> None:
 def test_records_are_no_scores(place: str) -> None:
     record = record_at(place)
     record.record_listing(ENTRIES)
-    record.record_pending(shares_of(record), retry_failed=False)
+    record.record_pending(partitions_of(record), retry_failed=False)
     record.finish({})
     assert Results(place).parts() == []
     assert Results(place).sizes() == {}

@@ -117,14 +117,14 @@ def test_names_are_those_of_the_files_directly_there(place: str) -> None:
     assert store.join("e/f").names() == ["g"]
 
 
-def test_branches_are_the_entries_in_pieces(place: str) -> None:
+def test_parallel_listings_together_give_the_entries(place: str) -> None:
     store = open_store(place)
     for number in range(40):
         store.write(f"{number}/{number % 3}/x", b"1")
     store.write("y", b"1")
-    pieces = [list(piece) for piece in store.branches()]
-    assert len(pieces) > 8
-    found = [entry for piece in pieces for entry in piece]
+    listings = [list(one) for one in store.parallel_listings()]
+    assert len(listings) > 8
+    found = [entry for one in listings for entry in one]
     assert sorted(found, key=lambda entry: entry.uri) == sorted(
         store.entries(), key=lambda entry: entry.uri
     )
@@ -201,7 +201,7 @@ def test_a_folder_that_two_links_lead_to_is_listed_once_and_always_the_same(tmp_
     (tmp_path / "tree" / "b" / "up").symlink_to(tmp_path / "tree")
     store = open_store(str(tmp_path / "tree"))
     assert names(store) == ["a/a.jpg"]
-    assert [entry for piece in store.branches() for entry in piece] == list(store.entries())
+    assert [entry for one in store.parallel_listings() for entry in one] == list(store.entries())
 
 
 def test_a_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_classes_of_fewer_than_two_images_are_refused() -> None:
     labels = labels_of([0, 1, 1])
     check_counts(labels_of([0, 0, 1, 1]), np.array([0, 0, 1, 1]))
     with pytest.raises(InputError, match="class 'melanoma' has 1 images under --images"):
-        check_counts(labels, labels.indices)
+        check_counts(labels, labels.class_indices)
     with pytest.raises(InputError, match="class 'nevus' has 0 images"):
         check_counts(labels, np.array([0, 0]))
 
@@ -106,8 +106,8 @@ def test_classes_of_fewer_than_two_images_are_refused() -> None:
 def test_a_class_missing_on_one_side_is_refused(held_out: list[bool], where: str) -> None:
     labels = labels_of([0, 0, 1, 1])
     with pytest.raises(InputError, match=rf"no image of class melanoma .* {where}"):
-        check_classes(labels, labels.indices, np.array(held_out))
-    check_classes(labels, labels.indices, np.array([True, False] * 2))
+        check_classes(labels, labels.class_indices, np.array(held_out))
+    check_classes(labels, labels.class_indices, np.array([True, False] * 2))
 
 
 # Copies of validation images

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from benchmarks.ledger import measure
+from benchmarks.control_plane import measure
 
 
 def test_the_steps_go_through_every_image(tmp_path: Path) -> None:
@@ -9,8 +9,8 @@ def test_the_steps_go_through_every_image(tmp_path: Path) -> None:
     assert [step.name for step in steps[1:]] == [
         "local folders listed",
         "manifest written",
-        "what is left: 33",  # each hundredth is new, each thousandth was unreachable
-        "settled, 1 new parts among them",
+        "pending images: 33",  # each hundredth is new, each thousandth was unreachable
+        "compacted, 1 new parts among them",
         "count at the end: 0 without a row",
     ]
     assert all(step.seconds > 0 and step.mib > 0 for step in steps)

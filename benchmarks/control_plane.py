@@ -1,12 +1,11 @@
-r"""The control plane of a large collection: listing, what is left, settling, and the count.
+r"""The control plane of a large collection: listing, pending images, compaction, final count.
 
-    python -m benchmarks.ledger --images 10000000
+    python -m benchmarks.control_plane --images 10000000
 
-The same calls as in a run, on a manifest and settled parts that stand on disk; the networks are
-replaced by constant rows. Empty files in local folders, a million at most, are listed for their own
-sake. What the run lists and the rows that stand there are made up: one image in a hundred is new
-and one in a thousand failed for a reason that may pass, so that every settled part has rows that
-are replaced.
+The same calls as in a run, with constant rows in place of the networks' output. The listing and the
+earlier rows are synthetic: one image in a hundred is new and one in a thousand had a transient
+failure, so that every earlier part has rows to replace. Listing local folders is measured apart,
+with at most a million empty files.
 """
 
 import argparse
@@ -34,8 +33,8 @@ from lesioncam.storage.store import Entry
 
 _CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 _MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
-_RUN_ROWS = 2048  # of a part, as a run with GPUs writes them
-_FILES = 1_000_000  # that are listed at most: they must be made, and removed, one by one
+_RUN_ROWS = 2048  # rows a part, as a run with GPUs writes them
+_MAX_FILES = 1_000_000  # listed at most: each has to be created and removed
 
 
 def uri_of(number: int) -> str:
@@ -49,21 +48,23 @@ def entries(images: int) -> Iterator[Entry]:
         yield Entry(uri_of(number), number % 10**6, f"{number:032x}", _MOMENT)
 
 
-def write_settled(results: Results, images: int) -> None:
-    """What earlier runs left: all but every hundredth image, every thousandth unreachable."""
+def write_earlier(results: Results, images: int) -> None:
+    """Rows of earlier runs: all but every hundredth image; every thousandth is unreachable."""
     for start in range(0, images, PART_ROWS):
         numbers = np.arange(start, min(start + PART_ROWS, images))
         numbers = numbers[numbers % 100 != 1]
-        write_part(results, f"settled-{start:012d}.parquet", numbers, numbers % 1000 == 2, _MOMENT)
+        write_part(
+            results, f"compacted-run-0-{start:012d}.parquet", numbers, numbers % 1000 == 2, _MOMENT
+        )
 
 
 def write_new(results: Results, images: int) -> int:
-    """What this run scores: what is new and what was unreachable; returns how many parts."""
+    """Rows of this run: new and formerly unreachable images; returns how many parts."""
     numbers = np.arange(images)
-    left = numbers[(numbers % 100 == 1) | (numbers % 1000 == 2)]
-    starts = range(0, len(left), _RUN_ROWS)
+    pending = numbers[(numbers % 100 == 1) | (numbers % 1000 == 2)]
+    starts = range(0, len(pending), _RUN_ROWS)
     for start in starts:
-        scored = left[start : start + _RUN_ROWS]
+        scored = pending[start : start + _RUN_ROWS]
         name = f"part-run-1-{start:09d}.parquet"
         write_part(results, name, scored, np.zeros(len(scored), bool), _MOMENT + timedelta(days=1))
     return len(starts)
@@ -88,33 +89,33 @@ def write_part(
 
 
 def peak() -> float:
-    """This process's largest memory so far, in MiB."""
+    """This process's peak memory so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @contextmanager
 def watched_disk() -> Iterator[Callable[[], float]]:
-    """How large the ledger's temporary directories got, in MiB."""
-    most, over = 0.0, threading.Event()
+    """The largest size of the temporary directories so far, in MiB."""
+    peak_mib, over = 0.0, threading.Event()
 
     def watch() -> None:
-        nonlocal most
+        nonlocal peak_mib
         while not over.wait(0.2):
-            with suppress(FileNotFoundError):  # one that was taken meanwhile
+            with suppress(FileNotFoundError):  # one that was removed meanwhile
                 files = Path(gettempdir()).glob("lesioncam-*/*")
-                most = max(most, sum(file.stat().st_size for file in files) / 2**20)
+                peak_mib = max(peak_mib, sum(file.stat().st_size for file in files) / 2**20)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield lambda: most
+        yield lambda: peak_mib
     finally:
         over.set()
         watcher.join()
 
 
 def write_files(folder: Path, images: int) -> None:
-    """Empty files by the names of images, a thousand a folder."""
+    """Empty files with names of images, a thousand a folder."""
     for number in range(images):
         if number % 1000 == 0:
             below = folder / f"{number // 1000:06d}"
@@ -127,10 +128,10 @@ class Step:
     """A step of the control plane.
 
     Attributes:
-        name: what it was, and what it found.
-        images: that it went through.
-        seconds: that it took.
-        mib: the largest memory of the process so far.
+        name: what was done, and the result.
+        images: how many were processed.
+        seconds: how long it took.
+        mib: the process's peak memory so far.
     """
 
     name: str
@@ -140,18 +141,18 @@ class Step:
 
 
 def measure(images: int, folder: Path) -> Iterator[Step]:
-    """Go through the steps of a run on so many images, one after another."""
+    """The steps of a run on so many images."""
 
     def step(name: str, count: int, started: float) -> Step:
         return Step(name, count, time.monotonic() - started, peak())
 
     started = time.monotonic()
     results = Results(str(folder / "scores"))
-    files = min(images, _FILES)
+    files = min(images, _MAX_FILES)
     write_files(folder / "images", files)
-    write_settled(results, images)
+    write_earlier(results, images)
     record = RunRecord(results.store, "run-1")
-    yield step("files and earlier rows made up", images, started)
+    yield step("files and earlier rows written", images, started)
     started = time.monotonic()
     found = sum(1 for _ in Listing(str(folder / "images")).unordered())
     yield step("local folders listed", found, started)
@@ -159,21 +160,21 @@ def measure(images: int, folder: Path) -> Iterator[Step]:
     rows = record.record_listing(entries(images))
     yield step("manifest written", images, started)
     started = time.monotonic()
-    shares = results.shares(results.sizes(), record.manifest(), rows)
-    todo = record.record_pending(shares, retry_failed=False)
-    yield step(f"what is left: {todo.left:,}", images, started)
+    partitions = results.partitions(record.manifest(), rows)
+    found_pending = record.record_pending(partitions, retry_failed=False)
+    yield step(f"pending images: {found_pending.pending:,}", images, started)
     parts = write_new(results, images)
     started = time.monotonic()
     results.compact(record.run_id)
-    yield step(f"settled, {parts:,} new parts among them", images, started)
+    yield step(f"compacted, {parts:,} new parts among them", images, started)
     started = time.monotonic()
-    shares = results.shares(results.sizes(), record.manifest(), rows)
-    tally = sum((share.tally() for share in shares), start=Tally())
+    partitions = results.partitions(record.manifest(), rows)
+    tally = sum((partition.tally() for partition in partitions), start=Tally())
     yield step(f"count at the end: {tally.without_row:,} without a row", images, started)
 
 
 def main() -> None:
-    """List, find out what is left, settle, count; write what came out."""
+    """Run the steps; write a table of them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=1_000_000, help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("lesioncam-bench"))
@@ -200,7 +201,7 @@ def main() -> None:
         "disk_mib": disk(),
         "steps": list(map(asdict, steps)),
     }
-    write(flags.output, f"ledger-{flags.images}", content, text)
+    write(flags.output, f"control-plane-{flags.images}", content, text)
 
 
 _HEAD = ("step", "images", "seconds", "images/s", "memory so far, MiB")
