@@ -43,6 +43,7 @@ def row(
     """A written row; failed where there is an error kind."""
     return {
         "uri": uri,
+        "image_id": uri,
         "status": Status.FAILED if kind else Status.OK,
         "error_kind": kind,
         "size": size,
