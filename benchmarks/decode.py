@@ -1,11 +1,11 @@
-"""Decode: what one core turns from JPEG bytes into canvases, which feeds a GPU or does not.
+"""Decode: the canvases that one core makes of JPEG bytes in a second.
 
     python -m benchmarks.decode
 
-Bytes in memory to a canvas of 320 x 320: in a decoder's process, as scoring does it, by the same
-code in this one, and by decoding the whole JPEG before it is made smaller, as most programs do. One
-image at a time, the three ways in turn. Prints images a second of a core for each, and how far the
-pixels of the last lie from scoring's.
+From bytes in memory to a canvas of 320 x 320: in a decoder's process, as scoring does it; by the
+same code in this process; and by decoding the whole JPEG before shrinking it, as most programs do.
+One image at a time, the three methods in turn. Prints each method's images/s of a core, and how far
+the last one's pixels are from scoring's.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from lesioncam.settings import BACKBONES
 from lesioncam.vision.decode import decode
 from lesioncam.vision.decoder import Decoder
 
-_SIDE = 2 * BACKBONES["vgg16"].input_size  # of its canvas
+_SIDE = 2 * BACKBONES["vgg16"].input_size  # of the canvas
 _IMAGES = 8
 _ROUNDS = 5
 
@@ -40,17 +40,20 @@ def compare(size: tuple[int, int]) -> list[object]:
         images = write_images(Path(folder), size, _IMAGES)
         files = [path.read_bytes() for path in images.iterdir()]
     decoder = Decoder()
-    ways = (
+    methods = (
         lambda data: decoder.decode(data, _SIDE).canvas,
         lambda data: decode(data, _SIDE).canvas,
         whole,
     )
-    scored, _, others = ([way(data).astype(int) for data in files] for way in ways)
+    scored, _, others = ([method(data).astype(int) for data in files] for method in methods)
     apart = np.abs(np.subtract(scored, others)).mean()
-    seconds = [[seconds_of(partial(list, map(way, files))) for way in ways] for _ in range(_ROUNDS)]
+    seconds = [
+        [seconds_of(partial(list, map(method, files))) for method in methods]
+        for _ in range(_ROUNDS)
+    ]
     decoder.close()
     rates = [
-        Rounds(tuple(_IMAGES / each for each in of_way)) for of_way in zip(*seconds, strict=True)
+        Rounds(tuple(_IMAGES / each for each in times)) for times in zip(*seconds, strict=True)
     ]
     kilobytes = sum(map(len, files)) / len(files) / 1000
     return [f"{size[0]} x {size[1]}", f"{kilobytes:,.0f}", *rates, f"{apart:.2f}"]

@@ -3,7 +3,7 @@
     python -m benchmarks.growth --images 500 2000 8000
 
 Each size is one run on images of 1022 x 767, from the start of a process to its end. A run on a few
-images tells the start-up, which is taken off each; memory is that of all processes together.
+images gives the start-up time, which is subtracted from each; memory is that of all processes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ log = logging.getLogger("benchmarks")
 
 
 def measure(sizes: Sequence[int], bundle: str, precision: str, work: Path) -> dict[str, Any]:
-    """Score so many images each time; returns what `growth.json` holds."""
+    """Score so many images each time; returns the content of `growth.json`."""
     program = Program(OURS, precision)
 
     def score(count: int) -> Finished:
@@ -35,7 +35,7 @@ def measure(sizes: Sequence[int], bundle: str, precision: str, work: Path) -> di
         log.info("%d images: %s", count, finished)
         return finished
 
-    score(FEW)  # the first run of all finds nothing in the page cache
+    score(FEW)  # uncounted: nothing is in the page cache yet
     few = score(FEW)
     found = {count: score(count) for count in sorted(sizes)}
     rows = [
@@ -71,17 +71,17 @@ def text_of(content: dict[str, Any]) -> str:
     ]
     few = content["few"]
     return (
-        f"# Growth\n\n{machine_line(content['machine'])}; {content['backbone']}. Start-up is apart:"
-        f" {few['images']} images took {few['seconds']:.1f} s. The shares are of the smallest run."
+        f"# Growth\n\n{machine_line(content['machine'])}; {content['backbone']}. Start-up is not "
+        f"included: {few['images']} images took {few['seconds']:.1f} s. Ratios: to the first row."
         f"\n\n{markdown(_HEAD, rows)}"
     )
 
 
-_HEAD = ("images", "seconds", "images/s", "share", "peak memory, MiB", "share")
+_HEAD = ("images", "seconds", "images/s", "ratio", "peak memory, MiB", "ratio")
 
 
 def main() -> None:
-    """Measure and write what came out."""
+    """Measure and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, nargs="+", default=[500, 2000, 8000])
     parser.add_argument("--bundle", help="a trained model (one is made)")

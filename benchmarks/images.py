@@ -1,8 +1,8 @@
-"""Images: drawn JPEGs of the sizes dermoscopes write, with about as many bytes a pixel as theirs.
+"""Images: synthetic JPEGs of the sizes dermoscopes write, with about as many bytes a pixel.
 
-A drawn lesion is laid under what makes a photograph dear to decode: skin texture at every scale,
-grain and hairs. `DISTINCT` images are drawn; more are the same files by further names (hard links),
-which cost a reader as much to open and decode as any others.
+Over a synthetic lesion lies what makes a photograph expensive to decode: skin texture at every
+scale, grain and hairs. `DISTINCT` images are made; more are hard links to the same files, which
+cost a reader as much to open and decode as any others.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ SIZES = ((1022, 767), (3000, 2000))
 DISTINCT = 24
 
 _QUALITY = 90
-_OCTAVES = 6  # scales of the skin's texture, each twice as coarse as the one before
+_OCTAVES = 6  # scales of the skin's texture, each twice as large as the one before
 _TEXTURE = 2.0  # standard deviation of an octave, in gray levels
 _GRAIN = 2.0
 _HAIRS = 12
@@ -27,15 +27,15 @@ _HAIRS = 12
 def write_images(folder: Path, size: tuple[int, int], count: int) -> Path:
     """Write `count` JPEGs of `size` (width, height); returns their directory.
 
-    The first so many are the same whatever the count. What stands there already is kept.
+    The first images are the same for any count. Existing files stay.
     """
-    drawn = _drawn(folder / f"drawn-{size[0]}x{size[1]}", size, min(count, DISTINCT))
+    distinct = _distinct(folder / f"distinct-{size[0]}x{size[1]}", size, min(count, DISTINCT))
     images = folder / f"{size[0]}x{size[1]}-{count}"
     images.mkdir(exist_ok=True)
     for number in range(count):
         link = images / f"IMAGE_{number:06d}.jpg"
         if not link.exists():
-            link.hardlink_to(drawn[number % DISTINCT])
+            link.hardlink_to(distinct[number % DISTINCT])
     return images
 
 
@@ -50,7 +50,7 @@ def photographs(size: tuple[int, int], seed: int) -> Iterator[Image.Image]:
         number += 1
 
 
-def _drawn(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
+def _distinct(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
     paths = [folder / f"{number:02d}.jpg" for number in range(count)]
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,12 @@ def _drawn(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
 
 
 def _texture(size: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """(height, width) float: what lies on the skin, at every scale, and the camera's grain."""
+    """(height, width) float: the skin's texture, at every scale, and the camera's grain."""
     width, height = size
     texture = random.normal(0, _GRAIN, (height, width))
     for octave in range(1, _OCTAVES + 1):
-        coarse = (width >> octave, height >> octave)
-        noise = random.normal(0, _TEXTURE, coarse[::-1]).astype(np.float32)
+        shape = (height >> octave, width >> octave)
+        noise = random.normal(0, _TEXTURE, shape).astype(np.float32)
         texture += np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC))
     return texture
 
@@ -73,7 +73,7 @@ def _texture(size: tuple[int, int], random: np.random.Generator) -> np.ndarray:
 def _photograph(
     lesion: Image.Image, texture: np.ndarray, random: np.random.Generator
 ) -> Image.Image:
-    """Lay texture, shifted at random, and hairs over a lesion."""
+    """Add texture, shifted at random, and hairs to a lesion."""
     shift = tuple(random.integers(0, texture.shape))
     pixels = np.asarray(lesion) + np.roll(texture, shift, axis=(0, 1))[..., None]
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

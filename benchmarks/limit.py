@@ -1,10 +1,10 @@
-"""The limit: both forward passes on canvases that are in memory already, and nothing else.
+"""Limit: both forward passes on canvases that are in memory already, and nothing else.
 
     python -m benchmarks.limit --bundle model
 
-Stage 1 with map, box and crop, then stage 2, by the code that scoring runs. Processes are started,
-each with its share of the cores as threads; all begin together and go on for some seconds. The best
-of several layouts and batch sizes is what no scoring pipeline on this machine can pass.
+Stage 1 with map, box and crop, then stage 2, by the code that scoring runs. Several processes, that
+divide the cores between them, start together and run for some seconds. No scoring pipeline on this
+machine can be faster than the best of several layouts and batch sizes.
 """
 
 import argparse
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
 
 BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (32, 64, 128, 256)}
-_SECONDS = 6.0  # each setting is measured for at least so long
-_LOADING_SECONDS = 300.0  # a process waits for the others; after that one of them must have failed
+_SECONDS = 6.0  # that each setting is measured for, at least
+_LOADING_TIMEOUT_S = 300.0  # for all processes to be ready; after that one must have failed
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Settings:
     """How the networks are run.
 
     Attributes:
-        processes: that compute side by side, each both stages on batches of its own.
+        processes: that run in parallel, each both stages on batches of its own.
         threads: of each of them.
         batch: images a pass.
         precision: of the convolutions.
@@ -58,10 +58,10 @@ def device() -> torch.device:
 
 
 def layouts(precision: str) -> list[Settings]:
-    """The settings that are tried.
+    """The settings to try.
 
-    One process with all cores, and as many as there are cores; on a GPU one process or two, as
-    scoring has them.
+    One process with all cores, and one process per core; on a GPU one process or two, as scoring
+    has them.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     sizes = {1: 1, 2: 1} if device().type == "cuda" else {1: cores or 1, cores or 1: 1}
@@ -101,12 +101,12 @@ class Passes:
 
     def __init__(self, bundle: Bundle, batch: int, precision: str):
         settings = bundle.settings
-        self.first, self.second = (
+        self.stage1, self.stage2 = (
             prepare_for_inference(build_network(bundle.settings, state), device(), precision)
             for state in (bundle.stage1, bundle.stage2)
         )
         self._classifier = TwoStageClassifier(
-            Localizer(settings, self.first), CropClassifier(settings, self.second)
+            Localizer(settings, self.stage1), CropClassifier(settings, self.stage2)
         )
         shape = (batch, 3, settings.canvas_size, settings.canvas_size)
         random = torch.Generator().manual_seed(0)
@@ -114,28 +114,28 @@ class Passes:
         self._canvases = pixels.contiguous(memory_format=torch.channels_last).to(device())
 
     def __call__(self) -> torch.Tensor:
-        """Run them; returns stage 2's probabilities."""
+        """Run both; returns stage 2's probabilities."""
         return self._classifier(self._canvases).stage2.cpu()
 
 
 def _rate(
     bundle: str, settings: Settings, seconds: float, start: Barrier, rates: "SimpleQueue[float]"
 ) -> None:
-    """Tell what one process reaches while all are at work."""
+    """Measure the rate of one process while all are running."""
     torch.set_num_threads(settings.threads)
     passes = Passes(load_bundle(bundle), settings.batch, settings.precision)
     passes()
-    start.wait(_LOADING_SECONDS)
+    start.wait(_LOADING_TIMEOUT_S)
     started, count = time.perf_counter(), 0
-    while (over := time.perf_counter() - started) < seconds:
+    while (elapsed := time.perf_counter() - started) < seconds:
         passes()
         count += settings.batch
-    start.wait(_LOADING_SECONDS)  # nobody leaves its core to others that still measure
-    rates.put(count / over)
+    start.wait(_LOADING_TIMEOUT_S)  # no core is free for the others while they measure
+    rates.put(count / elapsed)
 
 
 def main() -> None:
-    """Try the settings and print each one's rate."""
+    """Measure each setting and print its rate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--precision", default=native_precision(device()))

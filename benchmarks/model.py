@@ -1,8 +1,8 @@
 """Model: a bundle to measure with, where no trained one is at hand.
 
-Its weights cost the same as trained ones, and it tells images apart: its linear layers follow the
-directions in which the features of drawn images differ most, so that a difference in what two
-programs feed their networks shows in their probabilities.
+Its weights cost the same as trained ones, and its probabilities differ between images: its linear
+layers follow the directions in which the features of synthetic images differ most, so that a
+difference in what two programs feed their networks shows in their probabilities.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from lesioncam.vision.classifier import to_channels_first
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, VGGGAP, build_network
 
 _SEED = 1
-_LOOKED_AT = 24  # drawn images that the linear layers are set by
+_IMAGES = 24  # synthetic images that the linear layers are fitted to
 _BATCH = 8
 _RANDOM_THRESHOLD = 0.85  # random maps are so broad that at the usual one boxes are whole images
 _SPREAD = 1.5  # standard deviation of a logit over images
@@ -41,13 +41,13 @@ def write_bundle(uri: str, backbone: str, weights: str | None) -> None:
         load_backbone(network, backbone, weights)
         mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
         settings = replace(settings, mean=tuple(mean), std=tuple(std))
-    tell_apart(network, _looked_at(side))
+    fit_linear_layer(network, _images(side))
     state = network.state_dict()
     save_bundle(Bundle(settings, state, state), uri, "A model to measure speed with.\n")
 
 
 @torch.inference_mode()
-def tell_apart(network: VGGGAP, images: Tensor) -> None:
+def fit_linear_layer(network: VGGGAP, images: Tensor) -> None:
     """Set the linear layer so that the logits of (B, 3, s, s) uint8 images differ.
 
     Its K rows become the first K principal components of the pooled features, scaled to logits of
@@ -63,10 +63,10 @@ def tell_apart(network: VGGGAP, images: Tensor) -> None:
     network.linear.bias.copy_(-weight @ mean)
 
 
-def _looked_at(side: int) -> Tensor:
-    """Drawn images as a network takes them: (B, 3, s, s) uint8."""
+def _images(side: int) -> Tensor:
+    """Synthetic images as a network takes them: (B, 3, s, s) uint8."""
     shrunken = [
         np.array(image.resize((side, side), Image.Resampling.BILINEAR))
-        for image in islice(photographs(SIZES[0], _SEED), _LOOKED_AT)
+        for image in islice(photographs(SIZES[0], _SEED), _IMAGES)
     ]
     return to_channels_first(torch.from_numpy(np.stack(shrunken)))

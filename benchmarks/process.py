@@ -1,4 +1,4 @@
-"""Process: run a command to its end, with its wall time and the memory of all it starts."""
+"""Process: run a command; its wall time, and the memory of all processes it starts."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import psutil
 
-PAUSE = 5.0  # seconds between two looks at the memory, which take some 80 ms of a core
-_QUIET = {  # what Ray and Daft would tell their makers of a run, waiting for the network
+SAMPLE_INTERVAL_S = 5.0  # a sample of the memory takes some 80 ms of a core
+_NO_TELEMETRY = {  # Ray and Daft would report the run to their makers, and wait for the network
     "RAY_USAGE_STATS_ENABLED": "0",
     "DO_NOT_TRACK": "true",
 }
@@ -21,25 +21,24 @@ _QUIET = {  # what Ray and Daft would tell their makers of a run, waiting for th
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended well.
+    """A command that succeeded.
 
     Attributes:
         seconds: from its start to its end.
-        peak_mib: the largest memory of it and all its descendants that a look every few seconds
-            found, so a lower bound: the sum of their proportional set sizes, in which a page that
-            several processes share counts once (their unique set sizes where the system does not
-            tell those).
+        peak_mib: the largest sampled memory of it and all its descendants, so a lower bound: the
+            sum of their proportional set sizes, in which a page that several processes share counts
+            once (of their unique set sizes on systems without the former).
     """
 
     seconds: float
     peak_mib: float
 
 
-def run(*arguments: str, pause: float = PAUSE) -> Finished:
-    """Run `python ARGUMENTS` and look at its memory with such pauses, in seconds.
+def run(*arguments: str, interval: float = SAMPLE_INTERVAL_S) -> Finished:
+    """Run `python ARGUMENTS`, sampling its memory every `interval` seconds.
 
     Raises:
-        RuntimeError: it did not end with 0; with the end of what it printed.
+        RuntimeError: it did not exit with 0; with the end of its output.
     """
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()
@@ -47,48 +46,48 @@ def run(*arguments: str, pause: float = PAUSE) -> Finished:
             [sys.executable, *arguments],
             stdout=printed,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **_QUIET},
+            env={**os.environ, **_NO_TELEMETRY},
         )
-        with _watched(process.pid, pause) as peak:
+        with _sampled(process.pid, interval) as samples:
             code = process.wait()
         seconds = time.perf_counter() - started
         if code:
             printed.seek(0)
             raise RuntimeError(
-                f"{' '.join(arguments)} ended with {code}:\n{printed.read()[-4000:]}"
+                f"{' '.join(arguments)} exited with {code}:\n{printed.read()[-4000:]}"
             )
-        return Finished(seconds, max(peak) / 2**20)
+        return Finished(seconds, max(samples) / 2**20)
 
 
 @contextmanager
-def _watched(pid: int, pause: float) -> Iterator[list[int]]:
-    """Bytes that a process and its descendants hold, at each look."""
-    seen, over = [sum(map(_memory, _family(pid)))], threading.Event()
+def _sampled(pid: int, interval: float) -> Iterator[list[int]]:
+    """The bytes that a process and its descendants hold, a value for each sample."""
+    samples, stopped = [_memory_of_tree(pid)], threading.Event()
 
-    def watch() -> None:
-        while not over.wait(pause):
-            seen.append(sum(map(_memory, _family(pid))))
+    def sample() -> None:
+        while not stopped.wait(interval):
+            samples.append(_memory_of_tree(pid))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     try:
-        yield seen
+        yield samples
     finally:
-        over.set()
-        watcher.join()
+        stopped.set()
+        sampler.join()
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _memory_of_tree(pid: int) -> int:
     try:
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
+        return sum(map(_memory, [process, *process.children(recursive=True)]))
     except psutil.NoSuchProcess:
-        return []
+        return 0
 
 
 def _memory(process: psutil.Process) -> int:
     try:
         memory = process.memory_full_info()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended since
         return 0
     return int(getattr(memory, "pss", memory.uss))

@@ -1,4 +1,4 @@
-"""Report: figures of several rounds, and the files they are written to."""
+"""Report: figures measured in several rounds, and the files they are written to."""
 
 import json
 import platform
@@ -36,10 +36,10 @@ class Rounds:
 
 
 def steady_rate(few: int, few_seconds: float, many: int, many_seconds: float) -> float:
-    """Images a second, start-up apart: by how much longer more images take.
+    """Images/s without start-up, from how much longer more images take.
 
     What happens once in a run, however many images there are, cancels out: starting, loading the
-    networks, filling and emptying the pipeline, and what is done at the end.
+    networks, filling and emptying the pipeline, and the work at the end.
 
     Raises:
         ValueError: more images did not take longer.
@@ -47,13 +47,13 @@ def steady_rate(few: int, few_seconds: float, many: int, many_seconds: float) ->
     if many_seconds <= few_seconds:
         raise ValueError(
             f"{many} images took {many_seconds:.1f} s, and {few} took {few_seconds:.1f} s: too few "
-            f"images to tell a rate by; measure more"
+            f"images for a rate; measure more"
         )
     return (many - few) / (many_seconds - few_seconds)
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """How long a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -66,7 +66,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def machine(*libraries: str, **facts: str) -> dict[str, Any]:
-    """What was measured on, and with: these further facts and libraries among it."""
+    """The hardware and the versions of libraries, with further `libraries` and `facts`."""
     return {
         "processor": _processor(),
         "cores": psutil.cpu_count(),
@@ -91,7 +91,7 @@ def write(folder: Path, name: str, content: Mapping[str, Any], text: str) -> Non
 
 
 def _processor() -> str:
-    """Its name, as Linux tells it."""
+    """The processor's name, as Linux reports it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

@@ -2,13 +2,13 @@
 
     python -m benchmarks.speed [--bundle model | --backbone vgg16 --weights vgg16.safetensors]
 
-All on CPUs and on the same images. Each program runs once uncounted, in one precision, as a first
-run reads all its libraries from disk. Then in each round everything runs once, in turn: the limit,
-then each program on a few images and on many, each time as a new process from its start to its end.
-By how much longer the many take than the few (their median over all rounds) tells the steady rate,
-the longer run tells the rate with start-up; a few are enough to fill every stage, so that what it
-costs to fill and empty a pipeline cancels out. Every program's outcome is counted, and compared
-with lesioncam's; one that did other work is an error, not a row of the table.
+All programs run on CPUs and on the same images. Each runs once uncounted, in one precision, as a
+first run reads all its libraries from disk. Then in each round everything runs once, in turn: the
+limit, then each program on a few images and on many, each time as a new process from its start to
+its end. The steady rate comes from how much longer the many take than the few (their median over
+all rounds), the rate with start-up from the longer run. A few images fill every stage, so that the
+time to fill and empty a pipeline cancels out. Every program's results are counted and compared with
+lesioncam's; a program that did other work is an error, not a row of the table.
 """
 
 import argparse
@@ -38,7 +38,7 @@ log = logging.getLogger("benchmarks")
 LIMIT, OURS = "limit", "lesioncam score"
 PEERS = {"DataLoader": "dataloader", "Ray Data": "ray_data", "Daft": "daft_udf"}
 FEW = 64
-_FLOAT32_SHARE = 2  # of the images beyond FEW, float32 is given one in so many: it is slower
+_FLOAT32_DIVISOR = 2  # float32 is slower: its long runs have so many times fewer images beyond FEW
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Program:
 
     Attributes:
         name: of `OURS` or `PEERS`.
-        precision: it computes in.
+        precision: of the convolutions.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Program:
         )  # fmt: skip
 
     def outcome(self, output: Path, settings: ModelSettings) -> Outcome:
-        """What it found."""
+        """The predictions it wrote."""
         if self.name == OURS:
             return read_scores(output, settings.classes)
         return read_peer(output, settings.canvas_size)
@@ -89,12 +89,12 @@ class Measured:
 
 
 def figures(rounds: Sequence[Measured]) -> dict[str, Rounds]:
-    """What the rounds of a program tell.
+    """The figures of a program's rounds.
 
     Returns:
-        `steady`: images a second, start-up apart; `whole`: those of the longer run, its start-up
-        included; `start`: seconds that do not grow with the images; `peak_mib`: the largest memory
-        of all its processes.
+        `steady`: images/s without start-up; `whole`: images/s of the longer run, with its start-up;
+        `start`: seconds that do not grow with the images; `peak_mib`: the largest memory of all its
+        processes.
     """
     few = median(one.few.seconds for one in rounds)
     steady = Rounds(tuple(steady_rate(FEW, few, one.images, one.many.seconds) for one in rounds))
@@ -107,19 +107,19 @@ def figures(rounds: Sequence[Measured]) -> dict[str, Rounds]:
 
 
 class Benchmark:
-    """The programs, the images and what has been measured so far.
+    """The programs, the images and the measurements so far.
 
     Args:
         bundle: the model all of them score with.
-        work: where images and outputs go.
-        many: images of a longer run in the precision of lesioncam.
+        work: the directory of images and outputs.
+        many: images of a longer run in lesioncam's precision.
     """
 
     def __init__(self, bundle: str, work: Path, many: int):
         self.bundle, self.work, self.many = bundle, work, many
         self.settings = load_bundle(bundle).settings
         if self.settings.test_time_rotation:
-            raise InputError("--bundle: it looks at each image twice, and the peers do not")
+            raise InputError("--bundle: it uses test-time augmentation, and the peers do not")
         self.fastest, self.layouts = limit.best(
             bundle, limit.layouts(native_precision(limit.device()))
         )
@@ -133,7 +133,7 @@ class Benchmark:
         self.agreements: dict[tuple[tuple[int, int], Program], Agreement] = {}
 
     def warm_up(self) -> None:
-        """Run each program once, for its libraries to be in the system's cache."""
+        """Run each program once, so that its libraries are in the page cache."""
         images = write_images(self.work, SIZES[0], FEW)
         for program in self.programs:
             if program.precision == self.precision:
@@ -149,8 +149,8 @@ class Benchmark:
                 self._measure(program, size)
 
     def _measure(self, program: Program, size: tuple[int, int]) -> None:
-        share = _FLOAT32_SHARE if program.precision != self.precision else 1
-        many = FEW + (self.many - FEW) // share
+        divisor = _FLOAT32_DIVISOR if program.precision != self.precision else 1
+        many = FEW + (self.many - FEW) // divisor
         output = self._output(program, size)
         few_images, many_images = (write_images(self.work, size, count) for count in (FEW, many))
         measured = Measured(
@@ -165,7 +165,7 @@ class Benchmark:
             self.agreements[size, program] = self._check(program, size)
 
     def _check(self, program: Program, size: tuple[int, int]) -> Agreement:
-        """Compare with lesioncam's outcome of the same round.
+        """Compare with lesioncam's results of the same round.
 
         Raises:
             RuntimeError: it did other work.
@@ -250,7 +250,7 @@ def _facts(agreement: Agreement | None) -> Mapping[str, Any] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, round by round, and write what came out."""
+    """Measure, round by round, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", help="a trained model (one is made)")
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="vgg16")
@@ -259,9 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("lesioncam-bench"))
     flags = parser.parse_args(arguments)
-    least = (1 + _FLOAT32_SHARE) * FEW
-    if flags.images < least:
-        parser.error(f"--images: {flags.images} tell no steady rate; give {least} or more")
+    minimum = (1 + _FLOAT32_DIVISOR) * FEW
+    if flags.images < minimum:
+        parser.error(f"--images: {flags.images} are too few for a rate; give {minimum} or more")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the programs compared all compute on CPUs
     work = flags.output / "work"

@@ -5,21 +5,21 @@ import pytest
 from lesioncam.telemetry import Heartbeat
 
 
-def test_a_beat_goes_on_until_it_is_stopped_and_tells_the_end(
+def test_a_heartbeat_updates_until_it_is_stopped_and_once_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lesioncam.telemetry._BEAT_SECONDS", 0.001)
-    left, told, beaten = 5, list[int](), threading.Event()
+    monkeypatch.setattr("lesioncam.telemetry._HEARTBEAT_S", 0.001)
+    remaining, values, updated = 5, list[int](), threading.Event()
 
-    def show() -> None:
-        told.append(left)
-        if len(told) == 3:
-            beaten.set()
+    def update() -> None:
+        values.append(remaining)
+        if len(values) == 3:
+            updated.set()
 
-    beat = Heartbeat(show)
-    assert beaten.wait(60)
-    left = 0
-    beat.stop()
-    assert told[0] == 5
-    assert told[-1] == 0
+    heartbeat = Heartbeat(update)
+    assert updated.wait(60)
+    remaining = 0
+    heartbeat.stop()
+    assert values[0] == 5
+    assert values[-1] == 0
     assert not any(thread.name == "telemetry" for thread in threading.enumerate())

@@ -1,4 +1,4 @@
-"""What a user would write instead, with the libraries one would reach for.
+"""Peers: what a user would write instead, with the usual libraries.
 
 Each script scores a directory of JPEGs to Parquet with a bundle's two networks and its crop rule,
 on CPUs, and writes `path`, `prediction`, `probabilities` (final, in class order) and `box` (on the

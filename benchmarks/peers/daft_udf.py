@@ -47,8 +47,8 @@ class Stage1:
         canvases = torch.from_numpy(np.stack(images.to_pylist())).permute(0, 3, 1, 2)
         logits, features = self.network(shrink(canvases, settings.input_size))
         maps = chosen_map(self.network, features, logits, settings.crop.map)
-        boxes, views = boxes_of(maps, settings)
-        crops = cut(canvases, views, settings.input_size).numpy()
+        boxes, crop_boxes = boxes_of(maps, settings)
+        crops = cut(canvases, crop_boxes, settings.input_size).numpy()
         return [
             {"stage1": one, "box": box, "crop": crop}
             for one, box, crop in zip(

@@ -1,7 +1,7 @@
 """Plain PyTorch: a Dataset, a DataLoader with two workers, pytorch-grad-cam, pandas.
 
 The library's `GradCAM` finds a GAP network's class activation map by a backward pass; here the map
-is taken from the weights, which is cheaper, and keeps its negative values, as the crop rule wants.
+is taken from the weights, which is cheaper, and keeps its negative values, as the crop rule needs.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class ClassActivationMap(BaseCAM):  # type: ignore[misc]
         self.rule = rule
 
     def get_target_width_height(self, input_tensor: Tensor) -> tuple[int, int]:  # noqa: ARG002
-        """The map's own cells: the crop rule wants no finer ones."""
+        """The map's own size: the crop rule needs no larger one."""
         height, width = self.activations_and_grads.activations[0].shape[-2:]
         return width, height
 
@@ -108,8 +108,8 @@ def main() -> None:
     tables = []
     for paths, canvases in loader:
         maps = torch.from_numpy(cam(shrink(canvases, settings.input_size), targets=None))
-        boxes, views = boxes_of(maps, settings)
-        stage2 = second(cut(canvases, views, settings.input_size))[0].softmax(dim=1)
+        boxes, crop_boxes = boxes_of(maps, settings)
+        stage2 = second(cut(canvases, crop_boxes, settings.input_size))[0].softmax(dim=1)
         predictions, final = decide(cam.outputs.softmax(dim=1), stage2, settings)
         columns = {
             "path": paths,

@@ -1,6 +1,6 @@
-"""What makes the peers' work equal: the same weights, the same inputs of them, the same crop rule.
+"""What makes the peers' work equal: the same weights, the same inputs, the same crop rule.
 
-Written as plain torch, image by image where one would write it so.
+Plain torch, image by image where a user would write it so.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def read_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", required=True, help="a directory of JPEGs")
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--output", required=True, help="a directory that there is not yet")
+    parser.add_argument("--output", required=True, help="a directory that does not exist yet")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     return parser.parse_args()
 
@@ -43,23 +43,23 @@ def shrink(canvases: Tensor, side: int) -> Tensor:
 
 
 def chosen_map(network: VGGGAP, features: Tensor, logits: Tensor, rule: str) -> Tensor:
-    """(B, h, w): the map that is cropped after."""
+    """(B, h, w): the map behind the crop."""
     maps = torch.einsum("kc,bchw->bkhw", network.class_weights, features.float())
     return choose_map(maps, logits, rule)
 
 
 def boxes_of(maps: Tensor, settings: ModelSettings) -> tuple[Tensor, Tensor]:
-    """Of (B, h, w) maps each lesion's box on the canvas, and what stage 2 sees of it: (B, 4)."""
+    """Of (B, h, w) maps: each lesion's box on the canvas, and its crop's box, (B, 4) both."""
     scaled, flat = normalize_map(maps)
     boxes = lesion_boxes(scaled, flat, settings.crop, settings.canvas_size)
     return boxes, crop_boxes(boxes, settings.crop, settings.canvas_size)
 
 
-def cut(canvases: Tensor, views: Tensor, side: int) -> Tensor:
-    """(B, 3, s, s) uint8: each canvas's view, scaled."""
+def cut(canvases: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """(B, 3, s, s) uint8: each canvas's box, scaled."""
     crops = [
         resized_crop(canvas, y0, x0, y1 - y0, x1 - x0, [side, side], antialias=False)
-        for canvas, (x0, y0, x1, y1) in zip(canvases, views.tolist(), strict=True)
+        for canvas, (x0, y0, x1, y1) in zip(canvases, boxes.tolist(), strict=True)
     ]
     return torch.stack(crops)
 
@@ -67,4 +67,4 @@ def cut(canvases: Tensor, views: Tensor, side: int) -> Tensor:
 def decide(stage1: Tensor, stage2: Tensor, settings: ModelSettings) -> tuple[list[str], Tensor]:
     """The predictions, and the final probabilities (B, K)."""
     final = torch.lerp(stage1, stage2, settings.stage2_weight)
-    return [settings.classes[place] for place in final.argmax(dim=1).tolist()], final
+    return [settings.classes[k] for k in final.argmax(dim=1).tolist()], final

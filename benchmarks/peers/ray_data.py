@@ -1,7 +1,7 @@
 """Ray Data, after its image classification example, with two stages.
 
-Each stage is an actor that reserves half a CPU: with a whole one each, two cores would have none
-left to read images with.
+Each stage is an actor that reserves half a CPU: with a whole one each, two cores would have none to
+read images with.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ Batch = dict[str, np.ndarray]
 
 
 def preprocess(batch: Batch) -> Batch:
-    """Images as torch wants them."""
+    """Channels first, as torch expects."""
     return {"path": batch["path"], "canvas": batch["image"].transpose(0, 3, 1, 2)}
 
 
@@ -43,12 +43,12 @@ class Stage1:
         with torch.inference_mode():
             logits, features = self.network(shrink(canvases, settings.input_size))
             maps = chosen_map(self.network, features, logits, settings.crop.map)
-        boxes, views = boxes_of(maps, settings)
+        boxes, crop_boxes = boxes_of(maps, settings)
         return {
             "path": batch["path"],
             "stage1": logits.softmax(dim=1).numpy(),
             "box": boxes.numpy(),
-            "crop": cut(canvases, views, settings.input_size).numpy(),
+            "crop": cut(canvases, crop_boxes, settings.input_size).numpy(),
         }
 
 

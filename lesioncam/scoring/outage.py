@@ -9,29 +9,29 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lesioncam.columns import TRANSIENT_KINDS, ErrorKind
 from lesioncam.errors import RunFailedError
-from lesioncam.scoring.fetch import MAX_BYTES
+from lesioncam.scoring.read import MAX_BYTES
 from lesioncam.storage.runs import RunRecord
 from lesioncam.storage.store import StoreError
 from lesioncam.storage.uris import read_uri
 
-FAILURES = 256  # images one after another that could not be read, for a reason that may pass
-_SAMPLE = 16  # listed images, drawn at random, that are then tried
+MAX_FAILURES = 256  # transient failures in a row before other images are tried
+_SAMPLE = 16  # listed images, chosen at random, that are then tried
 
 log = logging.getLogger("lesioncam")
 
 
 class Outage:
-    """Counts images that could not be read for a reason that may pass, one after another.
+    """Counts images in a row that could not be read for a transient reason.
 
-    After `FAILURES` of them it tries images from all over the listing: if none can be read either,
-    it is the store or the credentials, and the run stops. If one can, it goes on, and asks again
-    after twice as many. Outcomes come part by part: a part with any other outcome starts the count
-    again.
+    After `MAX_FAILURES` of them it tries images from all over the listing: if none can be read
+    either, it is the store or the credentials, and the run stops. If one can, the run goes on, and
+    the next check is after twice as many. Outcomes come part by part: a part with any other outcome
+    resets the count.
     """
 
     def __init__(self, record: RunRecord):
         self._record = record
-        self._failures, self._allowed = 0, FAILURES
+        self._failures, self._allowed = 0, MAX_FAILURES
 
     def check(self, part: Mapping[str, int]) -> None:
         """Count a part's images by their outcomes: `ok` or an error kind.
@@ -49,7 +49,7 @@ class Outage:
             if not any(threads.map(_answers, self._record.sample(_SAMPLE))):
                 raise RunFailedError(
                     f"the store is out of reach ({outcome}): {self._failures} images in a row "
-                    f"could not be read, nor could {_SAMPLE} others; mend access to it and run "
+                    f"could not be read, nor could {_SAMPLE} others; fix access to it and run "
                     f"the same command again"
                 )
         log.warning(
@@ -59,7 +59,7 @@ class Outage:
 
 
 def _answers(uri: str) -> bool:
-    """Whether a listed image can be read, or is known to be too large to be.
+    """Whether a listed image can be read, or is only too large to be.
 
     One that is not there may have gone with its disk.
     """

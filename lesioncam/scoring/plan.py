@@ -1,4 +1,4 @@
-"""Plan: how many actors of what size, from what the cluster has and how much there is to do."""
+"""Plan: how many actors of what size, from the cluster's hardware and the number of images."""
 
 import logging
 import math
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from lesioncam.cluster import Capacity, await_resources, can_grow, capacity, probe_hardware
 from lesioncam.errors import InputError
+from lesioncam.scoring.stages import BATCH_SIZES
 
-# Stage 1's actors are placed first: no two of them fill a GPU, so that stage 2 finds room even
+# Ray places stage 1's actors first. No two of them fill a GPU, so that stage 2 finds room even
 # where fewer GPUs come than were asked for.
-_GPU_SHARES = (0.6, 0.4)
-_WORTH_A_NODE = 50_000  # images left for which another node with a GPU is started
+_GPU_FRACTIONS = (0.6, 0.4)
+_IMAGES_PER_ADDED_GPU = 50_000  # pending images for which another node with a GPU is started
 
 log = logging.getLogger("lesioncam")
 
@@ -22,16 +23,16 @@ class Plan:
     Attributes:
         actors: actors of each of the two stages.
         actor_cpus: CPUs each of them reserves. On CPUs it computes with more than it reserves:
-            actors that start again on the nodes that are left, when others were lost, must leave
-            room for reading, decoding and writing, or the run stands still.
-        actor_gpus: GPUs an actor of stage 1 reserves, and one of stage 2; both share one.
+            actors that restart on the remaining nodes, when others were lost, must leave room for
+            reading, decoding and writing, or the run makes no progress.
+        actor_gpus: GPUs an actor of stage 1 reserves, and one of stage 2; both share one. 0 where
+            the networks run on CPUs.
         decode_cpus: CPUs a decode task reserves.
         batch_size: images a forward pass takes; the last batch is padded to it.
         block_rows: images that travel together.
         part_rows: images that become durable together, as one part file.
-        window: images that may be fetched and not yet durable: what a killed run repeats at most.
+        window: images that may be fetched and not yet durable: the most that a killed run repeats.
         precision: of the convolutions, `float32` or `bfloat16`.
-        device: what the actors compute on, `cuda` or `cpu`.
     """
 
     actors: int
@@ -43,11 +44,10 @@ class Plan:
     part_rows: int
     window: int
     precision: str
-    device: str
 
 
 def check_cluster(gpus: int | None) -> None:
-    """Refuse a Ray on which this could not be scored, before anything is written.
+    """Refuse a Ray that cannot run the pipeline, before anything is written.
 
     Args:
         gpus: as for `make_plan`.
@@ -67,48 +67,51 @@ def _check_cpus(cluster: Capacity) -> None:
         raise InputError(f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs at least two")
 
 
-def make_plan(gpus: int | None, precision: str, left: int) -> Plan:
+def make_plan(gpus: int | None, precision: str, pending: int) -> Plan:
     """Plan for the Ray this process is connected to; waits for its first node if it has none.
 
     Args:
-        gpus: to use at most, also some that the cluster has to start first; one such is worth it
-            for every 50,000 images. None for those that are there.
+        gpus: the maximum to use, including ones the cluster must start first, one for every 50,000
+            images; None for those available.
         precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
-        left: images to score.
+        pending: images to score.
 
     Raises:
         InputError: the cluster has a single CPU.
         RunFailedError: it started no node in time.
     """
-    here = capacity().gpus
-    used = here if gpus is None else min(gpus, max(here, math.ceil(left / _WORTH_A_NODE)))
-    if not can_grow():
-        used = min(used, here)
+    available = capacity().gpus
+    if gpus is None:
+        gpus = available
+    elif can_grow():
+        gpus = min(gpus, max(available, math.ceil(pending / _IMAGES_PER_ADDED_GPU)))
     else:
-        kind = "GPU" if used else "CPU"
+        gpus = min(gpus, available)
+    if can_grow():
+        kind = "GPU" if gpus else "CPU"
         await_resources([{kind: 0.01}], f"a {kind}")
     cluster = capacity()
     _check_cpus(cluster)
-    device, native = probe_hardware(gpu=used > 0)
-    if used and device == "cpu":
-        log.warning("torch can use no GPU of this cluster; the networks run on its CPUs")
-    return plan_for(cluster, used, native if precision == "auto" else precision, device)
+    device, native = probe_hardware(gpu=gpus > 0)
+    if gpus and device == "cpu":
+        log.warning("torch cannot use the GPUs of this cluster; the networks run on its CPUs")
+        gpus = 0
+    return plan_for(cluster, gpus, native if precision == "auto" else precision)
 
 
-def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
+def plan_for(cluster: Capacity, gpus: int, precision: str) -> Plan:
     """The plan for a cluster.
 
-    With GPUs: on each, one actor of each stage, and decoding on all CPUs, those counted that come
+    With GPUs: on each, one actor of each stage, and decoding on all CPUs, including those that come
     with GPUs yet to be started. Without: the CPUs are divided between the two stages, which cost
-    the same, one thread an actor; an odd one is left to reading and decoding. Under way are a part
-    that is written and one that fills up, for each actor a block at work and one that waits, and,
-    where decoding is what the networks wait for, a block in each decode task.
+    the same, one thread an actor; an odd one remains for reading and decoding. The window holds a
+    part that is written and one that fills up, for each actor a block at work and one that waits,
+    and, where the networks wait for decoding, a block in each decode task.
 
     Args:
-        cluster: what it has.
-        gpus: to use.
+        cluster: its hardware.
+        gpus: to use; 0 to run the networks on CPUs.
         precision: `float32` or `bfloat16`.
-        device: `cuda` or `cpu`.
     """
     cpus_per_gpu = cluster.cpus_per_gpu or 0.0
     cpus = int(cluster.cpus + max(0, gpus - cluster.gpus) * cpus_per_gpu)
@@ -117,14 +120,13 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         return Plan(
             actors=gpus,
             actor_cpus=min(0.5, cpus_per_gpu / 4),
-            actor_gpus=_GPU_SHARES,
+            actor_gpus=_GPU_FRACTIONS,
             decode_cpus=decode_cpus,
-            batch_size=64,
+            batch_size=BATCH_SIZES["cuda"],
             block_rows=256,
             part_rows=2048,
             window=2 * 2048 + 256 * (4 * gpus + int(cpus / decode_cpus)),
             precision=precision,
-            device=device,
         )
     actors = cpus // 2
     return Plan(
@@ -132,10 +134,9 @@ def plan_for(cluster: Capacity, gpus: int, precision: str, device: str) -> Plan:
         actor_cpus=cpus / actors / 16,
         actor_gpus=(0, 0),
         decode_cpus=0.5,
-        batch_size=4,
+        batch_size=BATCH_SIZES["cpu"],
         block_rows=16,
         part_rows=128,
         window=2 * 128 + 16 * 4 * actors,
         precision=precision,
-        device=device,
     )

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then in a log, metrics, `progress.json`.
+"""Progress of a run: a bar on a terminal, log lines elsewhere, metrics, `progress.json`.
 
 Counts and kinds only; names can identify patients.
 """
@@ -15,10 +15,10 @@ from tqdm import tqdm
 from lesioncam.columns import Status
 from lesioncam.errors import LesioncamError
 from lesioncam.storage.runs import RunRecord
-from lesioncam.telemetry import Heartbeat, count_images, show_left
+from lesioncam.telemetry import Heartbeat, count_images, set_remaining
 
-LOG_SECONDS = 30.0
-_FILE_SECONDS = 5.0
+_LOG_INTERVAL_S = 30.0
+_FILE_INTERVAL_S = 5.0
 
 log = logging.getLogger("lesioncam")
 
@@ -28,6 +28,9 @@ class Progress:
 
     Args:
         record: where `progress.json` goes.
+
+    Attributes:
+        outcomes: images by outcome: `ok` or an error kind.
     """
 
     def __init__(self, record: RunRecord):
@@ -35,21 +38,21 @@ class Progress:
         self._total, self._record = 0, record
         self._bar = tqdm(disable=True)
         self._started = self._logged = self._written = time.monotonic()
-        self._beat = Heartbeat(lambda: show_left(self._left))
+        self._heartbeat = Heartbeat(lambda: set_remaining(self._remaining))
 
     @property
-    def _left(self) -> int:
+    def _remaining(self) -> int:
         return self._total - self.outcomes.total()
 
     def begin(self, total: int) -> None:
-        """So many images are to do; a bar shows them where there is a terminal."""
+        """Begin with so many pending images; on a terminal a bar shows them."""
         self._total = total
-        self.go()
+        self.start_clock()
         self._bar = tqdm(total=total, unit="image", desc="scoring", disable=not sys.stderr.isatty())
         self._record.write("progress", self.state())
 
-    def go(self) -> None:
-        """What was waited for is there: the rate counts from now."""
+    def start_clock(self) -> None:
+        """Measure the rate from now on, as the cluster is ready."""
         self._started = self._logged = self._written = time.monotonic()
 
     def add(self, outcome: str, count: int) -> None:
@@ -58,16 +61,16 @@ class Progress:
         count_images(outcome, count)
         self._bar.update(count)
         now = time.monotonic()
-        if now - self._written >= _FILE_SECONDS:
+        if now - self._written >= _FILE_INTERVAL_S:
             with suppress(LesioncamError):  # no scores are lost with it
                 self._record.write("progress", self.state())
             self._written = now
-        if self._bar.disable and now - self._logged >= LOG_SECONDS:
+        if self._bar.disable and now - self._logged >= _LOG_INTERVAL_S:
             self._log()
             self._logged = now
 
     def state(self) -> dict[str, Any]:
-        """What `progress.json` holds."""
+        """The content of `progress.json`."""
         done = self.outcomes.total()
         seconds = time.monotonic() - self._started
         rate = done / seconds if seconds else 0.0
@@ -78,32 +81,31 @@ class Progress:
             "failed": failed,
             "seconds": round(seconds, 1),
             "images_per_second": round(rate, 2),
-            "seconds_left": round(self._left / rate) if rate else None,
+            "seconds_remaining": round(self._remaining / rate) if rate else None,
         }
 
     def close(self) -> None:
-        """Take the bar away; a log gets a last line."""
-        self._beat.stop()
+        """Remove the bar; a log gets a last line."""
+        self._heartbeat.stop()
         if self._bar.disable and self._total:
             self._log()
         self._bar.close()
 
     def _log(self) -> None:
-        """The same in one line."""
         state = self.state()
         failed = sum(state["failed"].values())
-        left = state["seconds_left"]
+        seconds = state["seconds_remaining"]
         log.info(
-            "scored %s of %s images, %s of them failed; %.1f images/s, %s left",
+            "scored %s of %s images, %s failed; %.1f images/s, %s remaining",
             f"{state['done']:,}",
             f"{state['total']:,}",
             f"{failed:,}",
             state["images_per_second"],
-            "unknown" if left is None else f"{left / 60:.0f} min",
+            "unknown time" if seconds is None else f"{seconds / 60:.0f} min",
             extra=state
             | {
                 "run_id": self._record.run_id,
-                "left": self._left,
+                "remaining": self._remaining,
                 "failed": failed,
                 "failed_by_kind": state["failed"],
             },

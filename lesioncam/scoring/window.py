@@ -1,8 +1,8 @@
 """Window: how far fetching may run ahead of what is durable.
 
 Ray Data fetches ahead of the networks for as long as its object store has room, and whatever is
-fetched but not yet written is done again after a crash. So blocks wait at the entrance until there
-is room for them: that bounds what a killed run repeats, whatever it was killed by.
+fetched but not yet written is done again after a crash. So a block waits until the window has room
+for it: that bounds what a killed run repeats, whatever it was killed by.
 """
 
 import asyncio
@@ -12,60 +12,60 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-_CALLS = 100_000  # that may wait at once: more than a cluster decodes blocks at once
-_CLEARED = 15  # seconds
+_MAX_CALLS = 100_000  # that may wait at once: more than a cluster decodes blocks at once
+_RESTART_PAUSE_S = 15
 
 
 class Window:
-    """Counts the images under way, fetched but not yet durable; an actor of its own in a run.
+    """Counts the images in progress, fetched but not yet durable; an actor of its own in a run.
 
     Args:
-        images: that may be under way at once.
+        images: that may be in progress at once.
     """
 
     def __init__(self, images: int):
         self._images = self._free = images
-        self._entered: set[int] = set()
-        self._left: set[int] = set()
-        self._moved = asyncio.Condition()
+        self._acquired: set[int] = set()
+        self._released: set[int] = set()
+        self._changed = asyncio.Condition()
 
-    async def enter(self, first: int, images: int) -> None:
-        """Wait until a block fits in, and count it; a repeated task's block has entered already.
+    async def acquire(self, first: int, images: int) -> None:
+        """Wait until there is room for a block, and count it; a repeated task's block once.
 
         Args:
-            first: its first row's number.
+            first: the number of its first row.
             images: in it.
         """
-        async with self._moved:
-            await self._moved.wait_for(lambda: first in self._entered or images <= self._free)
-            if first not in self._entered:
-                self._entered.add(first)
+        async with self._changed:
+            await self._changed.wait_for(lambda: first in self._acquired or images <= self._free)
+            if first not in self._acquired:
+                self._acquired.add(first)
                 self._free -= images
 
-    async def leave(self, first: int, images: int) -> None:
-        """Make room: a part is durable; one that is written again made it already.
+    async def release(self, first: int, images: int) -> None:
+        """Make room for a durable part; once, though it is written again.
 
         Args:
-            first: its first row's number.
+            first: the number of its first row.
             images: in it.
         """
-        async with self._moved:
-            if first not in self._left:
-                self._left.add(first)
+        async with self._changed:
+            if first not in self._released:
+                self._released.add(first)
                 self._free = min(self._free + images, self._images)
-                self._moved.notify_all()
+                self._changed.notify_all()
 
 
 class WindowActor(Window):
-    """A window that is started again where its process was lost; then it counts from nothing.
+    """A window that restarts where its process was lost; then it counts from zero.
 
     What ended it may be the end of the run, which Ray needs some seconds to clear away: until then
-    it must not let in what was waiting.
+    it must not let waiting blocks in.
     """
 
     def __init__(self, images: int):
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            time.sleep(_CLEARED)
+            time.sleep(_RESTART_PAUSE_S)
         super().__init__(images)
 
 
@@ -76,7 +76,7 @@ def open_window(images: int) -> Any:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
-        max_concurrency=_CALLS,
+        max_concurrency=_MAX_CALLS,
         scheduling_strategy=here,
     )(WindowActor)
     return actor.remote(images)

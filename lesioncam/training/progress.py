@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from lesioncam.telemetry import show_training
+from lesioncam.telemetry import set_training
 
 log = logging.getLogger("lesioncam")
 
@@ -102,7 +102,7 @@ class ProgressBoard:
                 posts = [content for content in news if isinstance(content, EpochReport)]
                 if posts:  # the last has the epochs of all
                     take(posts[-1])
-                show_training(stage, stands)
+                set_training(stage, stands)
                 if ended:
                     return
 
@@ -144,7 +144,7 @@ def figures(post: EpochReport) -> dict[str, float | None]:
         "loss": last["loss"] if math.isfinite(last["loss"]) else None,
         "mean_auc": last["mean_auc"],
         "images_per_second": last["images_per_second"],
-        "seconds_left": post.left,
+        "seconds_remaining": post.left,
     }
 
 

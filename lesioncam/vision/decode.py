@@ -94,13 +94,32 @@ def decode(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Decoded:
         raise DecodeError(ErrorKind.EMPTY, "the file has no bytes")
     image = _open(data)
     size = image.size
+    _check_pixels(size, max_pixels)
+    image.draft("RGB" if image.mode == "YCbCr" else image.mode, (side, side))
+    return _to_canvas(image, size, side)
+
+
+def decode_image(image: Image.Image, side: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Put an image that Pillow has opened onto a square canvas; else as `decode`.
+
+    All of its pixels are used: a large JPEG, which `decode` reads at a reduced scale, gives
+    slightly other pixels here.
+    """
+    _check_pixels(image.size, max_pixels)
+    return _to_canvas(image, image.size, side)
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise DecodeError(
             ErrorKind.TOO_LARGE,
             f"{size[0]} x {size[1]} pixels; the limit is {max_pixels / 1e6:g} megapixels",
             size if max(size) <= _INT32_MAX else None,
         )
-    image.draft("RGB" if image.mode == "YCbCr" else image.mode, (side, side))
+
+
+def _to_canvas(image: Image.Image, size: tuple[int, int], side: int) -> Decoded:
+    """The canvas of an opened image whose header declares `size`."""
     try:
         # Before anything asks for EXIF: Pillow may load a PNG to find it, and a second load after
         # one that failed passes. TIFF is turned upright by loading, and then says so.

@@ -47,7 +47,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def ours(images: Path, bundle: str) -> Outcome:
-    """What the project's own code finds."""
+    """The predictions of the project's own code."""
     return found_by(load_bundle(bundle), images)
 
 
@@ -90,7 +90,7 @@ def test_a_peer_does_the_same_work(
     assert found.same_work, found
 
 
-def test_the_model_tells_images_apart(ours: Outcome) -> None:
+def test_the_model_distinguishes_images(ours: Outcome) -> None:
     assert ours.probabilities.std(axis=0).min() > 0.05
     assert len(np.unique(ours.boxes, axis=0)) > COUNT // 2
 

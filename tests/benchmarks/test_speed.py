@@ -7,7 +7,7 @@ START, EACH = 20.0, 0.2  # seconds
 
 
 def measured(few_late: float, many_late: float, images: int = 320) -> Measured:
-    """A round of a program whose runs took so many seconds too long."""
+    """A round of a program whose runs took so many seconds longer."""
     return Measured(
         images,
         Finished(START + few_late + FEW * EACH, 100.0),
@@ -15,7 +15,7 @@ def measured(few_late: float, many_late: float, images: int = 320) -> Measured:
     )
 
 
-def test_a_round_tells_its_rate_its_start_and_its_memory() -> None:
+def test_figures_of_a_round() -> None:
     found = figures([measured(0, 0)])
     assert found["steady"].median == pytest.approx(1 / EACH)
     assert found["start"].median == pytest.approx(START)

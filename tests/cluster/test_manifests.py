@@ -222,7 +222,7 @@ def grown() -> tuple[dict[str, Any], Capacity, Plan]:
     ]
     capacity = Capacity(tuple(nodes))
     assert capacity.gpus == int(settings["GPUS"])
-    return spec, capacity, plan_for(capacity, capacity.gpus, "bfloat16", "cuda")
+    return spec, capacity, plan_for(capacity, capacity.gpus, "bfloat16")
 
 
 def test_a_gpu_pod_holds_both_stages_and_decoding(

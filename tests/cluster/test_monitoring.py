@@ -207,14 +207,14 @@ def test_the_counts_are_the_summarys(watched: Watched) -> None:
 @needs_prometheus
 def test_what_is_left_is_told_while_nothing_moves_and_not_for_ever(watched: Watched) -> None:
     """Ray drops a gauge that is not set again within 2 s here: the actors take longer to start."""
-    (left,) = watched.series("ray_lesioncam_images_left")
+    (left,) = watched.series("ray_lesioncam_images_remaining")
     still = [at for at, value in left["values"] if value == str(GOOD + EMPTY + CUT)]
     assert still, "nothing was told before the first part was durable"
     assert still[-1] - still[0] > 4
     assert len(still) > (still[-1] - still[0]) / 2  # no long gap
     assert left["values"][-1][1] == "0"
     deadline = time.monotonic() + 60
-    while watched.get("query", query="ray_lesioncam_images_left")["result"]:
+    while watched.get("query", query="ray_lesioncam_images_remaining")["result"]:
         assert time.monotonic() < deadline, "an ended run is still told of"
         time.sleep(0.2)
 
@@ -251,8 +251,8 @@ def test_a_jobs_lines_are_json_and_no_log_names_an_image(watched: Watched) -> No
         assert all({"time", "level", "message"} <= line.keys() for line in lines)
         fields = [set(line) - {"time", "level", "message"} for line in lines]
         if name == "score":
-            assert {"run_id", "listed", "left"} in fields
-            assert lines[-1]["left"] == 0
+            assert {"run_id", "listed", "remaining"} in fields
+            assert lines[-1]["remaining"] == 0
             assert lines[-1]["failed_by_kind"] == {"empty": EMPTY, "truncated": CUT}
         else:
             assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 1, 2]

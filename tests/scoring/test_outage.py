@@ -6,8 +6,8 @@ import pytest
 
 from lesioncam.columns import ErrorKind, Status
 from lesioncam.errors import RunFailedError
-from lesioncam.scoring.fetch import MAX_BYTES
-from lesioncam.scoring.outage import FAILURES, Outage
+from lesioncam.scoring.outage import MAX_FAILURES, Outage
+from lesioncam.scoring.read import MAX_BYTES
 from lesioncam.storage.runs import RunRecord
 from lesioncam.storage.store import Entry
 from lesioncam.storage.uris import open_store
@@ -15,7 +15,7 @@ from lesioncam.storage.uris import open_store
 
 def outage_of(tmp_path: Path, uris: list[str]) -> Outage:
     record = RunRecord(open_store(str(tmp_path / "out")), "run-1")
-    record.record_listing(Entry(uri, 1, None, None) for uri in uris)
+    record.record_listing(Entry(uri) for uri in uris)
     return Outage(record)
 
 
@@ -23,17 +23,17 @@ def test_failures_in_a_row_end_the_run_where_nothing_can_be_read(
     tmp_path: Path, unreachable: str
 ) -> None:
     outage = outage_of(tmp_path, [f"{unreachable}/{number}.jpg" for number in range(20)])
-    outage.check({ErrorKind.UNREACHABLE: FAILURES - 1})
+    outage.check({ErrorKind.UNREACHABLE: MAX_FAILURES - 1})
     with pytest.raises(
-        RunFailedError, match=rf"out of reach \(unreachable\): {FAILURES} images in a"
+        RunFailedError, match=rf"out of reach \(unreachable\): {MAX_FAILURES} images in a"
     ):
         outage.check({ErrorKind.UNREACHABLE: 1})
 
 
-def test_they_end_it_where_all_that_was_listed_is_gone(tmp_path: Path) -> None:
+def test_they_end_it_where_all_listed_files_are_gone(tmp_path: Path) -> None:
     outage = outage_of(tmp_path, [str(tmp_path / "gone" / f"{number}.jpg") for number in range(20)])
     with pytest.raises(RunFailedError, match="out of reach"):
-        outage.check({ErrorKind.UNREACHABLE: FAILURES})
+        outage.check({ErrorKind.UNREACHABLE: MAX_FAILURES})
 
 
 def test_they_do_not_where_others_can_be_read(
@@ -41,16 +41,18 @@ def test_they_do_not_where_others_can_be_read(
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"1")
     outage = outage_of(tmp_path, [str(tmp_path / "a.jpg")])
-    outage.check({ErrorKind.PERMISSION: FAILURES})
-    assert f"{FAILURES} images in a row could not be read (permission), others can" in caplog.text
+    outage.check({ErrorKind.PERMISSION: MAX_FAILURES})
+    assert (
+        f"{MAX_FAILURES} images in a row could not be read (permission), others can" in caplog.text
+    )
     assert "a.jpg" not in caplog.text
-    outage.check({ErrorKind.PERMISSION: 2 * FAILURES - 1})
+    outage.check({ErrorKind.PERMISSION: 2 * MAX_FAILURES - 1})
 
 
 def test_they_do_not_where_others_are_only_too_large(tmp_path: Path) -> None:
     with (tmp_path / "large.tif").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    outage_of(tmp_path, [str(tmp_path / "large.tif")]).check({ErrorKind.PERMISSION: FAILURES})
+    outage_of(tmp_path, [str(tmp_path / "large.tif")]).check({ErrorKind.PERMISSION: MAX_FAILURES})
 
 
 @pytest.mark.parametrize("between", [Status.OK, ErrorKind.TRUNCATED, ErrorKind.NOT_FOUND])
@@ -59,10 +61,10 @@ def test_an_answer_of_the_store_in_between_starts_the_count_again(
 ) -> None:
     outage = outage_of(tmp_path, [f"{unreachable}/a.jpg"])
     for _ in range(3):
-        outage.check({ErrorKind.UNREACHABLE: FAILURES - 1})
+        outage.check({ErrorKind.UNREACHABLE: MAX_FAILURES - 1})
         outage.check({between: 1})
     with pytest.raises(RunFailedError):
-        outage.check({ErrorKind.UNREACHABLE: FAILURES})
+        outage.check({ErrorKind.UNREACHABLE: MAX_FAILURES})
 
 
 @pytest.mark.parametrize("read", [Status.OK, ErrorKind.TRUNCATED])
@@ -72,6 +74,6 @@ def test_a_part_with_any_image_that_was_read_is_no_outage(
     outage = outage_of(tmp_path, [f"{unreachable}/a.jpg"])
     outage.check({read: 1, ErrorKind.PERMISSION: 2047})
     outage.check({ErrorKind.PERMISSION: 2047, read: 1})
-    half = FAILURES // 2
+    half = MAX_FAILURES // 2
     with pytest.raises(RunFailedError):
         outage.check({ErrorKind.PERMISSION.value: half, ErrorKind.UNREACHABLE.value: half})

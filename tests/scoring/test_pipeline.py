@@ -1,3 +1,5 @@
+"""Pipeline: the job as a user runs it, on a local Ray: rows, resume, retries, refusals."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
 from lesioncam.schema import scores_schema
-from lesioncam.scoring.pipeline import ScoreRequest, score, scored_parts
+from lesioncam.scoring.pipeline import ScoreRequest, build_pipeline, score
 from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.settings import ModelSettings
 from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
@@ -88,7 +90,7 @@ def test_good_rows_are_complete_and_their_boxes_lie_in_the_image(
     assert all(np.frombuffer(cam, np.uint8).max() == 255 for cam in good["cam"])
 
 
-def test_failed_rows_say_why_and_hold_no_figures(scored: tuple[Path, dict[str, Any]]) -> None:
+def test_failed_rows_say_why_and_have_no_results(scored: tuple[Path, dict[str, Any]]) -> None:
     rows = read(scored[0])
     bad = rows[rows["status"] == "failed"]
     assert len(bad) == 4
@@ -148,15 +150,15 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
     folder, expected = messy
     client = boto3.client("s3")
     for name in [*expected, "notes.txt", "x_superpixels.png"]:
-        client.upload_file(str(folder / name), bucket, f"night 1/{name}")
-    client.put_object(Bucket=bucket, Key="night 1/odd/", Body=b"")
+        client.upload_file(str(folder / name), bucket, f"folder 1/{name}")
+    client.put_object(Bucket=bucket, Key="folder 1/odd/", Body=b"")
     original = load_bundle(bundle_uri)
     save_bundle(
         Bundle(model_settings, original.stage1, original.stage2),
         f"s3://{bucket}/model",
         "# A tiny bundle for tests\n",
     )
-    score(ScoreRequest(f"s3://{bucket}/night 1", f"s3://{bucket}/model", f"s3://{bucket}/scores"))
+    score(ScoreRequest(f"s3://{bucket}/folder 1", f"s3://{bucket}/model", f"s3://{bucket}/scores"))
 
     parts = [
         item["Key"]
@@ -168,7 +170,7 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
     for number, key in enumerate(parts):
         client.download_file(bucket, key, str(local / f"{number}.parquet"))
     there, here = read(local), read(scored[0])
-    there.index = there.index.str.removeprefix(f"s3://{bucket}/night 1/")
+    there.index = there.index.str.removeprefix(f"s3://{bucket}/folder 1/")
     here.index = here.index.str.removeprefix(f"{folder}/")
     here, there = here.sort_index(), there.sort_index()
     assert list(there.index) == list(here.index)
@@ -178,7 +180,7 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
     assert there["etag"].notna().all()
 
 
-def test_running_again_does_only_what_is_left(tmp_path: Path, bundle_uri: str) -> None:
+def test_running_again_scores_only_pending_images(tmp_path: Path, bundle_uri: str) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     draw(images, 7)
     request = ScoreRequest(str(images), bundle_uri, str(output))
@@ -196,7 +198,7 @@ def test_running_again_does_only_what_is_left(tmp_path: Path, bundle_uri: str) -
     pd.testing.assert_frame_equal(rows.loc[first.index], first)
 
 
-def test_a_changed_image_is_done_again_and_its_row_replaced(
+def test_a_changed_image_is_scored_again_and_its_row_replaced(
     tmp_path: Path, bundle_uri: str
 ) -> None:
     """Even where the clock of the machine that wrote the row was far ahead."""
@@ -206,9 +208,10 @@ def test_a_changed_image_is_done_again_and_its_row_replaced(
     score(request)
     (part,) = output.glob("*.parquet")
     rows = pq.read_table(part)
-    place, then = rows.schema.get_field_index("scored_at"), pd.Timestamp("2099-01-01", tz="UTC")
-    late = pa.array([then] * 3, rows.schema.field(place).type)
-    pq.write_table(rows.set_column(place, rows.schema.field(place), late), part)
+    then = pd.Timestamp("2099-01-01", tz="UTC")
+    field, index = rows.schema.field("scored_at"), rows.schema.get_field_index("scored_at")
+    late = pa.array([then] * 3, field.type)
+    pq.write_table(rows.set_column(index, field, late), part)
     lesion(64, 48).save(images / "1.jpg")
     (images / "2.jpg").unlink()
     summary = score(request)
@@ -220,7 +223,7 @@ def test_a_changed_image_is_done_again_and_its_row_replaced(
     assert score(request)["scored_now"] == 0
 
 
-def test_images_that_go_or_change_once_they_are_listed_are_done_again(
+def test_images_that_vanish_or_change_after_the_listing_are_scored_again(
     tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
@@ -231,11 +234,11 @@ def test_images_that_go_or_change_once_they_are_listed_are_done_again(
     def listed_already(*args: Any) -> Any:
         gone.unlink()
         lesion(64, 48).save(replaced)
-        return scored_parts(*args)
+        return build_pipeline(*args)
 
     request = ScoreRequest(str(images), bundle_uri, str(output))
     with monkeypatch.context() as patch:
-        patch.setattr("lesioncam.scoring.pipeline.scored_parts", listed_already)
+        patch.setattr("lesioncam.scoring.pipeline.build_pipeline", listed_already)
         assert score(request)["failed_by_kind"] == {"unreachable": 1}
     row = read(output).loc[str(replaced)]
     assert (row["width"], row["size"]) == (64, before)
@@ -249,11 +252,11 @@ def test_images_that_go_or_change_once_they_are_listed_are_done_again(
 
 
 @pytest.mark.parametrize("decode_cpus", [0.25, 1.0])
-def test_many_small_lists_of_what_is_left_do_not_stop_before_a_full_window(
+def test_many_small_pending_files_do_not_stop_before_a_full_window(
     tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch, decode_cpus: float
 ) -> None:
-    def small_plan(gpus: int | None, precision: str, left: int) -> Plan:
-        plan = make_plan(gpus, precision, left)
+    def small_plan(gpus: int | None, precision: str, pending: int) -> Plan:
+        plan = make_plan(gpus, precision, pending)
         small = replace(plan, batch_size=4, block_rows=4, part_rows=8)
         return replace(small, window=2 * 8 + 4, decode_cpus=decode_cpus)
 
@@ -262,12 +265,12 @@ def test_many_small_lists_of_what_is_left_do_not_stop_before_a_full_window(
     draw(tmp_path / "images", 70)
     request = ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"))
     assert score(request)["ok"] == 70
-    (todo,) = (tmp_path / "out" / "_lesioncam" / "runs").glob("*/todo")
-    assert len(list(todo.iterdir())) > 4
+    (pending,) = (tmp_path / "out" / "_lesioncam" / "runs").glob("*/pending")
+    assert len(list(pending.iterdir())) > 4
     assert len(read(tmp_path / "out")) == 70
 
 
-def test_failed_ones_are_told_and_done_again_when_asked(tmp_path: Path, bundle_uri: str) -> None:
+def test_failed_images_are_scored_again_when_asked(tmp_path: Path, bundle_uri: str) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     (images / "broken.jpg").write_bytes(b"")
@@ -284,13 +287,16 @@ def test_failed_ones_are_told_and_done_again_when_asked(tmp_path: Path, bundle_u
     assert len(read(output)) == 3
 
 
-def test_a_list_of_uris_is_scored_and_a_missing_one_told(tmp_path: Path, bundle_uri: str) -> None:
+def test_a_list_of_uris_is_scored_and_a_missing_file_has_a_row(
+    tmp_path: Path, bundle_uri: str
+) -> None:
     draw(tmp_path / "images", 2)
     uris = [str(tmp_path / "images" / name) for name in ("0.jpg", "1.jpg", "gone.jpg", "0.jpg")]
     pd.DataFrame({"uri": uris}).to_csv(tmp_path / "list.csv", index=False)
     output = tmp_path / "out"
     summary = score(ScoreRequest(str(tmp_path / "list.csv"), bundle_uri, str(output)))
-    assert (summary["listed"], summary["ok"], summary["skipped"]) == (3, 2, {"listed twice": 1})
+    assert (summary["listed"], summary["ok"]) == (3, 2)
+    assert summary["skipped"] == {"listed twice": 1}
     assert read(output).loc[uris[2], "error_kind"] == "not_found"
 
 

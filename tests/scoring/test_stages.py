@@ -1,81 +1,89 @@
-"""The actors alone: what they make of a table is what the networks make of its canvases."""
+"""Stages: a table's columns are the networks' outputs for its canvases; without Ray."""
 
+from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
-from lesioncam.columns import Status, probability_columns
+from lesioncam.columns import ErrorKind, probability_columns
 from lesioncam.schema import MANIFEST_SCHEMA
-from lesioncam.scoring.fetch import pixel_column
-from lesioncam.scoring.stages import Classify, Compute, Localize
+from lesioncam.scoring.rows import Outcome, with_canvases
+from lesioncam.scoring.stages import Classify, Localize
 from lesioncam.settings import ModelSettings
-from lesioncam.storage.bundle import load_bundle
-from lesioncam.vision.classifier import CropClassifier, Localizer, to_channels_first
+from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.vision.classifier import (
+    CropClassifier,
+    Localizer,
+    TwoStageClassifier,
+    to_channels_first,
+)
+from lesioncam.vision.decode import Decoded, DecodeError, decode_image
 from lesioncam.vision.network import build_network
 from tests.messy import lesion
 
-COMPUTE = Compute("float32", 4)
-NOW = datetime(2026, 1, 2, tzinfo=UTC)
+BATCH = 4
+STAGES = ("stage1", "stage2", "final")
 
 
-def decoded(canvases: np.ndarray) -> pa.Table:
-    """A table as decoding leaves it, all of its images good."""
-    count = len(canvases)
-    manifest = [
-        {"row": row, "uri": f"/images/{row}.png", "size": 1, "etag": "e", "last_modified": NOW}
-        for row in range(count)
-    ]
-    table = pa.Table.from_pylist(manifest, MANIFEST_SCHEMA)
-    for name, values in {
-        "status": pa.array([Status.OK] * count, pa.string()),
-        "error_kind": pa.nulls(count, pa.string()),
-        "error": pa.nulls(count, pa.string()),
-        "width": pa.array([96] * count, pa.int32()),
-        "height": pa.array([72] * count, pa.int32()),
-        "canvas": pixel_column(canvases),
-    }.items():
-        table = table.append_column(name, values)
-    return table
-
-
-def probabilities(table: pa.Table, settings: ModelSettings, stage: str) -> torch.Tensor:
-    columns = probability_columns(settings.classes, stage)
-    return torch.from_numpy(np.stack([table[name].to_numpy() for name in columns], axis=1))
-
-
-@pytest.mark.usefixtures("local_ray", "threads_restored")
-@pytest.mark.parametrize("test_time_rotation", [False, True])
-def test_both_stages_look_at_images_as_the_bundle_says(
-    bundle_uri: str, test_time_rotation: bool
-) -> None:
-    bundle = load_bundle(bundle_uri)
-    settings = replace(bundle.settings, test_time_rotation=test_time_rotation)
-    side = settings.canvas_size
-    drawn = np.stack([np.asarray(lesion(96, 72, n).resize((side, side))) for n in range(3)])
-    localized = Localize(settings, ray.put(bundle.stage1), COMPUTE)(decoded(drawn))
-    scored = Classify(settings, ray.put(bundle.stage2), COMPUTE, "m", "r", NOW)(localized)
-
+def classifier(bundle: Bundle, settings: ModelSettings) -> TwoStageClassifier:
     stage1, stage2 = (
         build_network(settings, state).eval() for state in (bundle.stage1, bundle.stage2)
     )
-    canvases = to_channels_first(torch.from_numpy(drawn))
+    return TwoStageClassifier(Localizer(settings, stage1), CropClassifier(settings, stage2))
 
-    def by_hand(test_time_rotation: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        model = replace(settings, test_time_rotation=test_time_rotation)
-        found = Localizer(model, stage1)(canvases)
-        return found.probabilities, CropClassifier(model, stage2)(found.crops)
 
-    for stage, own, other in zip(
-        ("stage1", "stage2"),
-        by_hand(test_time_rotation),
-        by_hand(not test_time_rotation),
-        strict=True,
-    ):
-        seen = probabilities(scored, settings, stage)
-        torch.testing.assert_close(seen, own, atol=1e-4, rtol=0)
-        assert (seen - other).abs().max() > 1e-3, stage
+def classified(model: TwoStageClassifier, outcomes: Iterable[Outcome]) -> pa.Table:
+    """Images through both stages."""
+    outcomes = list(outcomes)
+    manifest = [{"row": row, "uri": f"/{row}.png"} for row in range(len(outcomes))]
+    table = pa.Table.from_pylist(manifest, MANIFEST_SCHEMA)
+    table = with_canvases(table, outcomes, model.localize.settings.canvas_size)
+    return Classify(model.classify, BATCH)(Localize(model.localize, BATCH)(table))
+
+
+def images(settings: ModelSettings, count: int) -> list[Decoded]:
+    return [decode_image(lesion(96, 72, seed), settings.canvas_size) for seed in range(count)]
+
+
+def probabilities(table: pa.Table, settings: ModelSettings, stage: str) -> np.ndarray:
+    columns = probability_columns(settings.classes, stage)
+    return np.stack([table[name].to_numpy() for name in columns], axis=1)
+
+
+@pytest.mark.parametrize("test_time_rotation", [False, True])
+def test_columns_are_what_the_classifier_finds(bundle_uri: str, test_time_rotation: bool) -> None:
+    bundle = load_bundle(bundle_uri)
+    settings = replace(bundle.settings, test_time_rotation=test_time_rotation)
+    model, decoded = classifier(bundle, settings), images(settings, 3)
+    table = classified(model, decoded)
+    canvases = np.stack([one.canvas for one in decoded])
+    found = model(to_channels_first(torch.from_numpy(canvases)))
+    expected = (found.localization.probabilities, found.stage2, found.final)
+    for stage, values in zip(STAGES, expected, strict=True):
+        np.testing.assert_allclose(probabilities(table, settings, stage), values, atol=1e-5)
+    best = [settings.classes[k] for k in found.final.argmax(dim=1)]
+    assert table["prediction"].to_pylist() == best
+    assert table["cam"].to_pylist() == [cam.numpy().tobytes() for cam in found.localization.maps]
+
+
+def test_an_image_alone_gives_the_numbers_it_gives_in_a_batch(bundle_uri: str) -> None:
+    bundle = load_bundle(bundle_uri)
+    model, decoded = classifier(bundle, bundle.settings), images(bundle.settings, BATCH)
+    together = classified(model, decoded)
+    for row, one in enumerate(decoded):
+        alone = classified(model, [one])
+        for name in set(alone.column_names) - {"row", "uri"}:
+            assert alone[name].to_pylist() == together[name].slice(row, 1).to_pylist(), name
+
+
+def test_failed_rows_keep_their_error_and_have_no_results(bundle_uri: str) -> None:
+    bundle = load_bundle(bundle_uri)
+    good, bad = images(bundle.settings, 1)[0], DecodeError(ErrorKind.EMPTY, "no bytes")
+    table = classified(classifier(bundle, bundle.settings), [bad, good, bad])
+    assert table["error_kind"].to_pylist() == ["empty", None, "empty"]
+    results = [name for name in table.column_names if "p_" in name or name.startswith("box_")]
+    for name in (*results, "cam", "cam_flat", "prediction"):
+        assert table[name].is_null().to_pylist() == [True, False, True], name

@@ -1,4 +1,4 @@
-"""Window: blocks wait until there is room, and what is repeated is counted once; without Ray."""
+"""Window: blocks wait until there is room, and a repeated one counts once; without Ray."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,81 +9,81 @@ import pytest
 from lesioncam.scoring.window import Window
 
 
-async def waits(entering: "asyncio.Task[None]") -> bool:
-    """Whether it is still waiting after everything else has had its turn."""
+async def waits(acquiring: "asyncio.Task[None]") -> bool:
+    """Whether it still waits after all other tasks had a chance to run."""
     for _ in range(5):
         await asyncio.sleep(0)
-    return not entering.done()
+    return not acquiring.done()
 
 
-def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 10))
+def run(steps: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(steps, 10))
 
 
-def test_blocks_enter_while_there_is_room_and_wait_where_there_is_none() -> None:
-    async def story() -> None:
+def test_blocks_wait_where_there_is_no_room() -> None:
+    async def steps() -> None:
         window = Window(10)
-        await window.enter(0, 4)
-        await window.enter(4, 6)
-        third = asyncio.create_task(window.enter(10, 4))
+        await window.acquire(0, 4)
+        await window.acquire(4, 6)
+        third = asyncio.create_task(window.acquire(10, 4))
         assert await waits(third)
-        await window.leave(0, 3)
+        await window.release(0, 3)
         assert await waits(third)
-        await window.leave(3, 1)
+        await window.release(3, 1)
         await third
 
-    run(story())
+    run(steps())
 
 
-def test_a_block_that_entered_passes_again_and_takes_no_room() -> None:
-    async def story() -> None:
+def test_a_block_that_is_fetched_again_takes_no_room() -> None:
+    async def steps() -> None:
         window = Window(4)
-        await window.enter(0, 4)
-        await window.enter(0, 4)
-        await window.leave(0, 4)
-        await window.enter(4, 4)
+        await window.acquire(0, 4)
+        await window.acquire(0, 4)
+        await window.release(0, 4)
+        await window.acquire(4, 4)
 
-    run(story())
+    run(steps())
 
 
-def test_a_waiting_block_that_is_repeated_enters_once() -> None:
-    async def story() -> None:
+def test_a_waiting_block_that_is_repeated_counts_once() -> None:
+    async def steps() -> None:
         window = Window(4)
-        await window.enter(0, 4)
-        both = [asyncio.create_task(window.enter(4, 2)) for _ in range(2)]
-        await window.leave(0, 4)
+        await window.acquire(0, 4)
+        both = [asyncio.create_task(window.acquire(4, 2)) for _ in range(2)]
+        await window.release(0, 4)
         await asyncio.gather(*both)
-        await window.enter(6, 2)
-        assert await waits(asyncio.create_task(window.enter(8, 1)))
+        await window.acquire(6, 2)
+        assert await waits(asyncio.create_task(window.acquire(8, 1)))
 
-    run(story())
+    run(steps())
 
 
 def test_a_part_that_is_written_twice_makes_room_once() -> None:
-    async def story() -> None:
+    async def steps() -> None:
         window = Window(4)
-        await window.enter(0, 4)
-        await window.leave(0, 2)
-        await window.leave(0, 2)
-        assert await waits(asyncio.create_task(window.enter(4, 4)))
+        await window.acquire(0, 4)
+        await window.release(0, 2)
+        await window.release(0, 2)
+        assert await waits(asyncio.create_task(window.acquire(4, 4)))
 
-    run(story())
+    run(steps())
 
 
 @pytest.mark.parametrize("images", [64, 1000])
-def test_of_many_blocks_no_more_are_under_way_than_may_be(images: int) -> None:
-    async def story() -> None:
-        window, under_way = Window(images), 0
+def test_many_blocks_never_exceed_the_window(images: int) -> None:
+    async def steps() -> None:
+        window, in_progress = Window(images), 0
 
         async def one(first: int) -> None:
-            nonlocal under_way
-            await window.enter(first, 32)
-            under_way += 32
-            assert under_way <= images
+            nonlocal in_progress
+            await window.acquire(first, 32)
+            in_progress += 32
+            assert in_progress <= images
             await asyncio.sleep(0)
-            under_way -= 32
-            await window.leave(first, 32)
+            in_progress -= 32
+            await window.release(first, 32)
 
         await asyncio.gather(*(one(32 * number) for number in range(100)))
 
-    run(story())
+    run(steps())

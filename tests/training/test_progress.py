@@ -35,7 +35,7 @@ def test_a_stage_that_goes_on_says_from_where() -> None:
 def test_the_same_in_numbers() -> None:
     assert figures(post()) == {
         "epoch": 2, "epochs": 7, "loss": 0.4567, "mean_auc": 0.8765, "images_per_second": 12.34,
-        "seconds_left": 190.0,
+        "seconds_remaining": 190.0,
     }  # fmt: skip
     assert figures(post(loss=math.inf))["loss"] is None
     assert figures(EpochReport("stage1", 7, [], left=math.nan)) == {"epoch": 0}

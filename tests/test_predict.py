@@ -1,0 +1,197 @@
+"""Predict: the rows of a job, without Ray, from paths, bytes, PIL images and arrays."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lesioncam.errors import InputError
+from lesioncam.predict import Classifier, load
+from lesioncam.schema import scores_schema
+from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.storage.bundle import load_bundle
+from tests.conftest import CLASSES
+from tests.messy import Expected, fill, lesion
+
+SOURCE = ["uri", "image_id", "size", "etag", "last_modified"]
+PROVENANCE = ["run_id", "scored_at"]
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle_uri: str) -> Classifier:
+    return load(bundle_uri, "float32")
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Expected]]:
+    folder = tmp_path_factory.mktemp("messy") / "images"
+    return folder, fill(folder)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def results(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop(columns=[*SOURCE, *PROVENANCE]).reset_index(drop=True)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_rows_are_those_of_a_job(
+    messy: tuple[Path, dict[str, Expected]], bundle_uri: str, tmp_path: Path, precision: str
+) -> None:
+    folder, expected = messy
+    output = tmp_path / "out"
+    score(ScoreRequest(str(folder), bundle_uri, str(output), precision=precision))
+    job = pd.read_parquet(output).sort_values("uri", ignore_index=True)
+    names = sorted(str(folder / name) for name in expected)
+    rows = load(bundle_uri, precision, "cpu").predict(names)
+    assert list(rows["uri"]) == list(job["uri"])
+    assert list(rows.columns) == scores_schema(CLASSES).names
+    pd.testing.assert_frame_equal(
+        rows.drop(columns=PROVENANCE), job.drop(columns=PROVENANCE), rtol=0, atol=1e-5
+    )
+    assert rows["scored_at"].dtype == job["scored_at"].dtype
+    assert rows["run_id"].isna().all()
+    assert set(rows["model"]) == {load_bundle(bundle_uri).digest}
+
+
+def test_every_form_of_an_image_gives_the_same_numbers(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    image = lesion(96, 72)
+    path = tmp_path / "lesion.png"
+    path.write_bytes(png(image))
+    forms: list[Any] = [path, str(path), path.as_uri(), png(image), image, np.asarray(image)]
+    rows = classifier.predict(forms)
+    for row in range(1, len(forms)):
+        pd.testing.assert_frame_equal(results(rows[:1]), results(rows[row : row + 1]))
+    assert list(rows["image_id"][:3]) == ["lesion"] * 3
+    assert list(rows["size"][:4]) == [path.stat().st_size] * 4
+    assert rows.loc[3:, ["uri", "image_id", "etag", "last_modified"]].isna().all(axis=None)
+
+
+def test_a_batch_gives_the_numbers_of_single_images(classifier: Classifier) -> None:
+    images = [lesion(96, 72, seed) for seed in range(5)]
+    together = classifier.predict(images)
+    alone = pd.concat([classifier.predict(image) for image in images], ignore_index=True)
+    pd.testing.assert_frame_equal(results(together), results(alone))
+    array = np.stack([np.asarray(image) for image in images])
+    pd.testing.assert_frame_equal(results(classifier.predict(array)), results(together))
+
+
+def test_gray_arrays_and_orientation(classifier: Classifier) -> None:
+    gray = lesion(96, 72).convert("L")
+    rows = classifier.predict([np.asarray(gray), png(gray)])
+    pd.testing.assert_frame_equal(results(rows[:1]), results(rows[1:]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    lesion(96, 72).save(buffer, "PNG", exif=exif)
+    upright = classifier.predict(Image.open(buffer))
+    assert (upright["width"][0], upright["height"][0]) == (72, 96)
+
+
+def test_failed_images_are_rows_in_their_order(classifier: Classifier, tmp_path: Path) -> None:
+    cut = Image.open(io.BytesIO(png(lesion(96, 72))[:2000]))
+    rows = classifier.predict([b"", tmp_path / "gone.jpg", lesion(96, 72), b"text", cut])
+    kinds = ["empty", "not_found", None, "not_an_image", "truncated"]
+    assert [kind if isinstance(kind, str) else None for kind in rows["error_kind"]] == kinds
+    assert list(rows["status"]) == ["failed", "failed", "ok", "failed", "failed"]
+    assert rows.loc[rows["status"] == "failed", "error"].str.len().gt(5).all()
+
+
+def test_no_images_give_no_rows(classifier: Classifier) -> None:
+    rows = classifier.predict([])
+    assert list(rows.columns) == scores_schema(CLASSES).names
+    assert (len(rows), rows["box_x0"].dtype) == (0, "Int32")
+
+
+def test_an_iterable_is_read_in_blocks(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncam.predict._BLOCK", 3)
+    read, read_when_scored = 0, list[int]()
+    score_block = Classifier._score
+
+    def images() -> Iterator[Image.Image]:
+        nonlocal read
+        for seed in range(8):
+            read += 1
+            yield lesion(32, 24, seed)
+
+    def watched(*args: Any) -> Any:
+        read_when_scored.append(read)
+        return score_block(*args)
+
+    monkeypatch.setattr(Classifier, "_score", watched)
+    assert len(classifier.predict(images())) == 8
+    assert read_when_scored == [3, 6, 8]
+
+
+def test_an_object_of_a_bucket_has_its_etag(classifier: Classifier, bucket: str) -> None:
+    boto3.client("s3").put_object(Bucket=bucket, Key="a b/1.png", Body=png(lesion(96, 72)))
+    rows = classifier.predict(f"s3://{bucket}/a b/1.png")
+    assert rows["status"][0] == "ok"
+    assert rows["uri"][0] == f"s3://{bucket}/a b/1.png"
+    assert rows["etag"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (3, r"images\[0\]: expected a path, an s3:// URI, bytes, .* got int"),
+        ([b"", None], r"images\[1\]: .* got NoneType"),
+        (np.zeros((4, 4, 3)), r"got an array of float64 \(4, 4, 3\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"got an array of uint8 \(4, 4, 4\)"),
+        (np.zeros((0, 4), np.uint8), r"got an array of uint8 \(0, 4\)"),
+        ("https://example.org/a.jpg", r"images\[0\]: .* is neither a path nor s3://bucket/key"),
+    ],
+)
+def test_other_types_are_refused_in_one_line(
+    classifier: Classifier, image: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        classifier.predict(image)
+    assert "\n" not in str(error.value)
+
+
+def test_a_directory_is_refused_with_the_way_to_list_it(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"is a directory; pass its files, for example sorted\("):
+        classifier.predict(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gone",), r"bundle: \S+/gone/bundle.json"),
+        (("gone", "float16"), "precision: expected one of auto, float32, bfloat16, got 'float16'"),
+        (("gone", "auto", "tpu"), "device: expected one of cpu, cuda, got 'tpu'"),
+    ],
+)
+def test_load_refuses_what_it_cannot_use(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load(*arguments)
+
+
+def test_prediction_never_imports_ray(bundle_uri: str) -> None:
+    code = f"""
+import sys
+from lesioncam.predict import load
+load({bundle_uri!r}).predict(b"no image")
+assert "ray" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
