@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -104,7 +104,7 @@ class Listing:
     def _listed(self) -> Iterator[Entry]:
         with ThreadPoolExecutor(_STAT_THREADS) as threads:
             for uris in read_uri_list(self.source, self._flag):
-                yield from threads.map(stat_or_unknown, repeat(stat_uri), map(_absolute, uris))
+                yield from threads.map(stat_listed, uris)
 
     def _once(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         seen: set[str] = set()
@@ -194,6 +194,11 @@ def read_tables(store: Store) -> Iterator[pa.Table]:
 def read_table(store: Store, name: str) -> pa.Table:
     """Read a Parquet file that `write_table` wrote."""
     return pq.read_table(io.BytesIO(store.read(name)))
+
+
+def stat_listed(uri: str) -> Entry:
+    """The entry of a file that a list names by its path or URI."""
+    return stat_or_unknown(stat_uri, _absolute(uri))
 
 
 def _absolute(uri: str) -> str:

@@ -42,7 +42,7 @@ def _check(file: BinaryIO, where: str) -> None:
     unsupported: list[int] = []
     rows = 0
     for uris in _read_uris(file, where):
-        unsupported += [row for row, uri in enumerate(uris, rows + 1) if not _is_supported(uri)]
+        unsupported += [row for row, uri in enumerate(uris, rows + 1) if not is_supported(uri)]
         rows += len(uris)
     if unsupported:
         raise InputError(
@@ -91,7 +91,8 @@ def _read_csv(file: BinaryIO) -> Iterator[pd.DataFrame]:
         yield frame
 
 
-def _is_supported(uri: str) -> bool:
+def is_supported(uri: str) -> bool:
+    """Whether a URI is a path, `file://` or `s3://bucket/key`."""
     if uri.startswith("s3://"):
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         return bool(bucket and key)
