@@ -162,4 +162,4 @@ def test_a_signal_to_stop_is_answered_in_one_line(here: Path, bundle_uri: str) -
     assert said == ["lesioncam: interrupted; the same command goes on from here\n"]
     assert run.returncode == 1
     summary = next(Path("out/_lesioncam/runs").glob("*/summary.json"))
-    assert json.loads(summary.read_text())["outcome"] == "broke"
+    assert json.loads(summary.read_text())["outcome"] == "failed"
