@@ -17,7 +17,7 @@ FLOORS = (
     ("vision",),
     ("storage",),
     ("cluster", "telemetry", "scoring", "training", "evaluation"),
-    ("demo", "logs", "cli", "__main__"),
+    ("demo", "logs", "cli", "predict", "__main__"),
 )
 APART = ({"scoring", "training", "evaluation"},)
 MODULES = sorted(PACKAGE.rglob("*.py"))
