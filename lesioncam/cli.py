@@ -231,7 +231,7 @@ def _train(flags: argparse.Namespace) -> int:
             val_labels=flags.val_labels,
             workers=flags.workers,
             gpu=flags.gpu,
-            storage=flags.storage,
+            checkpoint_dir=flags.storage,
         )
     )
     for name, figures in trained["metrics"].items():

@@ -1,7 +1,7 @@
-"""Batches: which images a worker learns from at each step, cut, turned and lit.
+"""Batches: the images a worker trains on at each step, cut and augmented.
 
-Every worker draws the order and the augmentation of the whole batch and takes its share of both, so
-how many workers there are changes nothing in what the network sees.
+Every worker draws the order and the augmentation of the whole batch and takes its slice of both.
+So the number of workers does not change what the network trains on.
 """
 
 import time
@@ -21,54 +21,54 @@ from lesioncam.vision.augment import Draws, augment, draw, turn
 from lesioncam.vision.classifier import to_channels_first
 from lesioncam.vision.crop import sample_boxes
 
-_FINER = 4  # points each way that a cell's share of lesion is the mean of
+_SAMPLES = 4  # of a lesion mask, each way, that are averaged for one cell of a map
 
 
 @dataclass(frozen=True)
-class Lesions:
-    """Where the lesions of n images are.
+class LesionMasks:
+    """The lesion masks of n images.
 
     Attributes:
         grid: (n, m, m) bool, on the canvas.
-        drawn: (n,) bool: somebody drew the outline; the others are guessed from color.
-        weights: (n,) float32, how much each counts in the loss.
+        given: (n,) bool: a person drew the mask; the others are estimated from color.
+        weights: (n,) float32, the weight of each in the loss.
     """
 
     grid: np.ndarray
-    drawn: np.ndarray
+    given: np.ndarray
     weights: np.ndarray
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The images of one stage and what is known of them; n of them, training and held-out ones.
+    """The images of one stage, to train on and held out; n of them.
 
     Attributes:
         canvases: the decoded images.
-        boxes: (n, 4) int, of each image what the stage sees of its canvas.
-        labels: (n,) int.
+        boxes: (n, 4) int, what the stage sees of each canvas.
+        labels: (n,) int, class indices.
         held_out: (n,) bool.
-        lesions: what the maps are taught to cover.
+        lesion_masks: what the maps are trained to cover.
     """
 
     canvases: Canvases
     boxes: np.ndarray
     labels: np.ndarray
     held_out: np.ndarray
-    lesions: Lesions
+    lesion_masks: LesionMasks
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of one step.
+    """One worker's slice of one step, of b images.
 
     Attributes:
         images: (b, 3, s, s) uint8.
         labels: (b,) int64.
-        lesions: (b, m, m) float32, the lesions turned as their images were.
+        lesions: (b, h, w) float32, the fraction of each cell of the map that is lesion.
         lesion_weights: (b,) float32.
         size: images in the whole step, over all workers.
-        seconds: that it took to prepare.
+        seconds: how long it took to prepare.
     """
 
     images: Tensor
@@ -87,9 +87,9 @@ class Batches:
         settings: the recipe.
         backbone: the network's.
         rank: this worker's number.
-        world: how many there are.
+        world: the number of workers.
         device: where batches go.
-        stage: `stage1` or `stage2`, which draw other orders and turns.
+        stage: `stage1` or `stage2`, which have different orders and augmentation.
     """
 
     def __init__(
@@ -109,62 +109,65 @@ class Batches:
         self.size = min(settings.batch_size, len(self.training))
         self.steps = len(self.training) // self.size
 
-    def epoch(self, epoch: int, side: int) -> Iterator[Batch]:
-        """The epoch's batches, of images of `side` pixels, in an order of seed, stage and epoch.
+    def epoch(self, epoch: int, size: int) -> Iterator[Batch]:
+        """The epoch's batches, of images of `size` pixels, in an order of seed, stage and epoch.
 
-        A thread prepares the next one while the network works on the last. The images left over
-        after the last whole batch wait for another epoch's order.
+        A thread prepares the next batch while the network works on the last. Images that do not
+        fill a batch at the end are skipped; in another epoch's order, they are others.
         """
         order = np.random.default_rng(self.seed(epoch, self.steps)).permutation(self.training)
         groups = [order[step * self.size : (step + 1) * self.size] for step in range(self.steps)]
         with ThreadPoolExecutor(1, "batches") as ahead:
-            prepared = ahead.submit(self._prepare, epoch, 0, groups[0], side)
+            prepared = ahead.submit(self._prepare, epoch, 0, groups[0], size)
             for step in range(1, self.steps):
                 batch = prepared.result()
-                prepared = ahead.submit(self._prepare, epoch, step, groups[step], side)
+                prepared = ahead.submit(self._prepare, epoch, step, groups[step], size)
                 yield batch
             yield prepared.result()
 
-    def held_out(self, batch_size: int, side: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """This worker's share of the held-out images, unturned: numbers (b,), (b, 3, s, s).
+    def held_out(self, batch_size: int, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """This worker's held-out images, without augmentation, of `size` pixels.
 
-        At `side` pixels, as in `epoch`.
+        Yields their indices (b,) int64 and their pixels (b, 3, size, size) uint8.
         """
-        share = np.flatnonzero(self.examples.held_out)[self.rank :: self.world]
-        for start in range(0, len(share), batch_size):
-            numbers = share[start : start + batch_size]
-            yield numbers, sample_boxes(*self._pixels(numbers), side)
+        own = np.flatnonzero(self.examples.held_out)[self.rank :: self.world]
+        for start in range(0, len(own), batch_size):
+            indices = own[start : start + batch_size]
+            yield indices, sample_boxes(*self._pixels(indices), size)
 
-    def _prepare(self, epoch: int, step: int, numbers: np.ndarray, side: int) -> Batch:
+    def _prepare(self, epoch: int, step: int, indices: np.ndarray, size: int) -> Batch:
         started = time.monotonic()
-        share = numbers[self.rank :: self.world]
+        own = indices[self.rank :: self.world]
         random = torch.Generator().manual_seed(self.seed(epoch, step))
-        draws = draw(len(numbers), self.settings, random).share(self.rank, self.world)
-        canvases, boxes = self._pixels(share)
-        images = augment(canvases, boxes, draws, side)
-        labels = torch.from_numpy(self.examples.labels[share]).to(self.device)
+        draws = draw(len(indices), self.settings, random).share(self.rank, self.world)
+        canvases, boxes = self._pixels(own)
+        images = augment(canvases, boxes, draws, size)
+        labels = torch.from_numpy(self.examples.labels[own]).to(self.device)
         fractions = boxes / canvases.shape[-1]
-        lesions, weights = self._lesions(share, fractions, draws, self.backbone.cells(side))
+        lesions, weights = self._lesions(own, fractions, draws, self.backbone.cells(size))
         seconds = time.monotonic() - started
-        return Batch(images, labels, lesions, weights, len(numbers), seconds)
+        return Batch(images, labels, lesions, weights, len(indices), seconds)
 
     def _lesions(
-        self, numbers: np.ndarray, boxes: Tensor, draws: Draws, cells: int
+        self, indices: np.ndarray, boxes: Tensor, draws: Draws, cells: int
     ) -> tuple[Tensor, Tensor]:
-        """What of the lesions is in the boxes, in fractions of the canvas, once they are turned."""
-        lesions = self.examples.lesions
-        shown = torch.from_numpy(lesions.grid[numbers]).to(self.device)[:, None] * 255.0
-        turned = turn(shown, boxes * shown.shape[-1], draws, cells * _FINER)
-        shares = F.avg_pool2d(turned.float(), _FINER)[:, 0] / 255
-        return shares, torch.from_numpy(lesions.weights[numbers]).to(self.device)
+        """The masks in `boxes`, augmented like their images, on a map of `cells`; their weights.
 
-    def _pixels(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        Boxes are in fractions of the canvas.
+        """
+        masks = self.examples.lesion_masks
+        grid = torch.from_numpy(masks.grid[indices]).to(self.device)[:, None] * 255.0
+        augmented = turn(grid, boxes * grid.shape[-1], draws, cells * _SAMPLES)
+        lesions = F.avg_pool2d(augmented.float(), _SAMPLES)[:, 0] / 255
+        return lesions, torch.from_numpy(masks.weights[indices]).to(self.device)
+
+    def _pixels(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Canvases (b, 3, S, S) and boxes (b, 4) of these images, on the device."""
-        canvases = torch.from_numpy(self.examples.canvases.gather(numbers)).to(self.device)
-        boxes = torch.from_numpy(self.examples.boxes[numbers]).to(self.device)
+        canvases = torch.from_numpy(self.examples.canvases.gather(indices)).to(self.device)
+        boxes = torch.from_numpy(self.examples.boxes[indices]).to(self.device)
         return to_channels_first(canvases), boxes
 
     def seed(self, epoch: int, number: int) -> int:
-        """For what is drawn in an epoch: each step's turns, then the order, then the dropout."""
+        """The seed for one draw in an epoch: of each step, then of the order, then of dropout."""
         sequence = np.random.SeedSequence([self.settings.seed, self.stage, epoch, number])
         return int(sequence.generate_state(1)[0])

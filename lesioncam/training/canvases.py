@@ -1,7 +1,7 @@
 """Canvases: the decoded images, kept in Ray's object store between epochs.
 
-Ray keeps them once a node, shares them between its workers without copying, writes them to disk
-where memory is short, and decodes a chunk again where a node was lost.
+Ray keeps them once per node, shares them between workers without copying, spills them to disk when
+memory is short, and decodes a chunk again when its node is lost.
 """
 
 from collections import Counter
@@ -23,16 +23,16 @@ from lesioncam.vision.lesion_masks import estimate_lesion_masks
 
 _RETRIES = 10  # of a chunk whose worker or node was lost
 _DECODER = Decoder()  # of one worker process
-CHUNK = 16  # images decoded, kept and moved together: 5 MB at a canvas of 320
+CHUNK = 16  # images that are decoded, kept and moved together: 5 MB at a canvas of 320
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one task, as the object store keeps them.
+    """The images of one decode task, as the object store keeps them.
 
     Attributes:
         pixels: (c, S, S, 3) uint8, c at most CHUNK; black where an image could not be decoded.
-        good: (c,) bool, whether it could.
+        good: (c,) bool, whether each could be decoded.
     """
 
     pixels: np.ndarray
@@ -41,104 +41,104 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Canvases:
-    """References to decoded images, by number.
+    """References to n decoded images.
 
     Attributes:
-        chunks: of each `Chunk` in the object store.
-        places: (n,) int64: image i is at `places[i] % CHUNK` in chunk `places[i] // CHUNK`.
+        chunks: each a `Chunk` in the object store.
+        rows: (n,) int64; image i is row `rows[i] % CHUNK` of chunk `rows[i] // CHUNK`.
     """
 
     chunks: tuple[ray.ObjectRef, ...]
-    places: np.ndarray
+    rows: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
-    def gather(self, numbers: np.ndarray) -> np.ndarray:
-        """(m, S, S, 3): copies of these images, in this order.
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        """(m, S, S, 3) uint8: copies of the images at `indices` (m,), in this order.
 
         Raises:
-            RunFailedError: a node was lost, and one of them can't be fetched from its source any more.
+            RunFailedError: an image was decoded again after a node was lost, and that failed.
         """
-        places = self.places[numbers]
+        rows = self.rows[indices]
         images: dict[int, np.ndarray] = {}
-        for number in np.unique(places // CHUNK):
+        for number in np.unique(rows // CHUNK):
             chunk: Chunk = ray.get(self.chunks[number])
-            for place in places[places // CHUNK == number]:
-                if not chunk.good[place % CHUNK]:
+            for row in rows[rows // CHUNK == number]:
+                if not chunk.good[row % CHUNK]:
                     raise RunFailedError(
-                        "an image that a lost node had cannot be read once more; run the same "
+                        "an image could not be read again after its node was lost; run the same "
                         "command again"
                     )
-                images[place] = chunk.pixels[place % CHUNK]
-        return np.stack([images[place] for place in places])
+                images[row] = chunk.pixels[row % CHUNK]
+        return np.stack([images[row] for row in rows])
 
-    def take(self, numbers: np.ndarray) -> "Canvases":
-        """These images, in this order."""
-        return Canvases(self.chunks, self.places[numbers])
+    def take(self, indices: np.ndarray) -> "Canvases":
+        """The images at `indices`, in this order."""
+        return Canvases(self.chunks, self.rows[indices])
 
     def join(self, others: "Canvases") -> "Canvases":
-        """These images, and after them the others."""
-        places = np.concatenate([self.places, others.places + CHUNK * len(self.chunks)])
-        return Canvases(self.chunks + others.chunks, places)
+        """These images, then the others."""
+        rows = np.concatenate([self.rows, others.rows + CHUNK * len(self.chunks)])
+        return Canvases(self.chunks + others.chunks, rows)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a list of images; m of them could be decoded.
+    """A list of images after decoding; m of them could be decoded.
 
     Attributes:
         canvases: of those m.
-        good: (m,) int64, their numbers in the list.
-        failed: how many others failed, by error kind.
+        good: (m,) int64, their indices in the list.
+        failed: how many could not be decoded, by error kind.
         thumbnails: (m, 16, 16, 3) uint8, to find copies by.
-        guesses: (m, 32, 32) bool, where `estimate_lesion_masks` sees the lesion.
+        estimated_masks: (m, 32, 32) bool, as `estimate_lesion_masks` gives them.
     """
 
     canvases: Canvases
     good: np.ndarray
     failed: Counter[str]
     thumbnails: np.ndarray
-    guesses: np.ndarray
+    estimated_masks: np.ndarray
 
 
-def decode_canvases(uris: Sequence[str], side: int) -> Decoded:
-    """Fetch and decode images on the cluster, to canvases of `side` pixels."""
+def decode_canvases(uris: Sequence[str], size: int) -> Decoded:
+    """Fetch and decode images on the cluster, to canvases of `size` pixels."""
     task = ray.remote(num_cpus=1, num_returns=2, max_retries=_RETRIES)(_decode_chunk)
     started = [
-        task.remote(list(uris[start : start + CHUNK]), side) for start in range(0, len(uris), CHUNK)
+        task.remote(list(uris[start : start + CHUNK]), size) for start in range(0, len(uris), CHUNK)
     ]
     outcomes = [outcome for _, chunk in started for outcome in ray.get(chunk)]
-    good = np.array([n for n, outcome in enumerate(outcomes) if outcome.kind is None], np.int64)
+    good = np.array([i for i, outcome in enumerate(outcomes) if outcome.kind is None], np.int64)
     return Decoded(
         Canvases(tuple(chunk for chunk, _ in started), good),
         good,
         Counter(outcome.kind for outcome in outcomes if outcome.kind is not None),
-        np.array([outcomes[number].thumbnail for number in good]),
-        np.array([outcomes[number].guess for number in good]),
+        np.array([outcomes[index].thumbnail for index in good]),
+        np.array([outcomes[index].estimated_mask for index in good]),
     )
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One image: its error kind, or what is known of it beside its pixels."""
+    """One image: its error kind, or its thumbnail and estimated lesion mask."""
 
     kind: str | None
     thumbnail: np.ndarray | None = None
-    guess: np.ndarray | None = None
+    estimated_mask: np.ndarray | None = None
 
 
-def _decode_chunk(uris: list[str], side: int) -> tuple[Chunk, list[_Outcome]]:
-    canvases = np.zeros((len(uris), side, side, 3), np.uint8)
+def _decode_chunk(uris: list[str], size: int) -> tuple[Chunk, list[_Outcome]]:
+    canvases = np.zeros((len(uris), size, size, 3), np.uint8)
     kinds: list[str | None] = []
-    for number, uri in enumerate(uris):
+    for row, uri in enumerate(uris):
         try:
-            canvases[number] = _DECODER.decode(read_uri(uri), side).canvas
+            canvases[row] = _DECODER.decode(read_uri(uri), size).canvas
             kinds.append(None)
         except (StoreError, DecodeError) as error:
             kinds.append(str(error.kind))
-    guesses = estimate_lesion_masks(to_channels_first(torch.from_numpy(canvases))).numpy()
+    masks = estimate_lesion_masks(to_channels_first(torch.from_numpy(canvases))).numpy()
     return Chunk(canvases, np.array([kind is None for kind in kinds])), [
-        _Outcome(None, thumbnail(canvas), guess) if kind is None else _Outcome(kind)
-        for kind, canvas, guess in zip(kinds, canvases, guesses, strict=True)
+        _Outcome(None, thumbnail(canvas), mask) if kind is None else _Outcome(kind)
+        for kind, canvas, mask in zip(kinds, canvases, masks, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Model card: what a bundle is, in words, for whoever finds it later."""
+"""Model card: a bundle's README.md, for people who come across the bundle."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ def model_card(bundle: Bundle) -> str:
             f"# lesioncam bundle: {settings.backbone}, {len(settings.classes)} classes",
             "",
             "Two-stage skin-lesion classifier after Jia & Shen, *Skin Lesion Classification using "
-            "Class Activation Map* (arXiv 1703.01053): stage 1 classifies the whole image, its "
-            "class activation map leads to the lesion, stage 2 classifies that region.",
+            "Class Activation Map* (arXiv 1703.01053). Stage 1 classifies the whole image. Its "
+            "class activation map locates the lesion. Stage 2 classifies that region.",
             "",
             "**Not a medical device.** For research, not for diagnosis.",
         ],
@@ -41,15 +41,10 @@ def model_card(bundle: Bundle) -> str:
 
 def _data(bundle: Bundle) -> list[str]:
     facts = bundle.training
-    left_over = ", ".join(
-        f"{count:,} {name.replace('_', ' ')}" for name, count in facts["left_over"].items()
+    not_used = ", ".join(
+        f"{count:,} {name.replace('_', ' ')}" for name, count in facts["not_used"].items()
     )
-    drawn, guessed = facts["outlines_drawn"], facts["outlines_guessed"]
-    maps = (
-        f"Both stages' maps were taught to cover the lesion, by {drawn:,} drawn outlines and "
-        f"{guessed:,} guessed from color."
-    )
-    return [
+    lines = [
         "## Data",
         "",
         "| class | trained on | held out |",
@@ -59,23 +54,28 @@ def _data(bundle: Bundle) -> list[str]:
             for name in bundle.settings.classes
         ),
         "",
-        f"Left over: {left_over}.",
-        *(["", maps] if _taught(bundle) else []),
+        f"Not used: {not_used}.",
     ]
+    if _maps_trained(bundle):
+        lines += [
+            "",
+            f"Maps were trained to cover the lesion, from {facts['masks_given']:,} given masks and "
+            f"{facts['masks_estimated']:,} estimated from color.",
+        ]
+    return lines
 
 
-def _taught(bundle: Bundle) -> bool:
-    """Whether maps were guided onto the lesion."""
-    return bool(bundle.training["outlines_drawn"] + bundle.training["outlines_guessed"])
+def _maps_trained(bundle: Bundle) -> bool:
+    """Whether maps were trained to cover the lesion."""
+    return bool(bundle.training["masks_given"] + bundle.training["masks_estimated"])
 
 
 def _results(bundle: Bundle) -> list[str]:
     lines = [
         "## Results",
         "",
-        "Each stage's epoch, of those at the full side, was chosen by mean AUC on the held-out "
-        "images, so their figures are somewhat too good. Validation images, where given, chose "
-        "nothing. `mean` is over "
+        "Each stage's epoch was chosen by mean AUC on the held-out images, so their figures are "
+        "slightly optimistic. Nothing was chosen on validation images. `mean` is over "
         f"{', '.join(bundle.training['target_classes'])}.",
     ]
     for name, figures in bundle.metrics.items():
@@ -87,46 +87,45 @@ def _results(bundle: Bundle) -> list[str]:
 
 
 def _limits(bundle: Bundle) -> list[str]:
-    balance = bundle.training["settings"]["balance"]
+    balanced = bundle.training["settings"]["balance"] > 0
     return [
         "## Limits",
         "",
-        "- It ranks images; its probabilities are not calibrated"
-        + (", and were learned with classes weighted towards balance" * (balance > 0))
-        + ": choose a threshold on images of your own.",
+        "- Its probabilities are not calibrated"
+        + (", and training weighted rare classes more" * balanced)
+        + ". Choose a threshold on images of your own.",
         f"- It knows {', '.join(bundle.settings.classes)} and nothing else: any other finding, or "
         "a picture without a lesion, gets one of these names.",
         "- It was measured on images of the same collection. Other cameras, skin types, ages and "
         "body sites can be much worse; collections of dermoscopic images have few dark skins.",
-        "- Its maps were taught to cover the lesion: they are meant to find it, and are no "
-        "evidence of what the class rests on."
-        if _taught(bundle)
-        else "- Its maps show where stage 1 looked, not why.",
+        "- Its maps were trained to cover the lesion. They do not show why a class was predicted."
+        if _maps_trained(bundle)
+        else "- Its maps show which region raised stage 1's scores, not why.",
     ]
 
 
 def _recipe(bundle: Bundle) -> list[str]:
     settings, facts = bundle.settings, bundle.training
     crop = settings.crop
+    rotation = (
+        "Each stage averages over the image and the image rotated by 180 degrees. "
+        if settings.test_time_rotation
+        else ""
+    )
     return [
         "## Recipe",
         "",
         f"Backbone {settings.backbone} at {settings.input_size} x {settings.input_size} pixels, "
         f"crops from a canvas of {settings.canvas_size} x {settings.canvas_size}. Crop rule: "
         f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
-        f"{crop.smallest} of the canvas; stage 2 sees the box with {crop.context} of the canvas "
-        f"more on each side. Final probabilities: {1 - settings.stage2_weight:g} x "
-        f"stage 1 + {settings.stage2_weight:g} x stage 2"
-        + (
-            ", each the mean over the image and its half turn"
-            if settings.test_time_rotation
-            else ""
-        )
-        + f". Stage 1 is from epoch {facts['stage1']['best_epoch']} of "
-        f"{facts['settings']['stage1_epochs']}, stage 2 from epoch "
-        f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']}; every epoch's "
-        "metrics are in `metrics.csv` and `curves.png`. SGD with Nesterov momentum, one cycle; "
-        f"Ray Train workers: {facts['workers']}. All settings, as `lesioncam.settings` tells them:",
+        f"{crop.smallest} of the canvas. Stage 2 sees the box with {crop.context} of the canvas "
+        f"around it. Final probabilities: {1 - settings.stage2_weight:g} x stage 1 + "
+        f"{settings.stage2_weight:g} x stage 2. {rotation}Best epochs: "
+        f"{facts['stage1']['best_epoch']} of {facts['settings']['stage1_epochs']} in stage 1, "
+        f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']} in stage 2. "
+        "Every epoch's metrics are in `metrics.csv` and `curves.png`. SGD with Nesterov momentum, "
+        f"one-cycle learning rate. Ray Train workers: {facts['workers']}. All settings, documented "
+        "in `lesioncam.settings.TrainSettings`:",
         "",
         "| setting | value |",
         "|---|---|",

@@ -1,8 +1,8 @@
-"""What workers break off by: a stage goes on after the one, and ends by the other.
+"""Failures of a stage's workers: which are retried, and the error of a stage that is given up.
 
-A worker died, or a node, a store or a connection was away: Ray Train starts all workers again, from
-the last checkpoint. What would come again ends the stage at once: a lease that another run has, a
-GPU's memory that is short, and what Python calls a mistake, such as a `KeyError`.
+A dead worker or node, or a store or connection that fails, makes Ray Train restart all workers from
+the last checkpoint. What a retry would repeat ends the stage at once: a lease that another run has,
+a GPU with too little memory, and bugs, such as a `KeyError`.
 """
 
 import re
@@ -17,94 +17,123 @@ import ray.exceptions
 import ray.train
 import torch
 
-from lesioncam.errors import RunFailedError
+from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.storage.lease import LeaseLostError
-from lesioncam.training.progress import ProgressBoard, WorkerFailure
+from lesioncam.training.progress import ProgressBoard, WorkerFailure, stage_name
 
-WORKER_DEATHS = 8  # workers that may die in a stage before it gives up
+MAX_FAILURES = 8  # restarts in a stage before it is given up
 NON_RETRYABLE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError,
 )  # fmt: skip
-_NONE_OF_OURS = (ray.exceptions.RayError, pa.ArrowException)  # though some are of those types, too
-_AGAIN_SECONDS = 60  # until the same setback is told again: while others run on, it is seen often
+_RETRYABLE = (ray.exceptions.RayError, pa.ArrowException)  # though some are of those types, too
+_REPORT_AGAIN_S = 60.0  # the same failure is reported once in this time; Ray Train polls often
+_MAX_REASON = 300  # characters
+
+
+class FatalWorkerError(Exception):
+    """A worker's failure that a retry would repeat; raised in Ray Train's controller.
+
+    Attributes:
+        failure: the worker's exception.
+    """
+
+    def __init__(self, failure: Exception):
+        super().__init__(failure)
+        self.failure = failure
 
 
 class FailurePolicy(ray.train.UserCallback):  # type: ignore[misc]
-    """Ends a stage, from Ray Train's controller, by what would come again; tells of the rest.
+    """Runs in Ray Train's controller: ends a stage where a retry is useless, reports the rest.
 
     Args:
         stage: `stage1` or `stage2`.
-        board: where it is told.
+        board: where failures are reported.
     """
 
     def __init__(self, stage: str, board: ProgressBoard):
         self.stage, self.board = stage, board
-        self._told: dict[WorkerFailure, float] = {}
+        self._reported: dict[WorkerFailure, float] = {}
 
     def after_exception(
         self,
         run_context: Any,  # noqa: ARG002
         worker_exceptions: Mapping[int, Exception],
     ) -> None:
-        """Ray Train calls this when workers broke off, and ends where it raises."""
+        """Ray Train calls this when workers failed; it gives the stage up if this raises.
+
+        Raises:
+            FatalWorkerError: a retry would fail the same way.
+        """
         for error in worker_exceptions.values():
-            if isinstance(error, LeaseLostError | torch.OutOfMemoryError) or _is_mistake(error):
-                raise error
+            if isinstance(error, LeaseLostError | torch.OutOfMemoryError) or _is_bug(error):
+                raise FatalWorkerError(error)
         now = time.monotonic()
         for rank, error in worker_exceptions.items():
-            setback = WorkerFailure(self.stage, rank, _one_line(error))
-            if now - self._told.get(setback, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:
-                self._told[setback] = now
-                self.board.post(setback)
+            failure = WorkerFailure(self.stage, rank, _describe(_underlying(error)))
+            if now - self._reported.get(failure, -_REPORT_AGAIN_S) >= _REPORT_AGAIN_S:
+                self._reported[failure] = now
+                self.board.report(failure)
 
 
 @contextmanager
-def traceback_noted() -> Iterator[None]:
-    """For a worker: a mistake takes its traceback along, which does not travel by itself."""
+def traceback_as_note() -> Iterator[None]:
+    """In a worker: add a bug's traceback to it as a note, because pickling drops tracebacks."""
     try:
         yield
     except NON_RETRYABLE as error:
-        if _is_mistake(error):
+        if _is_bug(error):
             error.add_note(traceback.format_exc())
         raise
 
 
-def what_ended(stage: str, error: Exception) -> Exception:
-    """A stage that Ray Train gave up: a `RunFailedError`, or a worker's own exception if by mistake.
+def stage_error(stage: str, error: Exception) -> Exception:
+    """The error of a stage that Ray Train gave up: one line, or a worker's bug as it is.
 
     Args:
         stage: `stage1` or `stage2`.
         error: a `ray.train.TrainingFailedError`.
     """
-    if not isinstance(error, ray.train.ControllerError):
-        return RunFailedError(told(stage, str(error)))
-    cause: Exception = error.controller_failure
-    if _is_mistake(cause) and hasattr(cause, "__notes__"):  # by a worker, not by the controller
-        return cause
-    said = str(cause) if isinstance(cause, RunFailedError) else f"{type(cause).__name__}: {cause}"
-    return RunFailedError(told(stage, said))
+    cause = _cause(error)
+    if isinstance(cause, FatalWorkerError):
+        cause = cause.failure
+        if _is_bug(cause):
+            return cause
+    reason = _describe(cause)
+    if isinstance(cause, torch.OutOfMemoryError):
+        reason += "; lower batch_size in --config"
+    elif isinstance(cause, InputError):  # it was good input when the run began
+        reason += "; fix that and run the same command again"
+    elif not isinstance(cause, RunFailedError):
+        reason += "; run the same command again"
+    return RunFailedError(f"{stage_name(stage)} failed: {reason}")
 
 
-def _is_mistake(error: Exception) -> bool:
-    return isinstance(error, NON_RETRYABLE) and not isinstance(error, _NONE_OF_OURS)
+def _cause(error: Exception) -> Exception:
+    """The exception behind a `TrainingFailedError`; of several workers', the most telling one."""
+    if isinstance(error, ray.train.ControllerError):
+        failure: Exception = error.controller_failure
+        return failure
+    if not isinstance(error, ray.train.WorkerGroupError) or not error.worker_failures:
+        return error
+    failures = [_underlying(failure) for failure in error.worker_failures.values()]
+    # Where one worker dies, the others fail with it, by a RuntimeError of their connection.
+    telling = (LesioncamError, ray.exceptions.RayError)
+    return next((failure for failure in failures if isinstance(failure, telling)), failures[0])
 
 
-def told(stage: str, said: str) -> str:
-    """One line for a stage that was given up, from what its end says in one or many."""
-    cause = _last_line(said)
-    if "out of memory" in cause.lower():
-        return f"{stage} broke off: {cause}; lower batch_size in --config"
-    if "run the same command again" in cause:
-        return f"{stage} broke off: {cause}"
-    return f"{stage} broke off, run the same command again: {cause}"
+def _underlying(error: Exception) -> Exception:
+    """How a worker or its node died, where Ray Train only says that it does not answer."""
+    failure: Exception = getattr(error, "health_check_failure", error)
+    return failure
 
 
-def _one_line(error: Exception) -> str:
-    cause = getattr(error, "health_check_failure", error)  # how a worker died, or its node
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300]
+def _is_bug(error: Exception) -> bool:
+    return isinstance(error, NON_RETRYABLE) and not isinstance(error, _RETRYABLE)
 
 
-def _last_line(said: str) -> str:
-    """The last line of a traceback that has come through processes of Ray, without its colors."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in said.splitlines()]
-    return next((line.strip() for line in reversed(lines) if line.strip(" ^~")), "")[:300]
+def _describe(error: Exception) -> str:
+    """An exception in one line, without Ray's colors."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if isinstance(error, LesioncamError):
+        return text
+    return f"{type(error).__name__}: {text}"[:_MAX_REASON]

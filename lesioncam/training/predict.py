@@ -1,7 +1,7 @@
-"""Predict: both stages' results on decoded canvases, on the cluster, through `localize`."""
+"""Predict: each stage's results on decoded canvases, by actors of the cluster."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,138 +13,145 @@ from torch import Tensor
 from lesioncam.cluster import device_here
 from lesioncam.settings import ModelSettings
 from lesioncam.training.canvases import Canvases
+from lesioncam.training.workers import Workers
 from lesioncam.vision.classifier import CropClassifier, Localizer, to_channels_first
 from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.network import build_network, native_precision, prepare_for_inference
+from lesioncam.vision.network import VGGGAP, build_network, prepare_for_inference
 
 _BATCH = 16
 _RETRIES = 10  # of an actor that was lost, and of its batch
 
 
 @dataclass(frozen=True)
-class Workers:
-    """How many Ray Train workers, or predictors, run at once, and what each of them takes.
-
-    Attributes:
-        actors: predictors at once.
-        gpu: whether each computes on a GPU of its own.
-        cpus: CPUs each reserves.
-        threads: torch threads each computes with on a CPU.
-    """
-
-    actors: int
-    gpu: bool
-    cpus: float
-    threads: int
-
-
-@dataclass(frozen=True)
 class Stage1Predictions:
-    """What stage 1 saw of n canvases.
+    """Stage 1's results on n canvases.
 
     Attributes:
         probabilities: (n, K) float32.
-        boxes: (n, 4) int64 on the canvas.
-        views: (n, 4) int64 likewise, what stage 2 sees.
+        boxes: (n, 4) int64, where the lesion is, on the canvas.
+        crop_boxes: (n, 4) int64, what stage 2 sees of the canvas.
         maps: (n, h, w) uint8, the maps behind the boxes.
     """
 
     probabilities: np.ndarray
     boxes: np.ndarray
-    views: np.ndarray
+    crop_boxes: np.ndarray
     maps: np.ndarray
 
 
-class _Predictor:
-    """A network that crops or classifies batches of canvases."""
+class _Stage1Predictor:
+    """An actor that localizes lesions on canvases."""
 
     def __init__(
         self,
         model: ModelSettings,
-        state: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
         canvases: Canvases,
-        compute: Workers,
+        workers: Workers,
     ):
-        self.model, self.canvases = model, canvases
-        self.device = device_here()
-        if self.device.type == "cpu":
-            torch.set_num_threads(compute.threads)
-        network = build_network(model, state)
-        self.network = prepare_for_inference(network, self.device, native_precision(self.device))
+        self.localize = Localizer(model, _network(model, weights, workers))
+        self.canvases = canvases
 
-    def localize(self, numbers: np.ndarray) -> Stage1Predictions:
-        """Stage 1 on these canvases."""
-        model, pixels = self.model, self._pixels(numbers)
-        found = Localizer(model, self.network)(pixels)
-        parts = (found.probabilities, found.boxes, found.crop_boxes, found.maps)
+    def predict(self, rows: np.ndarray) -> Stage1Predictions:
+        """Stage 1's results on the canvases `rows`, (B,) int."""
+        found = self.localize(_pixels(self.canvases, rows))
+        parts = (getattr(found, field.name) for field in fields(Stage1Predictions))
         return Stage1Predictions(*(part.cpu().numpy() for part in parts))
 
-    def classify(self, numbers: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Stage 2: probabilities (B, K) of the views' contents."""
-        places = torch.from_numpy(views).to(self.device)
-        crops = sample_boxes(self._pixels(numbers), places, self.model.input_size)
-        found: np.ndarray = CropClassifier(self.model, self.network)(crops).cpu().numpy()
-        return found
 
-    def _pixels(self, numbers: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(self.canvases.gather(numbers)).to(self.device)
-        return to_channels_first(pixels)
+class _Stage2Predictor:
+    """An actor that classifies crops of canvases."""
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        weights: Mapping[str, Tensor],
+        canvases: Canvases,
+        workers: Workers,
+    ):
+        self.classify = CropClassifier(model, _network(model, weights, workers))
+        self.canvases = canvases
+
+    def predict(self, rows: np.ndarray, crop_boxes: np.ndarray) -> np.ndarray:
+        """Probabilities (B, K) of the canvases `rows`, cut to `crop_boxes` (B, 4)."""
+        pixels = _pixels(self.canvases, rows)
+        boxes = torch.from_numpy(crop_boxes).to(pixels.device)
+        crops = sample_boxes(pixels, boxes, self.classify.settings.input_size)
+        probabilities: np.ndarray = self.classify(crops).cpu().numpy()
+        return probabilities
 
 
 def localize_all(
-    canvases: Canvases, model: ModelSettings, stage1: Mapping[str, Tensor], compute: Workers
+    canvases: Canvases, model: ModelSettings, stage1: Mapping[str, Tensor], workers: Workers
 ) -> Stage1Predictions:
-    """Stage 1 on all canvases."""
-    pool, _weights = _pool(model, stage1, canvases, compute)
+    """Stage 1's results on all canvases, by the weights `stage1`."""
+    pool, _weights = _pool(_Stage1Predictor, model, stage1, canvases, workers)
     batches = list(_batches(np.arange(len(canvases))))
-    found = list(pool.map(lambda actor, numbers: actor.localize.remote(numbers), batches))
+    found = list(pool.map(lambda actor, rows: actor.predict.remote(rows), batches))
     return Stage1Predictions(
-        np.concatenate([seen.probabilities for seen in found]),
-        np.concatenate([seen.boxes for seen in found]),
-        np.concatenate([seen.views for seen in found]),
-        np.concatenate([seen.maps for seen in found]),
+        *(
+            np.concatenate([getattr(part, field.name) for part in found])
+            for field in fields(Stage1Predictions)
+        )
     )
 
 
 def classify_all(
     canvases: Canvases,
-    numbers: np.ndarray,
-    views: np.ndarray,
+    rows: np.ndarray,
+    crop_boxes: np.ndarray,
     model: ModelSettings,
     stage2: Mapping[str, Tensor],
-    compute: Workers,
+    workers: Workers,
 ) -> np.ndarray:
-    """Stage 2 on the views of canvases `numbers` (m,): probabilities (m, K).
+    """Stage 2's probabilities (m, K) of some canvases.
 
     Args:
         canvases: n of them.
-        numbers: which of them.
-        views: (n, 4), of all.
-        model: the network's shape.
+        rows: (m,) int, which of them to classify.
+        crop_boxes: (n, 4), of all n.
+        model: the network's settings.
         stage2: its weights.
-        compute: how many predictors of what size.
+        workers: how many predictors, and with what.
     """
-    pool, _weights = _pool(model, stage2, canvases, compute)
+    pool, _weights = _pool(_Stage2Predictor, model, stage2, canvases, workers)
     results = pool.map(
-        lambda actor, batch: actor.classify.remote(batch, views[batch]), list(_batches(numbers))
+        lambda actor, batch: actor.predict.remote(batch, crop_boxes[batch]), list(_batches(rows))
     )
     return np.concatenate(list(results))
 
 
-def _batches(numbers: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(numbers), _BATCH):
-        yield numbers[start : start + _BATCH]
+def _network(model: ModelSettings, weights: Mapping[str, Tensor], workers: Workers) -> VGGGAP:
+    """A stage's network, ready for inference in this process."""
+    device = device_here()
+    if device.type == "cpu":
+        torch.set_num_threads(workers.threads)
+    return prepare_for_inference(build_network(model, weights), device, workers.precision)
+
+
+def _pixels(canvases: Canvases, rows: np.ndarray) -> Tensor:
+    """(B, 3, S, S) uint8 on this process's device."""
+    return to_channels_first(torch.from_numpy(canvases.gather(rows)).to(device_here()))
+
+
+def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]
 
 
 def _pool(
-    model: ModelSettings, state: Mapping[str, Tensor], canvases: Canvases, compute: Workers
+    predictor: type[_Stage1Predictor] | type[_Stage2Predictor],
+    model: ModelSettings,
+    weights: Mapping[str, Tensor],
+    canvases: Canvases,
+    workers: Workers,
 ) -> tuple[ActorPool, ray.ObjectRef]:
-    """Actors that are started again, and their batch repeated, where one dies.
+    """Predictors; one that dies is restarted and its batch repeated.
 
-    The second value is the weights' reference: it must live as long as they may have to.
+    The second value is the weights' reference. Keep it as long as the pool: a restart reads it.
     """
-    weights = ray.put(dict(state))
-    options: dict[str, Any] = {"num_cpus": compute.cpus, "num_gpus": int(compute.gpu)}
-    remote = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **options)(_Predictor)
-    actors = [remote.remote(model, weights, canvases, compute) for _ in range(compute.actors)]
-    return ActorPool(actors), weights
+    reference = ray.put(dict(weights))
+    options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": int(workers.gpu)}
+    remote = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **options)(predictor)
+    actors = [remote.remote(model, reference, canvases, workers) for _ in range(workers.count)]
+    return ActorPool(actors), reference

@@ -1,4 +1,4 @@
-"""What people watch while training runs: a line an epoch, from the workers to the log; metrics."""
+"""Training progress: from the workers to the log and the metrics file, one line per epoch."""
 
 import logging
 import math
@@ -19,26 +19,26 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What a worker says after an epoch, or when it goes on from a checkpoint.
+    """A worker's report after an epoch, or when it resumes from a checkpoint.
 
     Attributes:
         stage: `stage1` or `stage2`.
         epochs: of this stage.
-        history: the metrics of every epoch of this stage that is done; may be empty.
-        left: seconds that all epochs to come will take, of the stage after it too.
-        resumed: whether they come from a checkpoint.
+        history: the metrics of every finished epoch of this stage; may be empty.
+        seconds_remaining: for all epochs to come, of the next stage too.
+        resumed: whether the stage resumes from a checkpoint.
     """
 
     stage: str
     epochs: int
     history: Sequence[Mapping[str, Any]]
-    left: float
+    seconds_remaining: float
     resumed: bool = False
 
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """A worker broke off: all start again from the last checkpoint, or the stage is given up.
+    """A worker failed; all workers restart from the last checkpoint.
 
     Attributes:
         stage: `stage1` or `stage2`.
@@ -51,58 +51,61 @@ class WorkerFailure:
     cause: str
 
     def __str__(self) -> str:
-        return f"{stage_name(self.stage)}: worker {self.rank} broke off: {self.cause}"
+        return f"{stage_name(self.stage)}: worker {self.rank} failed: {self.cause}"
 
 
-class _Posts:
-    """An actor that keeps what is posted until it is read."""
+Report = EpochReport | WorkerFailure
+
+
+class _Reports:
+    """An actor that holds reports until they are taken."""
 
     def __init__(self) -> None:
-        self._posts: list[EpochReport | WorkerFailure] = []
+        self._reports: list[Report] = []
 
-    def post(self, content: EpochReport | WorkerFailure) -> None:
-        self._posts.append(content)
+    def add(self, report: Report) -> None:
+        self._reports.append(report)
 
-    def take(self) -> list[EpochReport | WorkerFailure]:
-        posts, self._posts = self._posts, []
-        return posts
+    def take(self) -> list[Report]:
+        reports, self._reports = self._reports, []
+        return reports
 
 
 @dataclass(frozen=True)
 class ProgressBoard:
-    """Where workers post; can be sent to them."""
+    """Takes reports from any process of the cluster; the driver logs them."""
 
     actor: Any
 
     @classmethod
     def create(cls) -> "ProgressBoard":
-        """Start the board in the cluster."""
-        return cls(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Posts).remote())
+        """Start the board's actor in the cluster."""
+        return cls(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Reports).remote())
 
-    def post(self, content: EpochReport | WorkerFailure) -> None:
-        """Put something up; does not wait."""
-        self.actor.post.remote(content)
+    def report(self, report: Report) -> None:
+        """Add a report; does not wait."""
+        self.actor.add.remote(report)
 
     @contextmanager
-    def logged(self, stage: str, take: Callable[[EpochReport], None]) -> Iterator[None]:
-        """While a stage lasts, log a line for what is posted; the latest `EpochReport` goes to `take`."""
+    def logged(self, stage: str, record: Callable[[EpochReport], None]) -> Iterator[None]:
+        """While a stage runs, log its reports and hand the latest `EpochReport` to `record`."""
         stop = threading.Event()
 
         def read() -> None:
-            stands: Mapping[str, float | None] = {"epoch": 0}
+            latest: Mapping[str, float | None] = {"epoch": 0}
             while True:
                 ended = stop.wait(_POLL_SECONDS)
-                news: list[EpochReport | WorkerFailure] = ray.get(self.actor.take.remote())
-                for content in news:
-                    if isinstance(content, WorkerFailure):
-                        log.warning("%s", content, extra={"stage": stage})
+                reports: list[Report] = ray.get(self.actor.take.remote())
+                for report in reports:
+                    if isinstance(report, WorkerFailure):
+                        log.warning("%s", report, extra={"stage": stage})
                         continue
-                    stands = figures(content)
-                    log.info("%s", line(content), extra={"stage": stage, **stands})
-                posts = [content for content in news if isinstance(content, EpochReport)]
-                if posts:  # the last has the epochs of all
-                    take(posts[-1])
-                set_training(stage, stands)
+                    latest = figures(report)
+                    log.info("%s", line(report), extra={"stage": stage, **latest})
+                epochs = [report for report in reports if isinstance(report, EpochReport)]
+                if epochs:  # the last one has the history of all
+                    record(epochs[-1])
+                set_training(stage, latest)
                 if ended:
                     return
 
@@ -115,50 +118,51 @@ class ProgressBoard:
             reader.join()
 
 
-def seconds_left(history: Sequence[Mapping[str, Any]], sides: Sequence[int]) -> float:
-    """Seconds that all epochs to come will take; a pixel costs as much as in the last one.
+def seconds_remaining(history: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> float:
+    """Seconds for all epochs to come, if a pixel takes as long as in the last epoch.
 
     Args:
-        history: the metrics of the epochs that are done.
-        sides: of each epoch, done or not and of this stage or the next, the side of its images.
+        history: the metrics of the finished epochs.
+        sizes: the input size of each epoch, finished or not, of this stage and the next.
 
     Returns:
-        NaN while no epoch is done.
+        NaN while no epoch is finished.
     """
     if not history:
         return math.nan
     last = history[-1]
     seconds = float(last["seconds"]) + float(last["held_out_seconds"])
-    pixel = seconds / sides[len(history) - 1] ** 2
-    return sum(pixel * side**2 for side in sides[len(history) :])
+    per_pixel = seconds / sizes[len(history) - 1] ** 2
+    return sum(per_pixel * size**2 for size in sizes[len(history) :])
 
 
-def figures(post: EpochReport) -> dict[str, float | None]:
-    """Where the stage stands, in numbers; a loss that is none is None."""
-    if not post.history:
+def figures(report: EpochReport) -> dict[str, float | None]:
+    """A report as numbers; a loss that is not finite is None."""
+    if not report.history:
         return {"epoch": 0}
-    last = post.history[-1]
+    last = report.history[-1]
     return {
         "epoch": last["epoch"],
-        "epochs": post.epochs,
+        "epochs": report.epochs,
         "loss": last["loss"] if math.isfinite(last["loss"]) else None,
         "mean_auc": last["mean_auc"],
         "images_per_second": last["images_per_second"],
-        "seconds_remaining": post.left,
+        "seconds_remaining": report.seconds_remaining,
     }
 
 
-def line(post: EpochReport) -> str:
-    """One line for a post: its last epoch's metrics, or that the stage goes on from there."""
-    stage = stage_name(post.stage)
-    if post.resumed:
-        return f"{stage}: going on from the checkpoint after epoch {len(post.history)}"
-    last = post.history[-1]
-    figure = last["mean_auc"]
+def line(report: EpochReport) -> str:
+    """One line for a report: its last epoch's metrics, or which checkpoint is resumed."""
+    stage = stage_name(report.stage)
+    if report.resumed:
+        return f"{stage}: resuming from the checkpoint after epoch {len(report.history)}"
+    last = report.history[-1]
+    mean_auc = last["mean_auc"]
     return (
-        f"{stage}: epoch {last['epoch']} of {post.epochs}, loss {last['loss']:.3f}, "
-        f"held-out mean AUC {'undefined' if figure is None else f'{figure:.3f}'}, "
-        f"{last['images_per_second']:.1f} images/s, about {post.left / 60:.0f} min left"
+        f"{stage}: epoch {last['epoch']} of {report.epochs}, loss {last['loss']:.3f}, "
+        f"held-out mean AUC {'undefined' if mean_auc is None else f'{mean_auc:.3f}'}, "
+        f"{last['images_per_second']:.1f} images/s, "
+        f"about {report.seconds_remaining / 60:.0f} min remaining"
     )
 
 

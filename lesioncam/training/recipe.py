@@ -1,4 +1,4 @@
-"""The recipe's formulas: sides, rate, frozen layers, class weights, the best epoch."""
+"""The recipe's formulas: input sizes, learning rate, frozen blocks, class weights, best epoch."""
 
 import math
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from lesioncam.settings import TrainSettings
 from lesioncam.vision.network import VGGGAP
 
-_COARSE = 16  # pixels; sides of coarse images are a multiple, as a VGG halves them four times
+_STRIDE = 16  # pixels; low resolutions are multiples of it, as a VGG halves its input four times
 
 
-def epoch_sides(settings: TrainSettings, side: int, epochs: int) -> tuple[int, ...]:
-    """Of each of so many epochs the side of its images in pixels: coarse ones first, then `side`.
+def epoch_sizes(settings: TrainSettings, size: int, epochs: int) -> tuple[int, ...]:
+    """The input size of each epoch, in pixels: low resolution first, then `size`.
 
-    The last epoch is never coarse.
+    The last epoch never has low resolution.
     """
-    coarse = min(round(epochs * settings.low_resolution_fraction), epochs - 1)
-    small = max(1, round(side * settings.low_resolution_scale / _COARSE)) * _COARSE
-    return (small,) * coarse + (side,) * (epochs - coarse)
+    low_epochs = min(round(epochs * settings.low_resolution_fraction), epochs - 1)
+    low = max(1, round(size * settings.low_resolution_scale / _STRIDE)) * _STRIDE
+    return (low,) * low_epochs + (size,) * (epochs - low_epochs)
 
 
 def one_cycle(step: int, total: int) -> float:
-    """The learning rate of a step as a share of its peak: up for a fifth, then down, by cosines.
+    """A step's learning rate as a fraction of its peak: up for a fifth, then down, by cosines.
 
     L. Smith, "Super-convergence" (arXiv 1708.07120), with a constant momentum.
     """
@@ -35,7 +35,7 @@ def one_cycle(step: int, total: int) -> float:
 
 
 def freeze_blocks(network: VGGGAP, blocks: int) -> None:
-    """Keep the convolutions of the first `blocks` blocks (up to so many max-pools) as they are."""
+    """Exclude the convolutions before the `blocks`-th max-pool from training."""
     block = 0
     for module in network.features:
         if isinstance(module, nn.MaxPool2d):
@@ -51,21 +51,21 @@ def balanced_weights(labels: np.ndarray, classes: int, power: float) -> Tensor:
     return torch.tensor(weights / (weights * counts).sum() * len(labels), dtype=torch.float32)
 
 
-def best_epoch(aucs: Sequence[float | None], sides: Sequence[int]) -> int:
-    """The epoch, from 1, with the highest held-out mean AUC; of equals the last, at a lower rate.
+def best_epoch(aucs: Sequence[float | None], sizes: Sequence[int]) -> int:
+    """The epoch, from 1, with the highest held-out mean AUC; the last of equals.
 
-    Only epochs at the last one's side compete, as scoring shows the network images of that side.
+    Only epochs at the last epoch's input size compete, because scoring uses that size.
 
     Args:
-        aucs: of each epoch that is done; None, where it is undefined, is the lowest.
-        sides: of each epoch of the stage, the side of its images.
+        aucs: of each finished epoch; an undefined one, None, counts as the lowest.
+        sizes: the input size of each epoch of the stage.
 
     Returns:
-        The epoch, or 0 while none at that side is done.
+        The epoch, or 0 while none at that size is finished.
     """
-    done = [
+    finished = [
         (auc or 0.0, epoch)
-        for epoch, (auc, side) in enumerate(zip(aucs, sides, strict=False), start=1)
-        if side == sides[-1]
+        for epoch, (auc, size) in enumerate(zip(aucs, sizes, strict=False), start=1)
+        if size == sizes[-1]
     ]
-    return max(done, default=(0.0, 0))[1]
+    return max(finished, default=(0.0, 0))[1]

@@ -1,7 +1,7 @@
 """One stage's fine-tuning, as every Ray Train worker runs it.
 
-Stage 1 and stage 2 are the same code: an image is a box of a canvas, the whole of it for stage 1
-and the crop for stage 2. Every worker sees its share of the same batches, whatever their number.
+Both stages run the same code: an image is a box of a canvas, the whole of it for stage 1 and the
+crop for stage 2. Every worker trains on its slice of the same batches, whatever their number.
 """
 
 import math
@@ -24,71 +24,86 @@ from lesioncam.settings import BACKBONES, ModelSettings, TrainSettings
 from lesioncam.storage.lease import check_holder
 from lesioncam.storage.uris import open_store
 from lesioncam.training.batches import Batch, Batches, Examples
-from lesioncam.training.failures import traceback_noted
-from lesioncam.training.progress import EpochReport, ProgressBoard, seconds_left
+from lesioncam.training.failures import traceback_as_note
+from lesioncam.training.progress import EpochReport, ProgressBoard, seconds_remaining
 from lesioncam.training.recipe import balanced_weights, best_epoch, freeze_blocks, one_cycle
+from lesioncam.training.workers import Workers
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.metrics import mean_auc
-from lesioncam.vision.network import build_network, native_precision
+from lesioncam.vision.network import build_network
 
 _STATE_FILE = "state.pt"
 _MOMENTUM = 0.9
-_GRADIENT_NORM = 5.0  # longer gradients are cut to this: one odd batch must not undo an epoch
+_GRADIENT_NORM = 5.0  # longer gradients are cut to this: one batch must not undo an epoch
 _EVALUATION_BATCH = 32
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What both stages have in common.
+
+    Attributes:
+        settings: the recipe.
+        model: the network's settings.
+        target_classes: indices of the classes whose mean AUC chooses the checkpoint.
+        workers: how many, and with what.
+        board: takes progress reports.
+        bundle: absolute URI of the bundle to be, whose lease is checked before each checkpoint.
+        run_id: the run that must have the lease.
+    """
+
+    settings: TrainSettings
+    model: ModelSettings
+    target_classes: tuple[int, ...]
+    workers: Workers
+    board: ProgressBoard
+    bundle: str
+    run_id: str
+
+
+@dataclass(frozen=True)
 class StageJob:
-    """What the workers of one stage are told.
+    """One stage, as its workers get it; what is large is in the object store.
 
     Attributes:
         stage: `stage1` or `stage2`.
-        settings: the recipe.
-        model: the network's shape.
-        initial: the weights to start from, in the object store.
-        sides: of each epoch, the side in pixels of the images it learns from.
-        sides_after: likewise of the epochs that another stage makes after this one.
+        fingerprint: a digest of what the stage's result depends on; checkpoints of the same stage
+            and fingerprint are resumed.
+        setup: what both stages have in common.
+        initial: reference to the weights to start from, tensors by name.
+        examples: reference to the images, `Examples`.
+        sizes: the input size of each epoch, in pixels.
+        next_sizes: likewise of the next stage's epochs.
         learning_rate: the peak of the schedule.
-        examples: the images.
-        target_classes: places of the classes whose mean AUC chooses the checkpoint.
-        threads: torch threads a worker computes with on a CPU.
-        board: where progress goes.
-        bundle: where the trained model will go, from whatever directory a worker is in.
-        holder: the run that has the lease on it.
     """
 
     stage: str
-    settings: TrainSettings
-    model: ModelSettings
+    fingerprint: str
+    setup: Setup
     initial: ray.ObjectRef
-    sides: tuple[int, ...]
-    sides_after: tuple[int, ...]
+    examples: ray.ObjectRef
+    sizes: tuple[int, ...]
+    next_sizes: tuple[int, ...]
     learning_rate: float
-    examples: Examples
-    target_classes: tuple[int, ...]
-    threads: int
-    board: ProgressBoard
-    bundle: str
-    holder: str
 
     @property
     def epochs(self) -> int:
         """Passes over the training images."""
-        return len(self.sides)
+        return len(self.sizes)
 
 
 @dataclass
 class StageState:
-    """What a checkpoint holds: enough to go on, and the best weights so far.
+    """A checkpoint's content: the state to resume from, and the best weights so far.
 
     Attributes:
-        epoch: epochs done.
+        epoch: epochs finished.
         network: the weights after them.
-        optimizer: likewise.
-        schedule: likewise.
+        optimizer: its state after them.
+        schedule: its state after them.
         best: the weights of the best epoch so far.
-        best_epoch: which one that is, as `lesioncam.training.recipe.best_epoch` has it.
-        history: of each epoch its metrics.
+        best_epoch: which one that is, by `lesioncam.training.recipe.best_epoch`.
+        history: each epoch's metrics.
     """
 
     epoch: int = 0
@@ -101,19 +116,19 @@ class StageState:
 
     @property
     def diverged(self) -> bool:
-        """Whether the last epoch's loss was not a finite number."""
+        """Whether the last epoch's loss is not a finite number."""
         return bool(self.history) and not math.isfinite(self.history[-1]["loss"])
 
-    def add(self, metrics: dict[str, Any], sides: Sequence[int]) -> None:
-        """Take an epoch's metrics in.
+    def add(self, metrics: dict[str, Any], sizes: Sequence[int]) -> None:
+        """Add a finished epoch.
 
         Args:
             metrics: among them `epoch` and `mean_auc`.
-            sides: of each epoch of the stage, the side of its images.
+            sizes: the input size of each epoch of the stage.
         """
         self.epoch = metrics["epoch"]
         self.history.append(metrics)
-        self.best_epoch = best_epoch([entry["mean_auc"] for entry in self.history], sides)
+        self.best_epoch = best_epoch([entry["mean_auc"] for entry in self.history], sizes)
 
     def keep(
         self,
@@ -121,11 +136,11 @@ class StageState:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Keep what the epoch came to that was added last, its weights as a copy.
+        """Keep the state after the epoch that was added last; a copy of the weights.
 
         Args:
             network: on any device.
-            optimizer: whose buffers the state refers to, until the next step changes them.
+            optimizer: its buffers are not copied: save the state before the next step.
             schedule: likewise.
         """
         self.network = {
@@ -147,7 +162,7 @@ def read_state(checkpoint: ray.train.Checkpoint) -> StageState:
 def summed_loss(
     logits: Tensor, maps: Tensor, batch: Batch, class_weights: Tensor, settings: TrainSettings
 ) -> Tensor:
-    """What a batch is learned by, summed over its images: their class and where the lesion is.
+    """The loss of a batch, summed over its images: of their class and of where the lesion is.
 
     Args:
         logits: (b, K).
@@ -173,62 +188,65 @@ def train_stage(config: dict[str, Any]) -> None:
     Args:
         config: `job`, a `StageJob`.
     """
-    with traceback_noted():
+    with traceback_as_note():
         _Worker(config["job"]).run()
 
 
 class _Worker:
-    """One worker's network, optimizer and share of the images."""
+    """One worker's network, optimizer and batches."""
 
     def __init__(self, job: StageJob):
-        self.job = job
+        self.job, setup = job, job.setup
+        self.settings = setup.settings
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(job.threads)
-        self.mixed = native_precision(self.device) == "bfloat16"
+            torch.set_num_threads(setup.workers.threads)
+        self.mixed = setup.workers.precision == "bfloat16"
 
-        self.network = build_network(job.model, ray.get(job.initial))
-        self.network.dropout.p = job.settings.dropout
+        self.network = build_network(setup.model, ray.get(job.initial))
+        self.network.dropout.p = self.settings.dropout
         self.network.to(self.device).to(memory_format=torch.channels_last)
-        if job.settings.weights is not None:
-            freeze_blocks(self.network, job.settings.frozen_blocks)
+        if self.settings.weights is not None:
+            freeze_blocks(self.network, self.settings.frozen_blocks)
         self.model: nn.Module = ray.train.torch.prepare_model(self.network, move_to_device=False)
 
-        backbone = BACKBONES[job.model.backbone]
+        self.examples: Examples = ray.get(job.examples)
+        backbone = BACKBONES[setup.model.backbone]
         self.batches = Batches(
-            job.examples, job.settings, backbone, self.rank, self.world, self.device, job.stage
+            self.examples, self.settings, backbone, self.rank, self.world, self.device, job.stage
         )
         self.optimizer = torch.optim.SGD(
             [p for p in self.network.parameters() if p.requires_grad],
             lr=job.learning_rate,
             momentum=_MOMENTUM,
             nesterov=True,
-            weight_decay=job.settings.weight_decay,
+            weight_decay=self.settings.weight_decay,
         )
         total = self.batches.steps * job.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: one_cycle(step, total)
         )
-        learned = job.examples.labels[self.batches.training]
-        self.class_weights = balanced_weights(
-            learned, len(job.model.classes), job.settings.balance
-        ).to(self.device)
+        self.classes = len(setup.model.classes)
+        labels = self.examples.labels[self.batches.training]
+        self.class_weights = balanced_weights(labels, self.classes, self.settings.balance).to(
+            self.device
+        )
 
     def run(self) -> None:
-        """Train every epoch that is left, and report each with a checkpoint."""
+        """Train the remaining epochs, and report each with a checkpoint."""
         state = self._resume()
         for epoch in range(state.epoch, self.job.epochs):
             if state.diverged:
-                return  # the driver says so
-            side = self.job.sides[epoch]
-            learned, found = self._train_epoch(epoch, side), self._held_out(side)
-            metrics = {"epoch": epoch + 1, "side": side, **learned, **found}
-            state.add(metrics, self.job.sides)
-            self._report(state, metrics)
+                return  # `fit` raises
+            size = self.job.sizes[epoch]
+            trained, evaluated = self._train_epoch(epoch, size), self._evaluate(size)
+            metrics = {"epoch": epoch + 1, "size": size, **trained, **evaluated}
+            state.add(metrics, self.job.sizes)
+            self._save(state, metrics)
             if self.rank == 0:
-                self._post(state)
+                self._report(state)
 
     def _resume(self) -> StageState:
         checkpoint = ray.train.get_checkpoint()
@@ -239,26 +257,28 @@ class _Worker:
         self.optimizer.load_state_dict(dict(state.optimizer))
         self.schedule.load_state_dict(dict(state.schedule))
         if self.rank == 0:
-            self._post(state, resumed=True)
+            self._report(state, resumed=True)
         return state
 
-    def _post(self, state: StageState, resumed: bool = False) -> None:
+    def _report(self, state: StageState, resumed: bool = False) -> None:
         job = self.job
-        left = seconds_left(state.history, job.sides + job.sides_after)
-        job.board.post(EpochReport(job.stage, job.epochs, state.history, left, resumed))
+        remaining = seconds_remaining(state.history, job.sizes + job.next_sizes)
+        job.setup.board.report(
+            EpochReport(job.stage, job.epochs, state.history, remaining, resumed)
+        )
 
-    def _train_epoch(self, epoch: int, side: int) -> dict[str, float]:
-        """One pass over the training images: the mean loss over all workers, and what it took.
+    def _train_epoch(self, epoch: int, size: int) -> dict[str, float]:
+        """One pass over the training images: the mean loss over all workers, and times.
 
-        Batches are prepared in a thread beside: `prepared_seconds` is how long that was at work,
-        `waited_seconds` how long the network had to wait for it.
+        A thread prepares the batches: `prepared_seconds` is how long it worked, `waited_seconds`
+        how long the network waited for it.
         """
         self.model.train()
-        dropout = self.batches.steps + 1 + self.rank  # differs between workers
+        dropout = self.batches.steps + 1 + self.rank  # another seed for each worker
         torch.manual_seed(self.batches.seed(epoch, dropout))
         total = torch.zeros((), device=self.device)
         started, waited, prepared = time.monotonic(), 0.0, 0.0
-        batches = self.batches.epoch(epoch, side)
+        batches = self.batches.epoch(epoch, size)
         asked = started
         for batch in batches:
             waited += time.monotonic() - asked
@@ -266,7 +286,7 @@ class _Worker:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
                 logits, features = self.model(batch.images)
             maps = class_activation_maps(features, self.network.linear.weight)
-            summed = summed_loss(logits, maps, batch, self.class_weights, self.job.settings)
+            summed = summed_loss(logits, maps, batch, self.class_weights, self.settings)
             loss = summed * (self.world / batch.size)  # so DDP's mean is the batch's
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -290,27 +310,28 @@ class _Worker:
         }
 
     @torch.no_grad()
-    def _held_out(self, side: int) -> dict[str, float | None]:
-        """Mean AUC on the held-out images at `side` pixels, each worker classifying its share."""
+    def _evaluate(self, size: int) -> dict[str, float | None]:
+        """Mean AUC on the held-out images at `size` pixels; each worker classifies its slice."""
         self.network.eval()
         started = time.monotonic()
-        labels, held_out = self.job.examples.labels, self.job.examples.held_out
-        found = torch.zeros(len(labels), len(self.job.model.classes), device=self.device)
-        for numbers, images in self.batches.held_out(_EVALUATION_BATCH, side):
+        labels, held_out = self.examples.labels, self.examples.held_out
+        found = torch.zeros(len(labels), self.classes, device=self.device)
+        for indices, images in self.batches.held_out(_EVALUATION_BATCH, size):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
                 logits, _ = self.network(images)
-            found[torch.from_numpy(numbers)] = logits.float().softmax(dim=1)
+            found[torch.from_numpy(indices)] = logits.float().softmax(dim=1)
         if self.world > 1:
-            torch.distributed.all_reduce(found)  # every image is zero in all shares but one
+            torch.distributed.all_reduce(found)  # each image is zero on all workers but one
         probabilities = found.cpu().numpy()[held_out]
-        figure = mean_auc(probabilities, labels[held_out], self.job.target_classes)
+        figure = mean_auc(probabilities, labels[held_out], self.job.setup.target_classes)
         return {"mean_auc": figure, "held_out_seconds": time.monotonic() - started}
 
-    def _report(self, state: StageState, metrics: dict[str, Any]) -> None:
+    def _save(self, state: StageState, metrics: dict[str, Any]) -> None:
+        """Report the epoch to Ray Train, from rank 0 with a checkpoint."""
         if self.rank != 0:
             ray.train.report(metrics)
-            return  # rank 0 keeps the weights
-        check_holder(open_store(self.job.bundle), self.job.holder)
+            return
+        check_holder(open_store(self.job.setup.bundle), self.job.setup.run_id)
         state.keep(self.network, self.optimizer, self.schedule)
         with tempfile.TemporaryDirectory() as folder:
             torch.save(vars(state), Path(folder, _STATE_FILE))

@@ -1,4 +1,4 @@
-"""The record: every epoch's metrics as a CSV file and as curves, beside the bundle."""
+"""The metrics file: every epoch's metrics as a CSV and as curves, in the bundle's directory."""
 
 import io
 import logging
@@ -21,20 +21,20 @@ METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
 
 
-class Record:
-    """Writes both files anew when epochs are done.
+class MetricsFile:
+    """Rewrites `metrics.csv` and `curves.png` after each epoch.
 
     Args:
-        bundle: where they go: the directory or prefix that the bundle will stand in.
+        bundle: their directory or prefix, the bundle's own.
     """
 
     def __init__(self, bundle: str):
         self._store = open_store(bundle)
         self._stages: dict[str, Sequence[Mapping[str, Any]]] = {}
 
-    def take(self, post: EpochReport) -> None:
-        """Note what a worker posted; a file that cannot be written now is written next time."""
-        self._stages[post.stage] = post.history
+    def update(self, report: EpochReport) -> None:
+        """Add a report's epochs. A failed write is logged, and repeated with the next report."""
+        self._stages[report.stage] = report.history
         frame = self.frame()
         if frame.empty:
             return
@@ -45,7 +45,7 @@ class Record:
             log.warning("%s could not be written: %s", METRICS_FILE, error)
 
     def frame(self) -> pd.DataFrame:
-        """One row an epoch of either stage."""
+        """One row per epoch of either stage."""
         rows = [
             {"stage": stage, **entry}
             for stage, history in sorted(self._stages.items())
@@ -55,7 +55,7 @@ class Record:
 
 
 def draw_curves(frame: pd.DataFrame) -> bytes:
-    """The loss and the held-out mean AUC over the epochs of both stages, as a PNG."""
+    """Loss and held-out mean AUC over the epochs of both stages, as a PNG."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     done = 0

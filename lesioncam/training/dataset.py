@@ -1,0 +1,223 @@
+"""Dataset: a training run's decoded images, the held-out ones among them, and lesion masks."""
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from lesioncam.columns import TRANSIENT_KINDS
+from lesioncam.errors import InputError, RunFailedError
+from lesioncam.settings import TrainSettings
+from lesioncam.storage.labels import Labels
+from lesioncam.storage.listing import image_id
+from lesioncam.storage.masks import read_mask
+from lesioncam.training.batches import LesionMasks
+from lesioncam.training.canvases import Canvases, decode_canvases
+from lesioncam.training.source import Inputs, Source
+from lesioncam.vision.copies import groups_of_copies, pairs_of_copies
+
+log = logging.getLogger("lesioncam")
+
+_MASK_SIZE = 64  # of the grid that masks are read to; maps have 10 x 10 cells
+_MASK_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Images:
+    """A source's decoded images, n of them.
+
+    Attributes:
+        uris: where they came from.
+        canvases: their pixels.
+        labels: (n,) int64, class indices.
+        thumbnails: (n, 16, 16, 3) uint8.
+        estimated_masks: (n, 32, 32) bool, the lesion as estimated from color.
+    """
+
+    uris: tuple[str, ...]
+    canvases: Canvases
+    labels: np.ndarray
+    thumbnails: np.ndarray
+    estimated_masks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def without(self, indices: np.ndarray) -> "Images":
+        """All but these."""
+        rest = np.setdiff1d(np.arange(len(self)), indices)
+        return Images(
+            tuple(self.uris[index] for index in rest),
+            self.canvases.take(rest),
+            self.labels[rest],
+            self.thumbnails[rest],
+            self.estimated_masks[rest],
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All images of a training run: n to train on or held out, and those only reported on.
+
+    Attributes:
+        images: n of them.
+        held_out: (n,) bool.
+        lesion_masks: of the n.
+        validation: images that are only reported on, or None.
+    """
+
+    images: Images
+    held_out: np.ndarray
+    lesion_masks: LesionMasks
+    validation: Images | None
+
+    @property
+    def canvases(self) -> Canvases:
+        """Of the n images, then of the validation images."""
+        if self.validation is None:
+            return self.images.canvases
+        return self.images.canvases.join(self.validation.canvases)
+
+    @property
+    def held_out_rows(self) -> np.ndarray:
+        """Where the held-out images are in `canvases`."""
+        return np.flatnonzero(self.held_out)
+
+    @property
+    def validation_rows(self) -> np.ndarray:
+        """Where the validation images are in `canvases`."""
+        return np.arange(len(self.images), len(self.canvases))
+
+
+def make_dataset(inputs: Inputs, canvas_size: int, settings: TrainSettings) -> Dataset:
+    """Decode the images, hold some out, and read or estimate their lesion masks.
+
+    Raises:
+        InputError: as `decode`, `split` and `read_lesion_masks` do.
+        RunFailedError: a store did not answer.
+    """
+    images, validation = decode(inputs, canvas_size)
+    held_out = split(images, inputs.labels, settings)
+    lesion_masks = read_lesion_masks(images, inputs.mask_uris, settings)
+    return Dataset(images, held_out, lesion_masks, validation)
+
+
+def decode(inputs: Inputs, canvas_size: int) -> tuple[Images, Images | None]:
+    """The images to train on or hold out, without copies of validation images; and the latter.
+
+    Raises:
+        InputError: none of either can be decoded.
+        RunFailedError: a store did not answer for some.
+    """
+    images = decode_source(inputs.training, canvas_size)
+    if inputs.validation is None:
+        return images, None
+    validation = decode_source(inputs.validation, canvas_size)
+    return without_copies_of(images, validation), validation
+
+
+def decode_source(source: Source, canvas_size: int) -> Images:
+    """Decode a source's images; logs how many cannot be decoded, and leaves them out.
+
+    Raises:
+        InputError: none of them can be decoded.
+        RunFailedError: a store did not answer for some; another try may get them.
+    """
+    decoded = decode_canvases(source.uris, canvas_size)
+    failed = decoded.failed
+    unfetched = sum(failed[kind] for kind in TRANSIENT_KINDS)
+    if unfetched:
+        raise RunFailedError(
+            f"{source.flag}: {unfetched} images could not be fetched, which may be temporary; run "
+            f"the same command again"
+        )
+    if failed:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
+        log.warning("%s: %d images cannot be used: %s", source.flag, failed.total(), kinds)
+    if not len(decoded.good):
+        raise InputError(f"{source.flag}: none of the {len(source.uris)} images can be decoded")
+    return Images(
+        tuple(source.uris[index] for index in decoded.good),
+        decoded.canvases,
+        source.class_indices[decoded.good],
+        decoded.thumbnails,
+        decoded.estimated_masks,
+    )
+
+
+def without_copies_of(images: Images, validation: Images) -> Images:
+    """The images that do not show the same picture as a validation image."""
+    pairs = list(pairs_of_copies(images.thumbnails, validation.thumbnails))
+    copied = np.unique([i for i, _ in pairs]).astype(np.int64)
+    if len(copied):
+        log.warning("--images: %d not used: copies of --val-images under another id", len(copied))
+    return images.without(copied)
+
+
+def split(images: Images, labels: Labels, settings: TrainSettings) -> np.ndarray:
+    """Which images are held out: (n,) bool.
+
+    Raises:
+        InputError: a class has no image to train on, or none to hold out.
+    """
+    groups = groups_of_copies(images.thumbnails)
+    held_out = hold_out(images.labels, groups, settings.val_fraction, settings.seed)
+    for part, purpose in ((~held_out, "to train on"), (held_out, "to hold out")):
+        missing = labels.missing_classes(images.labels[part])
+        if missing:
+            raise InputError(
+                f"--images: class {', '.join(missing)} has no image {purpose}, because unreadable "
+                f"files are not used and copies stay together; add images of it"
+            )
+    return held_out
+
+
+def hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draw the held-out images class by class; copies of one picture stay together.
+
+    Args:
+        labels: (n,) int, class indices.
+        groups: (n,) int, for each image the index of the first one that shows the same picture.
+        fraction: of each class's pictures; at least one is held out and one trained on, where
+            there are two.
+        seed: of the draw.
+
+    Returns:
+        (n,) bool: held out.
+    """
+    random = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), bool)
+    firsts = groups == np.arange(len(groups))
+    for class_index in np.unique(labels):
+        members = random.permutation(np.flatnonzero((labels == class_index) & firsts))
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held_out[members[:count]] = True
+    return np.asarray(held_out[groups])
+
+
+def read_lesion_masks(
+    images: Images, mask_uris: Mapping[str, str], settings: TrainSettings
+) -> LesionMasks:
+    """The images' lesion masks: given ones where there are any, else estimated from color.
+
+    Args:
+        images: n of them.
+        mask_uris: image id -> uri, as `match_masks` gives them.
+        settings: the weights of either kind in the loss.
+
+    Raises:
+        InputError: a mask cannot be read.
+        RunFailedError: its store cannot be reached.
+    """
+    scale = _MASK_SIZE // images.estimated_masks.shape[1]
+    grid = images.estimated_masks.repeat(scale, axis=1).repeat(scale, axis=2)
+    uris = [mask_uris.get(image_id(uri)) for uri in images.uris]
+    given = np.array([uri is not None for uri in uris], bool)
+    with ThreadPoolExecutor(_MASK_THREADS) as threads:
+        masks = threads.map(lambda uri: read_mask(uri, _MASK_SIZE), filter(None, uris))
+        for index, mask in zip(np.flatnonzero(given), masks, strict=True):
+            grid[index] = mask
+    weights = np.where(given, settings.mask_weight, settings.estimated_mask_weight)
+    return LesionMasks(grid, given, weights.astype(np.float32))
