@@ -1,4 +1,4 @@
-"""The model card: what it says of a bundle that was made another way."""
+"""The model card's text for different bundles."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,9 +26,9 @@ def bundle(model_settings: ModelSettings) -> Bundle:
         "target_classes": list(classes[:2]),
         "training_images": dict(zip(classes, (1200, 20, 30), strict=True)),
         "held_out_images": dict(zip(classes, (4, 3, 5), strict=True)),
-        "left_over": {"images_without_label": 7, "ignored_files": 0},
-        "outlines_drawn": 900,
-        "outlines_guessed": 350,
+        "not_used": {"images_without_label": 7, "skipped_files": 0},
+        "masks_given": 900,
+        "masks_estimated": 350,
         "workers": 2,
         "stage1": {"best_epoch": 14, "history": []},
         "stage2": {"best_epoch": 11, "history": []},
@@ -42,12 +42,12 @@ def test_data_figures_and_recipe(bundle: Bundle) -> None:
     card = model_card(bundle)
     for line in (
         "| melanoma | 1,200 | 4 |",
-        "Left over: 7 images without label, 0 ignored files.",
-        "by 900 drawn outlines and 350 guessed from color.",
+        "Not used: 7 images without label, 0 skipped files.",
+        "cover the lesion, from 900 given masks and 350 estimated from color.",
         "| seborrheic_keratosis | 3 of 12 | 1.000 (1.000 to 1.000) |",
         "| mean | 7 of 12 | 1.000 (1.000 to 1.000) |",
         "| melanoma | 1.000 | 1.000 |",
-        "Stage 1 is from epoch 14 of ",
+        "Best epochs: 14 of 20 in stage 1, 11 of 15 in stage 2.",
         "Ray Train workers: 2.",
         "| `weights` | w.safetensors |",
         "| `learning_rate` | 0.004 |",
@@ -55,16 +55,14 @@ def test_data_figures_and_recipe(bundle: Bundle) -> None:
         "Trained 2026-01-02T03:04:05+00:00 by lesioncam 1.2.3.",
     ):
         assert line in card, card
-    assert "evidence of what the class rests on" in card
-    assert "half turn" not in card
+    assert "They do not show why a class was predicted." in card
+    assert "rotated" not in card
 
 
-def test_maps_that_nobody_taught_and_half_turns(bundle: Bundle) -> None:
-    facts = {**bundle.training, "outlines_drawn": 0, "outlines_guessed": 0}
-    other = replace(
-        bundle, settings=replace(bundle.settings, test_time_rotation=True), training=facts
-    )
-    card = model_card(other)
-    assert "Its maps show where stage 1 looked, not why." in card
-    assert "outlines" not in card
-    assert "each the mean over the image and its half turn" in card
+def test_untrained_maps_and_test_time_rotation(bundle: Bundle) -> None:
+    facts = {**bundle.training, "masks_given": 0, "masks_estimated": 0}
+    settings = replace(bundle.settings, test_time_rotation=True)
+    card = model_card(replace(bundle, settings=settings, training=facts))
+    assert "Its maps show which region raised stage 1's scores, not why." in card
+    assert "given masks" not in card
+    assert "averages over the image and the image rotated by 180 degrees." in card

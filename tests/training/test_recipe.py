@@ -7,7 +7,7 @@ from lesioncam.settings import TrainSettings
 from lesioncam.training.recipe import (
     balanced_weights,
     best_epoch,
-    epoch_sides,
+    epoch_sizes,
     freeze_blocks,
     one_cycle,
 )
@@ -15,20 +15,20 @@ from lesioncam.vision.network import VGGGAP
 
 
 @pytest.mark.parametrize(
-    ("share", "scale", "side", "epochs", "expected"),
+    ("fraction", "scale", "size", "epochs", "expected"),
     [
         (0.8, 0.8, 160, 5, (128, 128, 128, 128, 160)),
         (0.5, 0.75, 64, 4, (48, 48, 64, 64)),
-        (0.9, 0.5, 96, 3, (48, 48, 96)),  # one is full in any case
+        (0.9, 0.5, 96, 3, (48, 48, 96)),  # one has full resolution in any case
         (0.9, 0.5, 96, 1, (96,)),
         (0.0, 0.5, 96, 2, (96, 96)),
     ],
 )
-def test_coarse_epochs_come_first_and_the_last_is_full(
-    share: float, scale: float, side: int, epochs: int, expected: tuple[int, ...]
+def test_low_resolution_epochs_come_first_and_the_last_is_full(
+    fraction: float, scale: float, size: int, epochs: int, expected: tuple[int, ...]
 ) -> None:
-    settings = TrainSettings(low_resolution_fraction=share, low_resolution_scale=scale)
-    assert epoch_sides(settings, side, epochs) == expected
+    settings = TrainSettings(low_resolution_fraction=fraction, low_resolution_scale=scale)
+    assert epoch_sizes(settings, size, epochs) == expected
 
 
 def test_freezing_stops_at_the_block() -> None:
@@ -69,12 +69,12 @@ def test_class_weights_by_hand(power: float, expected: list[float]) -> None:
     ("aucs", "expected"),
     [
         ([], 0),
-        ([0.9, 0.8], 0),  # coarse ones only
+        ([0.9, 0.8], 0),  # low resolution only
         ([0.9, 0.8, 0.6], 3),
         ([0.9, 0.8, None], 3),
         ([0.9, 0.8, 0.6, 0.7, 0.65], 4),
-        ([0.9, 0.8, 0.6, 0.7, 0.7], 5),  # of equals the last
+        ([0.9, 0.8, 0.6, 0.7, 0.7], 5),  # the last of equals
     ],
 )
-def test_the_best_epoch_is_one_of_the_full_side(aucs: list[float | None], expected: int) -> None:
+def test_the_best_epoch_is_one_at_full_resolution(aucs: list[float | None], expected: int) -> None:
     assert best_epoch(aucs, (128, 128, 224, 224, 224)) == expected

@@ -1,4 +1,4 @@
-"""What a stage learns by, and what its checkpoint keeps."""
+"""A stage's loss, and what its checkpoint keeps."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from lesioncam.training.stage import StageState, summed_loss
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.network import VGGGAP
 
-SIDES = (128, 224, 224, 224)
+SIZES = (128, 224, 224, 224)
 
 
 def test_the_weights_kept_as_best_are_the_best_epochs() -> None:
@@ -24,7 +24,7 @@ def test_the_weights_kept_as_best_are_the_best_epochs() -> None:
     for epoch, auc in enumerate((0.9, 0.7, 0.8, 0.75), start=1):
         for parameter in network.parameters():
             parameter.data.fill_(epoch)  # in place, as an optimizer changes them
-        state.add({"epoch": epoch, "mean_auc": auc, "loss": 0.5}, SIDES)
+        state.add({"epoch": epoch, "mean_auc": auc, "loss": 0.5}, SIZES)
         state.keep(network, optimizer, schedule)
         assert (state.network["linear.weight"] == epoch).all()
         best.append(float(state.best["linear.weight"].mean()) if state.best else None)
@@ -63,7 +63,7 @@ def test_the_loss_by_hand() -> None:
     assert math.isclose(loss(0.3, other), by_class + 0.3 * predicted, rel_tol=1e-5)
 
 
-def test_outlines_pull_the_map_onto_the_lesion() -> None:
+def test_masks_pull_the_map_onto_the_lesion() -> None:
     random, count = np.random.default_rng(0), 16
     images = torch.full((count, 3, 64, 64), 200, dtype=torch.uint8)
     lesions = torch.zeros(count, 8, 8)
@@ -72,7 +72,7 @@ def test_outlines_pull_the_map_onto_the_lesion() -> None:
         lesions[number, row : row + 2, column : column + 2] = 1
         rows, columns = (slice(8 * start, 8 * start + 16) for start in (row, column))
         images[number, :, rows, columns] = 90
-        images[number, labels[number], :8] = 20  # what tells the class lies elsewhere
+        images[number, labels[number], :8] = 20  # the class shows elsewhere
 
     def peaks_inside(weight: float) -> float:
         torch.manual_seed(0)

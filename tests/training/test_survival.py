@@ -1,6 +1,5 @@
-"""What a training run survives, and how it ends where it does not."""
+"""Kills: of workers in both stages, of predictors between them, and of a whole run."""
 
-import json
 import logging
 import os
 import re
@@ -8,53 +7,47 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import boto3
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import ray
 import torch
 
-from lesioncam.errors import InputError, RunFailedError
+from lesioncam.errors import InputError
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.storage.lease import LEASE_FILE, Holder
-from lesioncam.storage.uris import open_store
-from lesioncam.training.fit import fit
 from lesioncam.training.job import TrainRequest, train
-from lesioncam.training.stage import StageState
+from lesioncam.training.progress import stage_name
 from lesioncam.vision.network import VGGGAP
 from tests.training.small import history, request, weights
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
-
+PREDICTOR = "_Stage1Predictor"
 SEVEN = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 
 
-def seven(drawn: Path, bundle: Path) -> TrainRequest:
-    """A run on seven classes, of which none is the rest's, long enough to disturb it."""
-    labels = pd.read_csv(drawn / "labels.csv")[["image_id"]]
-    for place, name in enumerate(SEVEN):
-        labels[name] = (labels.index % 7 == place).astype(int)
+def seven(synthetic: Path, bundle: Path) -> TrainRequest:
+    """A run on seven classes, none of them the rest class, long enough for kills."""
+    labels = pd.read_csv(synthetic / "labels.csv")[["image_id"]]
+    for index, name in enumerate(SEVEN):
+        labels[name] = (labels.index % 7 == index).astype(int)
     labels.to_csv(f"{bundle}.csv", index=False)
     long = {"stage1_epochs": 6, "stage2_epochs": 6, "batch_size": 4, "dropout": 0.5}
-    asked = request(drawn, bundle, settings=long, workers=2)
-    return replace(asked, labels=f"{bundle}.csv")
+    base = request(synthetic, bundle, settings=long, workers=2)
+    return replace(base, labels=f"{bundle}.csv")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def undisturbed(synthetic: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     bundle = tmp_path_factory.mktemp("undisturbed") / "model"
-    train(seven(drawn, bundle))
+    train(seven(synthetic, bundle))
     return bundle
 
 
-@pytest.mark.slow
 def test_seven_classes_with_no_rest_class(undisturbed: Path) -> None:
     bundle = load_bundle(str(undisturbed))
     assert bundle.settings.classes == tuple(SEVEN)
@@ -62,18 +55,17 @@ def test_seven_classes_with_no_rest_class(undisturbed: Path) -> None:
     assert bundle.metrics["held_out"]["final"]["mean"]["auc"] is not None
 
 
-@pytest.mark.slow
 def test_workers_killed_in_both_stages_and_between_change_nothing(
-    drawn: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    synthetic: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     disturbed = tmp_path / "disturbed"
     with caplog.at_level(logging.INFO, "lesioncam"), Killer(f"{disturbed}-checkpoints") as killer:
-        train(seven(drawn, disturbed))
-    assert killer.killed == ["stage1", "_Predictor", "stage2"]
+        train(seven(synthetic, disturbed))
+    assert killer.killed == ["stage1", PREDICTOR, "stage2"]
     for stage in ("stage1", "stage2"):
-        told = rf"{stage[:5]} {stage[5]}: worker [01] broke off: Actor\w+Error: "
-        assert re.search(told, caplog.text)
-        assert f"{stage[:5]} {stage[5]}: going on from the checkpoint after epoch" in caplog.text
+        name = stage_name(stage)
+        assert re.search(rf"{name}: worker [01] failed: Actor\w+Error: ", caplog.text)
+        assert f"{name}: resuming from the checkpoint after epoch" in caplog.text
         first, second = history(undisturbed, stage), history(disturbed, stage)
         assert [entry["epoch"] for entry in second] == list(range(1, 7))
         np.testing.assert_allclose(
@@ -85,9 +77,9 @@ def test_workers_killed_in_both_stages_and_between_change_nothing(
 class Killer(threading.Thread):
     """Kills a worker of each stage once it has a checkpoint, and a predictor between them."""
 
-    def __init__(self, storage: str):
+    def __init__(self, checkpoints: str):
         super().__init__(daemon=True)
-        self.storage = Path(storage)
+        self.checkpoints = Path(checkpoints)
         self.killed: list[str] = []
         self._over = threading.Event()
 
@@ -102,20 +94,20 @@ class Killer(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(0.02):
             for stage in ("stage1", "stage2"):
-                # Written once Ray Train knows of a checkpoint; the files are there before that.
+                # Written when Ray Train has registered a checkpoint, whose files come before.
                 known = f"{stage}-*/checkpoint_manager_snapshot.json"
-                if stage not in self.killed and list(self.storage.glob(known)):
+                if stage not in self.killed and list(self.checkpoints.glob(known)):
                     self.kill("RayTrainWorker", stage)
-            if "_Predictor" not in self.killed and "stage1" in self.killed:
-                self.kill("_Predictor", "_Predictor")
+            if PREDICTOR not in self.killed and "stage1" in self.killed:
+                self.kill(PREDICTOR, PREDICTOR)
 
-    def kill(self, name: str, place: str) -> None:
-        """SIGKILL to the processes of that name which this process's own Ray started."""
+    def kill(self, name: str, reason: str) -> None:
+        """SIGKILL a process of that name which this process's own Ray started."""
         for process in children(psutil.Process()):
             try:
                 if name in " ".join(process.cmdline()):
                     process.kill()
-                    self.killed.append(place)
+                    self.killed.append(reason)
                     return
             except psutil.Error:  # it ended meanwhile
                 continue
@@ -125,11 +117,10 @@ def children(process: psutil.Process) -> list[psutil.Process]:
     return process.children(recursive=True)
 
 
-@pytest.mark.slow
-def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
-    drawn: Path, bucket: str, tmp_path: Path
+def test_in_a_bucket_a_killed_worker_and_a_killed_run_are_resumed(
+    synthetic: Path, bucket: str, tmp_path: Path
 ) -> None:
-    fill(bucket, drawn)
+    fill(bucket, synthetic)
     bundle, log = f"s3://{bucket}/model", tmp_path / "log"
     recipe = "batch_size = 4\nval_fraction = 0.25\nlearning_rate = 0.02\nfrozen_blocks = 2\n"
     loaded = VGGGAP("tiny", 2).state_dict()
@@ -141,11 +132,11 @@ def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
     command += ["--weights", f"{tmp_path}/w.pth"]
 
     with started(command, log) as first:
-        wait_for(log, "stage 1: epoch 4 of 20", first)  # Ray Train knows of a checkpoint by then
+        wait_for(log, "stage 1: epoch 4 of 20", first)  # a checkpoint is registered by then
         for process in children(psutil.Process(first.pid)):
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 process.kill()
-        wait_for(log, "stage 1: going on from the checkpoint after epoch", first)
+        wait_for(log, "stage 1: resuming from the checkpoint after epoch", first)
         driver = psutil.Process(first.pid)
         for process in [*children(driver), driver]:
             process.kill()
@@ -155,7 +146,7 @@ def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
     with started(command, log) as again:
         assert again.wait(300) == 0, log.read_text()
     assert "--images: 1 images cannot be used: 1 empty" in log.read_text()
-    assert "stage 1: going on from the checkpoint after epoch" in log.read_text()
+    assert "stage 1: resuming from the checkpoint after epoch" in log.read_text()
     assert [entry["epoch"] for entry in history(bundle)] == list(range(1, 21))
     trained = load_bundle(bundle)
     assert trained.settings.classes == ("malignant", "benign")
@@ -169,13 +160,13 @@ def test_all_in_a_bucket_a_killed_worker_and_then_a_killed_run_end_in_a_bundle(
         ]
 
 
-def fill(bucket: str, drawn: Path) -> None:
-    """Put the drawn images there, one of them broken, and labels of two other classes."""
+def fill(bucket: str, synthetic: Path) -> None:
+    """Upload the images, one of them broken, and labels of two other classes."""
     client = boto3.client("s3")
-    for path in (drawn / "images").iterdir():
+    for path in (synthetic / "images").iterdir():
         client.upload_file(str(path), bucket, f"images/{path.name}")
     client.put_object(Bucket=bucket, Key="images/DRAWN_00000.jpg", Body=b"")
-    labels = pd.read_csv(drawn / "labels.csv").rename(columns={"image_id": "image"})
+    labels = pd.read_csv(synthetic / "labels.csv").rename(columns={"image_id": "image"})
     labels["malignant"] = labels["melanoma"]
     labels["benign"] = 1 - labels["melanoma"]
     csv = labels[["image", "malignant", "benign"]].to_csv(index=False)
@@ -183,58 +174,15 @@ def fill(bucket: str, drawn: Path) -> None:
 
 
 def started(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
-    with log.open("w") as said:
+    with log.open("w") as stderr:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        return subprocess.Popen(command, env=environment, stderr=said)
+        return subprocess.Popen(command, env=environment, stderr=stderr)
 
 
 def wait_for(log: Path, line: str, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a process has said it."""
+    """Wait until a process has logged it."""
     deadline = time.monotonic() + 240
     while line not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
-
-
-def take_away(bundle: Path) -> None:
-    """Have a run of another machine hold the lease on a bundle."""
-    other = Holder("run-0", "another-host", "its-boot", 1, 1, time.time() + 60)
-    open_store(str(bundle)).write(LEASE_FILE, json.dumps(asdict(other)).encode())
-
-
-def test_a_bundle_that_another_run_is_at_work_on_is_refused(drawn: Path, tmp_path: Path) -> None:
-    take_away(tmp_path / "model")
-    with pytest.raises(InputError, match=r"--bundle: .* is being written by run run-0"):
-        train(request(drawn, tmp_path / "model"))
-
-
-def test_a_run_that_another_has_followed_writes_no_checkpoint(
-    drawn: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    bundle = tmp_path / "model"
-
-    def fit_too_late(*job: Any) -> StageState:
-        take_away(bundle)
-        return fit(*job)
-
-    monkeypatch.setattr("lesioncam.training.job.fit", fit_too_late)
-    with pytest.raises(RunFailedError, match=r"stage1 broke off: .* is not run .* any more"):
-        train(request(drawn, bundle))
-    assert "worker 0 broke off" not in caplog.text  # it is not tried again
-    assert not list(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint*/*"))
-    assert json.loads((bundle / LEASE_FILE).read_text())["run_id"] == "run-0"
-
-
-def test_what_breaks_in_ray_is_one_line(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def break_off(*_: object) -> None:
-        raise ray.exceptions.WorkerCrashedError
-
-    monkeypatch.setattr("lesioncam.training.job.read_source", break_off)
-    with pytest.raises(RunFailedError, match=r"failed in Ray .* run the same command again"):
-        train(request(drawn, tmp_path / "model"))
