@@ -1,10 +1,10 @@
 """Two runs on the same images: their mean AUCs, stage by stage, and the paired difference.
 
-    python -m benchmarks.compare --one docs/headline --other headline-again --labels isic/train.csv
+    python -m benchmarks.compare --one OUTPUT --other docs/cross-validation --labels isic/train.csv
 
-`--one` and `--other` are outputs of `benchmarks.headline`, or both of `benchmarks.crossvalidate`; a
-set or a fold that only one of them has is told and left out, and so is one of other images in each,
-as the held-out ones of two seeds are. `--labels` says which classes have a column of their own.
+`--one` and `--other` are outputs of `benchmarks.headline`, or both of `benchmarks.crossvalidate`. A
+set or fold that only one of them has is named and not compared, nor is one whose images differ, as
+the held-out ones of two seeds do. `--labels` says which classes have a column of their own.
 """
 
 import argparse
@@ -21,19 +21,19 @@ from lesioncam.vision.metrics import evaluate_stages, with_interval
 
 
 def sets_of(output: Path) -> dict[str, pd.DataFrame]:
-    """The predictions that stand in an output, by the name of their set of images."""
+    """The predictions in an output, by the name of their set of images."""
     sets = {path.parent.name: pd.read_csv(path) for path in output.glob("*/predictions.csv")}
     folds = read_folds(output).groupby("fold")
     return dict(sorted(sets.items())) | {f"of fold {fold}": rows for fold, rows in folds}
 
 
-def in_common(
+def common_sets(
     one: Path, other: Path
 ) -> tuple[dict[str, tuple[pd.DataFrame, pd.DataFrame]], list[str]]:
-    """Of each set of the same images in both outputs, the predictions; several folds also as one.
+    """The predictions of each set that has the same images in both outputs; all folds also as one.
 
     Returns:
-        These pairs by the set's name, and the names of the sets that are left out.
+        These pairs by the set's name, and the names of the sets that are not compared.
 
     Raises:
         InputError: they have none in common.
@@ -46,23 +46,23 @@ def in_common(
     }
     if not pairs:
         raise InputError(f"--other: {other} has none of the sets of images that {one} has")
-    left_out = sorted((first.keys() | second.keys()) - pairs.keys())
+    not_compared = sorted((first.keys() | second.keys()) - pairs.keys())
     folds = [pair for name, pair in pairs.items() if name.startswith("of fold ")]
     if len(folds) > 1:
         ones, others = zip(*folds, strict=True)
         pairs["of all folds"] = (pd.concat(ones), pd.concat(others))
-    return pairs, left_out
+    return pairs, not_compared
 
 
 def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list[str]]:
-    """Of each stage its name, the mean AUC in each run, and `one`'s less `other`'s.
+    """For each stage its name, the mean AUC in each run, and `one`'s minus `other`'s.
 
-    Intervals are `lesioncam.vision.metrics.evaluate_stages`'s; the difference's is paired. AUCs of
-    several folds are taken within each and averaged.
+    Intervals are those of `lesioncam.vision.metrics.evaluate_stages`; the difference's is paired.
+    AUCs of several folds are taken within each and averaged.
 
     Args:
         one: a run's predictions, as `benchmarks.predictions.read_predictions` has them.
-        other: another's, of the same images.
+        other: another run's, of the same images.
         labels: their classes.
 
     Raises:
@@ -72,12 +72,14 @@ def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list
     if not one["label"].equals(other["label"]):
         raise InputError("--other: its images or their labels are not those of --one")
     folds = one["fold"].to_numpy() if "fold" in one else None
-    places = one["label"].map(list(labels.classes).index).to_numpy()
+    class_indices = one["label"].map(list(labels.classes).index).to_numpy()
     lines = []
     for stage in STAGES:
         first, second = (probabilities(rows, labels, stage) for rows in (one, other))
         pair = {"final": first, "stage1": second, "stage2": second}  # the gain is final's
-        figures = evaluate_stages(pair, places, labels.classes, labels.target_classes, folds=folds)
+        figures = evaluate_stages(
+            pair, class_indices, labels.classes, labels.target_classes, folds=folds
+        )
         means = (figures[name]["mean"] for name in ("final", "stage1"))
         lines.append([stage, *map(with_interval, means), with_interval(figures["gain"])])
     return lines
@@ -94,12 +96,12 @@ def main() -> None:
     labels = read_labels(flags.labels, flags.rest_class)
     print(f"| images | | {flags.one} | {flags.other} | difference |")
     print("|---|---|---|---|---|")
-    pairs, left_out = in_common(flags.one, flags.other)
+    pairs, not_compared = common_sets(flags.one, flags.other)
     for name, (one, other) in pairs.items():
         for cells in compare(one, other, labels):
             print(f"| {len(one):,} {name} | {' | '.join(cells)} |")
-    for name in left_out:
-        print(f"\nNot compared: {name}, of which the two have not the same images.")
+    for name in not_compared:
+        print(f"\nNot compared: {name}, whose images are not the same in both.")
 
 
 if __name__ == "__main__":

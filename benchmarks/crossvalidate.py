@@ -1,14 +1,14 @@
-r"""What the recipe reaches: cross-validation through the verbs, fold by fold.
+r"""Cross-validation of a recipe through the verbs, fold by fold.
 
     python -m benchmarks.crossvalidate --images isic/train --labels isic/train.csv \
         --masks isic/masks --forms isic/forms.csv --weights vgg16.safetensors \
         --output cross-validation-again --folds 0,1
 
-Of each of five folds, `train` learns from the other four, and `score` scores it. The fold's
-predictions go to `fold<k>.csv` in the output, so that other folds can follow on another day, and
-the summary is made anew from all the folds that are there. `recipe.json` beside them says with what
-settings and images all of them were trained; others need another output. What weights and masks
-hold, and the version of the code, are not in it: when these change, name another `--work`, too.
+For each of five folds, `train` trains on the other four, and `score` scores it. The fold's
+predictions go to `fold<k>.csv` in the output, so that other folds can follow later, and the summary
+is rewritten from all folds in the output. `recipe.json` beside them records the settings and images
+of all of them; others need another output. It does not record the content of weights and masks, or
+the version of the code: when these change, name another `--work`, too.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.headline import unlike_default
+from benchmarks.headline import changed_settings
 from benchmarks.predictions import (
     by_class,
     by_form,
@@ -40,7 +40,6 @@ from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
-from lesioncam.training.initial import resolve_recipe
 from lesioncam.training.job import TrainRequest, train
 from lesioncam.vision.copies import SIDE
 from lesioncam.vision.metrics import markdown_table
@@ -51,57 +50,57 @@ SEED = 20170
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(n,) int: each image's fold, drawn class by class; copies share one."""
+    """(n,) int: each image's fold, drawn class by class; copies are in one fold."""
     random = np.random.default_rng(SEED)
     folds = np.zeros(len(labels), int)
-    for place in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == place))
+    for class_index in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == class_index))
         folds[members] = np.arange(len(members)) % FOLDS
     return np.asarray(folds[groups])
 
 
 def read_settings(flags: argparse.Namespace) -> TrainSettings:
-    """The recipe of `--config`, with what other flags say."""
+    """The recipe of `--config`, with the other flags over it."""
     settings = read_config(flags.config) if flags.config else TrainSettings()
     given = {"weights": flags.weights, "seed": flags.seed}
     given = {name: value for name, value in given.items() if value is not None}
-    return resolve_recipe(replace(settings, **given))
+    return replace(settings, **given).resolved()
 
 
-def keep_recipe(output: Path, settings: TrainSettings, images: str, *, masks: bool) -> str:
-    """Record what the folds of an output are trained with; returns its digest.
+def record_recipe(output: Path, settings: TrainSettings, images: str, *, masks: bool) -> str:
+    """Write `recipe.json`, or check it; returns its digest.
 
     Args:
-        output: where the folds stand.
+        output: the folds' directory.
         settings: the recipe.
         images: the digest of the images.
-        masks: whether outlines guide the maps.
+        masks: whether lesion masks are given.
 
     Raises:
-        InputError: folds of another recipe, or of other images, stand there.
+        InputError: it holds folds of another recipe, or of other images.
     """
     recipe = {**asdict(settings), "weights": Path(settings.weights or "").name}
     text = json.dumps({**recipe, "images": images, "masks": masks}, indent=2) + "\n"
     path = output / "recipe.json"
     known = path.read_text() if path.exists() else None
     if known != text and any(output.glob("fold*.csv")):
-        raise InputError(f"--output: {output} has folds of another recipe; name another place")
+        raise InputError(f"--output: {output} has folds of another recipe; name another directory")
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def read_recipe(output: Path) -> TrainSettings:
-    """The settings that `keep_recipe` recorded.
+    """The settings that `record_recipe` recorded.
 
     Raises:
-        InputError: there is no record, or it is of another version's settings.
+        InputError: there is no `recipe.json`, or it has another version's settings.
     """
     path = output / "recipe.json"
     if not path.exists():
-        raise InputError(f"--output: {path} is missing; put back what stood beside the folds")
+        raise InputError(f"--output: {path} is missing; restore it beside the folds")
     recipe = json.loads(path.read_text())
-    del recipe["images"], recipe["masks"]  # which are no settings
+    del recipe["images"], recipe["masks"]  # which are not settings
     recipe["weights"] = recipe["weights"] or None
     return parse(TrainSettings, recipe, f"--output: {path}")
 
@@ -114,12 +113,12 @@ def run_fold(
     flags: argparse.Namespace,
     work: Path,
 ) -> None:
-    """Train without a fold, score it, and keep its predictions."""
+    """Train without a fold, score it, and write its predictions."""
     work.mkdir(parents=True, exist_ok=True)
     others, own = images[images["fold"] != fold], images[images["fold"] == fold]
     truth = pd.DataFrame({"image_id": images["image_id"]})
-    for place, name in enumerate(labels.target_classes):
-        truth[name] = (images["label"] == place).astype(int)
+    for index, name in enumerate(labels.target_classes):
+        truth[name] = (images["label"] == index).astype(int)
     truth.loc[others.index].to_csv(work / "train.csv", index=False)
     truth.loc[own.index].to_csv(work / "labels.csv", index=False)
     own[["uri"]].to_csv(work / "images.csv", index=False)
@@ -133,16 +132,16 @@ def run_fold(
 
 
 def summarize(labels: Labels, output: Path, forms: pd.Series | None, masks: str | None) -> str:
-    """Write `evaluation.json` and `README.md` from the folds that are there; returns the latter.
+    """Write `evaluation.json` and `README.md` from all folds in the output; returns the latter.
 
     Args:
         labels: their classes.
-        output: where the folds and their `recipe.json` stand.
-        forms: of each image id the form of its file, to tell these apart.
-        masks: outlines of the lesions, to tell small and large ones apart.
+        output: has the folds and their `recipe.json`.
+        forms: image id -> form of its file, to report each form, or None.
+        masks: lesion masks, to report small and large lesions, or None.
 
     Raises:
-        InputError: there are none, or no recipe of theirs that this version knows.
+        InputError: there are none, or this version cannot read their recipe.
     """
     rows = read_folds(output)
     if rows.empty:
@@ -160,10 +159,10 @@ def summarize(labels: Labels, output: Path, forms: pd.Series | None, masks: str 
         "# Cross-validation",
         "",
         f"{len(kinds['fold'])} of {FOLDS} folds, {whole['final']['mean']['n']:,} images, each "
-        "scored by a model that saw neither it nor a copy of it. AUCs are taken within each fold, "
-        "whose images one model scored, and averaged. (Images of other folds that a model held out "
-        "chose its epochs.) Settings that are not the default: "
-        f"{unlike_default(settings)}.",
+        "scored by a model that was trained on neither it nor a copy of it. AUCs are taken within "
+        "each fold, whose images one model scored, and averaged. Each model's epochs were chosen "
+        "on images of the other folds. Settings that are not the default: "
+        f"{changed_settings(settings)}.",
         "",
         *markdown_table(whole),
         "",
@@ -182,18 +181,18 @@ def summarize(labels: Labels, output: Path, forms: pd.Series | None, masks: str 
 
 
 def main() -> None:
-    """Run the folds that are asked for, then summarize all that are there."""
+    """Run the folds that `--folds` names, then summarize all in the output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", required=True)
     parser.add_argument("--labels", required=True)
     parser.add_argument("--masks")
-    parser.add_argument("--forms", help="image_id and form of each, to tell these apart")
+    parser.add_argument("--forms", help="a CSV of image_id and form, to report each form")
     parser.add_argument("--weights")
     parser.add_argument("--config")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--work", default="cross-validation", help="bundles and scores")
-    parser.add_argument("--folds", default="", help="which to run, as 0,1; none: only summarize")
+    parser.add_argument("--work", default="cross-validation", help="where bundles and scores go")
+    parser.add_argument("--folds", default="", help="which to run, as 0,1 (default: none)")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = read_settings(flags)
@@ -203,11 +202,11 @@ def main() -> None:
         forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]
     chosen = [int(fold) for fold in flags.folds.split(",") if fold]
     if chosen:
-        images, seen = read_images(flags.images, labels, 2 * SIDE)
+        images, digest = read_images(flags.images, labels, 2 * SIDE)
         images["fold"] = assign_folds(images["label"].to_numpy(), images["group"].to_numpy())
-        digest = keep_recipe(flags.output, settings, seen, masks=flags.masks is not None)
+        recipe = record_recipe(flags.output, settings, digest, masks=flags.masks is not None)
         for fold in chosen:
-            run_fold(fold, images, labels, settings, flags, Path(flags.work, digest, f"fold{fold}"))
+            run_fold(fold, images, labels, settings, flags, Path(flags.work, recipe, f"fold{fold}"))
     print(summarize(labels, flags.output, forms, flags.masks))
 
 

@@ -1,17 +1,17 @@
-r"""ISIC-2017 laid out for training, so that no class can be told by the form of its files.
+r"""ISIC-2017 laid out for training, so that the form of a file does not leak the class.
 
     python -m benchmarks.isic2017 --source isic2017 --output isic
 
-The copies at hand come in two forms: whole images squashed to 256 x 256, of all, and center squares
-of 512 x 512, of most. Nearly half of the seborrheic keratoses have the former only, and few of the
-others, so a network that is given the finer form wherever there is one can learn the form instead
-of the lesion. Here each class has the same share of its training images in each form, and copies of
-one picture have the same form, as they are not recognized by their pixels otherwise. A training
-image that shows the same picture as a validation image is left out.
+The source has two forms of an image: the whole image squashed to 256 x 256, of all images, and a
+center square of 512 x 512, of most. Nearly half of the seborrheic keratoses have the former only,
+and few of the others. A network trained on the larger form wherever there is one could learn the
+form instead of the lesion. Here every class has the same fraction of its training images in each
+form. Copies of one picture have the same form, because they are recognized by their pixels.
+Training images that show the same picture as a validation image are not used.
 
-Writes `train/` and `masks/` (each image's in its own form), `train.csv`, `forms.csv` (of each
-training image its form); `val/` and `val.csv`, all validation images in the first form, of which no
-masks are at hand; and `val-512/` with `masks-512/`, those that have the second.
+Writes `train/` and `masks/` (each image's in its own form), `train.csv`, `forms.csv` (the form of
+each training image); `val/` and `val.csv`, all validation images in the first form, of which there
+are no masks; and `val-512/` with `masks-512/`, those that have the second form.
 """
 
 import argparse
@@ -31,28 +31,28 @@ SEED = 2017
 
 
 def draw_forms(classes: np.ndarray, both: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(n,): each image's form; of every class the same share is in the first, the smallest one.
+    """(n,) str: each image's form; the same fraction of every class, the smallest, has the first.
 
     Args:
         classes: (n,) int.
         both: (n,) bool, whether an image has both forms; the others have the first only.
-        groups: (n,) int, of each image the number of the first one that shows the same picture.
+        groups: (n,) int, for each image the index of the first one that shows the same picture.
     """
     random = np.random.default_rng(SEED)
     first = np.zeros(len(classes), bool)
-    first[groups[~both]] = True  # a copy that has the first form only decides for all
-    places = np.unique(classes)
-    share = max(first[groups][classes == place].mean() for place in places)
-    for place in places:
-        members = classes == place
+    first[groups[~both]] = True  # if a copy has only the first form, so do all
+    class_indices = np.unique(classes)
+    fraction = max(first[groups][classes == index].mean() for index in class_indices)
+    for index in class_indices:
+        members = classes == index
         free = np.flatnonzero(members & ~first & (groups == np.arange(len(groups))))
-        count = round(share * members.sum()) - first[groups][members].sum()
+        count = round(fraction * members.sum()) - first[groups][members].sum()
         first[random.permutation(free)[: max(0, count)]] = True  # copies may be of two classes
     return np.where(first[groups], *FORMS)
 
 
 def lay_out(source: Path, output: Path) -> pd.Series:
-    """Copy images, masks and labels to where training finds them; returns the training forms."""
+    """Copy images, masks and labels to `output`; returns the form of each training image."""
     output.mkdir(parents=True)
     for split, official in (("train", "Training"), ("val", "Validation")):
         csv = source / f"ISIC-2017_{official}_Part3_GroundTruth.csv"
@@ -66,10 +66,12 @@ def lay_out(source: Path, output: Path) -> pd.Series:
 
     labels = read_labels(f"{output}/train.csv", "nevus")
     both = np.array([_has(source, name) for name in labels.ids])
-    seen = _thumbnails(source, "train", labels.ids)
-    forms = pd.Series(draw_forms(labels.class_indices, both, groups_of_copies(seen)), labels.ids)
-    copies = {i for i, _ in pairs_of_copies(seen, _thumbnails(source, "val", validation))}
-    forms = forms.drop([labels.ids[number] for number in copies])
+    thumbnails = _thumbnails(source, "train", labels.ids)
+    forms = pd.Series(
+        draw_forms(labels.class_indices, both, groups_of_copies(thumbnails)), labels.ids
+    )
+    copies = {i for i, _ in pairs_of_copies(thumbnails, _thumbnails(source, "val", validation))}
+    forms = forms.drop([labels.ids[index] for index in copies])
     truth = pd.read_csv(output / "train.csv", dtype=str).set_index("image_id")
     truth.loc[forms.index].to_csv(output / "train.csv")
     for form in FORMS:
@@ -81,7 +83,7 @@ def lay_out(source: Path, output: Path) -> pd.Series:
 
 
 def _thumbnails(source: Path, split: str, names: Sequence[str]) -> np.ndarray:
-    """To find copies by, in the form that all images have."""
+    """Thumbnails to find copies by, of the form that all images have."""
     paths = (source / f"images_{FORMS[0]}" / split / f"{name}.jpg" for name in names)
     return np.stack([thumbnail(decode(path.read_bytes(), 2 * SIDE).canvas) for path in paths])
 
@@ -98,16 +100,16 @@ def _copy(source: Path, target: Path, names: Sequence[str], ending: str) -> None
 
 
 def main() -> None:
-    """Lay it out, and say how many images of each class have which form."""
+    """Lay it out, and print how many images of each class have which form."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     flags = parser.parse_args()
     if flags.output.exists():
-        raise SystemExit(f"--output: {flags.output} is there already; name another place")
+        raise SystemExit(f"--output: {flags.output} exists; name another directory")
     forms = lay_out(flags.source, flags.output)
     labels = read_labels(f"{flags.output}/train.csv", "nevus")
-    classes = pd.Series([labels.classes[place] for place in labels.class_indices], labels.ids)
+    classes = pd.Series([labels.classes[index] for index in labels.class_indices], labels.ids)
     print(pd.crosstab(classes, forms))
 
 

@@ -1,4 +1,4 @@
-"""Labeled images, their predictions as small CSV files, and the figures that these come to."""
+"""Labeled images, their predictions as small CSV files, and tables of their figures."""
 
 import hashlib
 import math
@@ -26,13 +26,13 @@ from lesioncam.vision.metrics import Figures, evaluate_stages, with_interval
 from lesioncam.vision.overlap import bounding_box, mean_overlap
 
 OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "center_inside", "central_box_iou"]
-WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)  # of stage 2 that are compared
+WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)  # of stage 2, compared
 
 
 def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, str]:
-    """The labeled images: `uri`, `image_id`, `label` (a place in the classes) and `group`.
+    """The labeled images: `uri`, `image_id`, `label` (a class index) and `group`.
 
-    Images of one group show the same picture; its number is the first one's.
+    Images of one group show the same picture; the group's number is its first image's index.
 
     Args:
         images: a directory or prefix.
@@ -40,7 +40,7 @@ def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, s
         side: of the canvases, in pixels, that pictures are compared on.
 
     Returns:
-        The images, and a digest of what they show and are called.
+        The images, and a digest of their names and pictures.
 
     Raises:
         InputError: no image has a label.
@@ -48,23 +48,23 @@ def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, s
     """
     source = match_source(images, labels, "--images", "--labels")
     with ThreadPoolExecutor() as threads:
-        seen = threads.map(lambda uri: decode(read_uri(uri), side).canvas, source.uris)
-        thumbnails = np.stack([thumbnail(canvas) for canvas in seen])
+        canvases = threads.map(lambda uri: decode(read_uri(uri), side).canvas, source.uris)
+        thumbnails = np.stack([thumbnail(canvas) for canvas in canvases])
     names = [image_id(uri) for uri in source.uris]
     digest = hashlib.sha256("\n".join(names).encode() + thumbnails.tobytes())
-    digest.update(source.indices.tobytes())
-    columns = {"uri": source.uris, "image_id": names, "label": source.indices}
+    digest.update(source.class_indices.tobytes())
+    columns = {"uri": source.uris, "image_id": names, "label": source.class_indices}
     rows = pd.DataFrame(columns).assign(group=groups_of_copies(thumbnails))
     return rows, digest.hexdigest()[:16]
 
 
 def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataFrame:
-    """Every scored and labeled image's probabilities, `label` (its name) and overlap with a mask.
+    """Each scored and labeled image's probabilities, `label` (its name) and overlap with a mask.
 
     Numbers have five decimals.
 
     Raises:
-        InputError: there are no such scores, labels or masks.
+        InputError: scores, labels or masks cannot be read.
     """
     rows, classes = read_scores(Results(scores))
     joined, _ = join(rows, labels, classes)
@@ -77,10 +77,7 @@ def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataF
 
 
 def read_folds(output: Path) -> pd.DataFrame:
-    """The predictions of all folds that stand in an output of `benchmarks.crossvalidate`.
-
-    `fold` says whose each is. Without any there are no rows.
-    """
+    """The predictions of all folds in an output of `benchmarks.crossvalidate`, by `fold`."""
     parts = [
         pd.read_csv(path).assign(fold=int(path.stem.removeprefix("fold")))
         for path in sorted(output.glob("fold*.csv"))
@@ -89,16 +86,18 @@ def read_folds(output: Path) -> pd.DataFrame:
 
 
 def probabilities(rows: pd.DataFrame, labels: Labels, stage: str) -> np.ndarray:
-    """(n, K) float64: a stage's, of predictions as they are kept."""
+    """(n, K) float64: a stage's probabilities in predictions."""
     return rows[probability_columns(labels.classes, stage)].to_numpy(float)
 
 
 def figures_of(rows: pd.DataFrame, labels: Labels) -> Figures:
-    """AUCs and overlap of predictions; where these have a `fold`, within each and averaged."""
-    places = rows["label"].map(list(labels.classes).index).to_numpy()
+    """AUCs and overlap of predictions; if they have a `fold`, within each and averaged."""
+    class_indices = rows["label"].map(list(labels.classes).index).to_numpy()
     stages = {stage: probabilities(rows, labels, stage) for stage in STAGES}
     folds = rows["fold"].to_numpy() if "fold" in rows else None
-    figures = evaluate_stages(stages, places, labels.classes, labels.target_classes, folds=folds)
+    figures = evaluate_stages(
+        stages, class_indices, labels.classes, labels.target_classes, folds=folds
+    )
     if "box_iou" in rows:
         with_mask = rows.dropna(subset=["box_iou"])
         found = ({name: float(row[name]) for name in OVERLAP} for _, row in with_mask.iterrows())
@@ -136,9 +135,9 @@ def weights_table(rows: pd.DataFrame, labels: Labels) -> list[str]:
 
 
 def localization_table(what: str, parts: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Lines of Markdown: maps and boxes against outlines, of those parts that have some."""
+    """Lines of Markdown: maps and boxes compared with masks, for the parts that have masks."""
     lines = [
-        f"| {what} | outlines | CAM peak in the lesion | IoU of box and lesion's box | lesion kept "
+        f"| {what} | masks | CAM peak in the lesion | IoU of box and lesion's box | lesion kept "
         "| the center in the lesion | IoU of a central box |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -151,19 +150,19 @@ def localization_table(what: str, parts: Mapping[str, pd.DataFrame]) -> list[str
 
 
 def by_form(rows: pd.DataFrame, forms: pd.Series) -> dict[str, pd.DataFrame]:
-    """Predictions parted by the form of each image's file."""
+    """Predictions by the form of each image's file."""
     return dict(list(rows.groupby(rows["image_id"].map(forms).fillna("unknown"))))
 
 
 def by_class(rows: pd.DataFrame, labels: Labels) -> dict[str, pd.DataFrame]:
-    """Predictions parted by what each image shows."""
+    """Predictions by each image's class."""
     return {name: rows[rows["label"] == name] for name in labels.classes}
 
 
 def by_size(rows: pd.DataFrame, masks: str) -> dict[str, pd.DataFrame]:
-    """Predictions of images with an outline, in four equal parts by how large the lesion is.
+    """Predictions of images with a mask, in four equal parts by the size of the lesion.
 
-    That is the longer side of the outline's box, as a share of the image's.
+    The size is the longer side of the mask's box, as a fraction of the image's side.
 
     Raises:
         InputError: there are no masks, or one cannot be read.
@@ -178,8 +177,8 @@ def by_size(rows: pd.DataFrame, masks: str) -> dict[str, pd.DataFrame]:
 
 
 def _longer_side(mask: str) -> float:
-    outline = read_mask(mask)
-    if not outline.any():
+    lesion = read_mask(mask)
+    if not lesion.any():
         return math.nan
-    left, top, right, bottom = bounding_box(outline)
+    left, top, right, bottom = bounding_box(lesion)
     return max(right - left, bottom - top)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.compare import compare, in_common
+from benchmarks.compare import common_sets, compare
 from lesioncam.columns import STAGES, probability_columns
 from lesioncam.errors import InputError
 from lesioncam.storage.labels import Labels, read_labels
@@ -17,7 +17,7 @@ def labels(tmp_path: Path) -> Labels:
 
 
 def predictions(labels: Labels, **right: float) -> pd.DataFrame:
-    """Ten images a class; of the share `right` of a stage's melanomas the rank is the best one."""
+    """Ten images a class; a stage ranks the fraction `right` of its melanomas best."""
     rows = pd.DataFrame({"image_id": [f"{n:02d}" for n in range(20)]})
     rows["label"] = np.repeat(labels.classes, 10)
     for stage in STAGES:
@@ -55,8 +55,8 @@ def test_sets_and_folds_that_both_have_are_compared(labels: Labels, tmp_path: Pa
         rows[:7].to_csv(tmp_path / name / "fold4.csv", index=False)
     right.to_csv(tmp_path / "one" / "fold1.csv", index=False)
     right[1:8].to_csv(tmp_path / "one" / "fold4.csv", index=False)  # another split's
-    pairs, left_out = in_common(tmp_path / "one", tmp_path / "other")
-    assert left_out == ["of fold 1", "of fold 4"]
+    pairs, not_compared = common_sets(tmp_path / "one", tmp_path / "other")
+    assert not_compared == ["of fold 1", "of fold 4"]
     assert {name: len(one) for name, (one, _) in pairs.items()} == {
         "held-out": 20,
         "of fold 0": 10,
@@ -66,4 +66,4 @@ def test_sets_and_folds_that_both_have_are_compared(labels: Labels, tmp_path: Pa
     final = compare(*pairs["of all folds"], labels)[2]
     assert [cell[:5] for cell in final[1:]] == ["1.000", "0.500", "0.500"]
     with pytest.raises(InputError, match=r"--other: .*/third has none of the sets"):
-        in_common(tmp_path / "one", tmp_path / "third")
+        common_sets(tmp_path / "one", tmp_path / "third")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import crossvalidate
-from benchmarks.crossvalidate import FOLDS, assign_folds, keep_recipe, summarize
+from benchmarks.crossvalidate import FOLDS, assign_folds, record_recipe, summarize
 from benchmarks.predictions import OVERLAP
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
@@ -24,49 +24,51 @@ def labels(tmp_path: Path) -> Labels:
     return read_labels(f"{tmp_path}/labels.csv", "nevus")
 
 
-def test_folds_have_their_share_of_each_class_and_copies_together() -> None:
+def test_folds_have_a_fifth_of_each_class_and_copies_together() -> None:
     classes = np.repeat([0, 1, 2], [50, 25, 100])
     groups = np.arange(175)
     groups[[60, 120]] = 3
     folds = assign_folds(classes, groups)
     assert folds[3] == folds[60] == folds[120]
-    for place, members in ((0, 10), (1, 5), (2, 20)):
-        counts = np.bincount(folds[classes == place], minlength=FOLDS)
+    for index, members in ((0, 10), (1, 5), (2, 20)):
+        counts = np.bincount(folds[classes == index], minlength=FOLDS)
         assert np.abs(counts - members).max() <= 1
 
 
-def test_a_fold_is_scored_by_a_model_that_learned_from_the_others(
+def test_a_fold_is_scored_by_a_model_trained_on_the_others(
     labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = pd.DataFrame({"image_id": [f"I{number}" for number in range(12)]})
     images["uri"] = [f"/images/{name}.jpg" for name in images["image_id"]]
     images["label"], images["fold"] = np.arange(12) % 3, np.arange(12) % 4
-    asked: list[Any] = []
-    monkeypatch.setattr(crossvalidate, "train", asked.append)
-    monkeypatch.setattr(crossvalidate, "score", asked.append)
+    requests: list[Any] = []
+    monkeypatch.setattr(crossvalidate, "train", requests.append)
+    monkeypatch.setattr(crossvalidate, "score", requests.append)
     monkeypatch.setattr(
         crossvalidate, "read_predictions", lambda *_: pd.DataFrame({"image_id": ["I1"]})
     )
     flags = argparse.Namespace(images="/images", masks="/masks", output=str(tmp_path))
     settings = TrainSettings(seed=4)
     crossvalidate.run_fold(1, images, labels, settings, flags, tmp_path / "work")
-    trained, scored = asked
+    trained, scored = requests
     assert (trained.images, trained.masks, trained.settings) == ("/images", "/masks", settings)
-    learned = read_labels(trained.labels, "nevus")
-    places = dict(zip(learned.ids, learned.class_indices, strict=True))
+    given = read_labels(trained.labels, "nevus")
+    class_indices = dict(zip(given.ids, given.class_indices, strict=True))
     own = ["I1", "I5", "I9"]
-    assert places == {f"I{number}": number % 3 for number in range(12) if f"I{number}" not in own}
+    assert class_indices == {
+        f"I{number}": number % 3 for number in range(12) if f"I{number}" not in own
+    }
     assert scored.bundle == trained.bundle
     assert pd.read_csv(scored.images)["uri"].tolist() == [f"/images/{name}.jpg" for name in own]
     assert pd.read_csv(tmp_path / "fold1.csv")["image_id"].tolist() == ["I1"]
 
 
 def test_folds_of_another_recipe_are_refused(tmp_path: Path) -> None:
-    one, same = (TrainSettings(weights=f"/{place}/w.safetensors") for place in ("here", "there"))
-    assert keep_recipe(tmp_path, TrainSettings(seed=1), "images", masks=True)
-    digest = keep_recipe(tmp_path, one, "images", masks=True)  # no fold stands there yet
+    one, same = (TrainSettings(weights=f"/{folder}/w.safetensors") for folder in ("here", "there"))
+    assert record_recipe(tmp_path, TrainSettings(seed=1), "images", masks=True)
+    digest = record_recipe(tmp_path, one, "images", masks=True)  # there is no fold yet
     (tmp_path / "fold0.csv").touch()
-    assert keep_recipe(tmp_path, same, "images", masks=True) == digest
+    assert record_recipe(tmp_path, same, "images", masks=True) == digest
     other = TrainSettings(weights="w.safetensors", seed=1)
     for settings, images, masks in (
         (other, "images", True),
@@ -74,19 +76,19 @@ def test_folds_of_another_recipe_are_refused(tmp_path: Path) -> None:
         (one, "images", False),
     ):
         with pytest.raises(InputError, match=r"--output: .* has folds of another recipe"):
-            keep_recipe(tmp_path, settings, images, masks=masks)
+            record_recipe(tmp_path, settings, images, masks=masks)
     (tmp_path / "recipe.json").unlink()
     with pytest.raises(InputError, match="has folds of another recipe"):
-        keep_recipe(tmp_path, one, "images", masks=True)
+        record_recipe(tmp_path, one, "images", masks=True)
 
 
 def write_recipe(output: Path, settings: TrainSettings) -> None:
-    """As the first fold has it recorded."""
-    keep_recipe(output / "new", settings, "images", masks=True)
+    """As the first fold records it."""
+    record_recipe(output / "new", settings, "images", masks=True)
     (output / "new" / "recipe.json").rename(output / "recipe.json")
 
 
-def test_the_summary_is_of_the_folds_that_are_there(labels: Labels, tmp_path: Path) -> None:
+def test_the_summary_is_of_all_folds_in_the_output(labels: Labels, tmp_path: Path) -> None:
     truth = np.tile(np.eye(3), (10, 1))
     for fold, offset in ((0, 0.0), (3, 0.5)):
         rows = pd.DataFrame({"label": np.tile(labels.classes, 10)})

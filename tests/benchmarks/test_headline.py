@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
 from PIL import Image
 
@@ -20,6 +21,7 @@ from lesioncam.settings import CropRule, ModelSettings, TrainSettings
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.labels import read_labels
 from lesioncam.training.job import TrainRequest, train
+from lesioncam.training.metrics_file import MetricsFile
 from lesioncam.training.progress import EpochReport
 from lesioncam.training.stage import StageJob, StageState
 
@@ -32,7 +34,7 @@ SETTINGS = TrainSettings(
 def isic(tmp_path: Path) -> Path:
     """The layout of `benchmarks.isic2017`: 24 training, 12 validation images, 6 of them twice.
 
-    The second training image shows the same picture as the fifth.
+    The second training image and the fifth show the same picture.
     """
     folder = tmp_path / "isic"
     draw_images(folder, 36, seed=5)
@@ -58,25 +60,25 @@ def isic(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
+def test_its_figures_are_of_the_images_that_training_held_out(
     isic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = []
     write_bundle(f"{tmp_path}/other", "tiny", None)
-    weights = load_bundle(f"{tmp_path}/other").stage1  # which tell images apart
+    weights = load_bundle(f"{tmp_path}/other").stage1  # whose probabilities differ by image
     facts = ("mean_auc", "images_per_second", "seconds", "waited_seconds", "prepared_seconds")
 
-    def learn_nothing(job: StageJob, *others: Any) -> StageState:
-        held_out.append(job.examples.held_out)
-        epoch = {"epoch": 1, "side": 96, "loss": 1.0, **dict.fromkeys(facts, 0.5)}
+    def fit(job: StageJob, checkpoint_dir: str, metrics_file: MetricsFile) -> StageState:
+        held_out.append(ray.get(job.examples).held_out.copy())
+        epoch = {"epoch": 1, "size": 96, "loss": 1.0, **dict.fromkeys(facts, 0.5)}
         history = [{**epoch, "held_out_seconds": 0.5}]
-        others[-1].take(EpochReport(job.stage, 1, history, 0.0))
+        metrics_file.update(EpochReport(job.stage, 1, history, 0.0))
         return StageState(epoch=1, best=dict(weights), best_epoch=1, history=history)
 
-    monkeypatch.setattr("lesioncam.training.job.fit", learn_nothing)
-    # One pair of so few images counts for much; the test below tries the check itself.
+    monkeypatch.setattr("lesioncam.training.job.fit", fit)
+    # A pair of so few images changes the AUC by more; the check has a test of its own below.
     monkeypatch.setattr(headline, "SAME_AUC", 0.2)
-    monkeypatch.setattr(headline, "TWICE_AUC", 0.5)
+    monkeypatch.setattr(headline, "ROTATION_AUC", 0.5)
     train(TrainRequest(f"{isic}/train", f"{isic}/train.csv", f"{tmp_path}/model", SETTINGS))
 
     command = ["headline", "--isic", f"{isic}", "--bundle", f"{tmp_path}/model"]
@@ -98,17 +100,17 @@ def test_its_figures_are_of_the_images_that_training_did_not_learn_from(
     assert "| validation at 256 | 12 |" in text
     assert (output / "model-card.md").read_text() == (tmp_path / "model/README.md").read_text()
 
-    command[command.index("--output") + 1] = f"{tmp_path}/twice"
-    monkeypatch.setattr(sys, "argv", [*command, "--half-turn"])
-    parts_of = headline.parts_of  # of which the first set is enough
-    monkeypatch.setattr(headline, "parts_of", lambda *of: dict([*parts_of(*of).items()][:1]))
+    command[command.index("--output") + 1] = f"{tmp_path}/rotated"
+    monkeypatch.setattr(sys, "argv", [*command, "--test-time-rotation"])
+    image_sets = headline.image_sets  # the first set is enough
+    monkeypatch.setattr(headline, "image_sets", lambda *of: dict([*image_sets(*of).items()][:1]))
     headline.main()
-    twice = pd.read_csv(tmp_path / "twice" / "held-out" / "predictions.csv")
-    assert twice["image_id"].tolist() == found["image_id"].tolist()
-    assert not np.allclose(twice["p_melanoma"], found["p_melanoma"])
-    text = (tmp_path / "twice" / "README.md").read_text()
-    assert "scored in float32, each image also turned by half." in text
-    assert not (tmp_path / "twice" / "model-card.md").exists()
+    rotated = pd.read_csv(tmp_path / "rotated" / "held-out" / "predictions.csv")
+    assert rotated["image_id"].tolist() == found["image_id"].tolist()
+    assert not np.allclose(rotated["p_melanoma"], found["p_melanoma"])
+    text = (tmp_path / "rotated" / "README.md").read_text()
+    assert "scored in float32 with test-time rotation." in text
+    assert not (tmp_path / "rotated" / "model-card.md").exists()
 
 
 def test_images_that_it_was_not_trained_on_are_refused(
@@ -129,15 +131,15 @@ def test_images_that_it_was_not_trained_on_are_refused(
         headline.held_out_images(f"{isic}/train", labels, SETTINGS, other)
     near = {stage: {"mean": {"auc": 0.912}} for stage in STAGES}
     headline.check_held_out(near, bundle)
-    for stage, told in zip(STAGES, ("stage 1", "stage 2", "final"), strict=True):
-        with pytest.raises(InputError, match=rf"--isic: {told} has a mean AUC of 0\.8900"):
+    for stage, name in zip(STAGES, ("stage 1", "stage 2", "final"), strict=True):
+        with pytest.raises(InputError, match=rf"--isic: {name} has a mean AUC of 0\.8900"):
             headline.check_held_out({**near, stage: {"mean": {"auc": 0.89}}}, bundle)
 
 
-def test_a_copy_that_looks_twice_is_otherwise_the_same(tmp_path: Path) -> None:
+def test_a_copy_with_rotation_is_otherwise_the_same(tmp_path: Path) -> None:
     write_bundle(f"{tmp_path}/model", "tiny", None)
     bundle = load_bundle(f"{tmp_path}/model")
-    copy = load_bundle(headline.looking_twice(bundle, f"{tmp_path}/copy"))
+    copy = load_bundle(headline.with_rotation(bundle, f"{tmp_path}/copy"))
     assert not bundle.settings.test_time_rotation
     assert copy.settings == replace(bundle.settings, test_time_rotation=True)
     for one, other in ((bundle.stage1, copy.stage1), (bundle.stage2, copy.stage2)):
@@ -145,13 +147,13 @@ def test_a_copy_that_looks_twice_is_otherwise_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_settings_are_told_from_the_defaults() -> None:
-    assert headline.unlike_default(TrainSettings()) == "none"
+def test_changed_settings_are_listed() -> None:
+    assert headline.changed_settings(TrainSettings()) == "none"
     changed = TrainSettings(seed=3, crop=CropRule(smallest=1.0))
-    assert headline.unlike_default(changed) == "`seed = 3`, `crop.smallest = 1.0`"
+    assert headline.changed_settings(changed) == "`seed = 3`, `crop.smallest = 1.0`"
 
 
-def test_tables_say_what_is_whose() -> None:
+def test_tables_have_a_row_for_each_class_and_set() -> None:
     def figure(auc: float) -> dict[str, float]:
         return {"auc": auc, "low": auc - 0.1, "high": auc + 0.1}
 

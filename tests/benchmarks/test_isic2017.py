@@ -16,8 +16,8 @@ def write_source(folder: Path) -> None:
     for official, split, count in (("Training", "train", 30), ("Validation", "val", 3)):
         names = [f"{split}{number:02d}" for number in range(count)]
         labels = pd.DataFrame({"image_id": names})
-        for place, name in enumerate(CLASSES[:2]):
-            labels[name] = (labels.index % 3 == place).astype(float)
+        for index, name in enumerate(CLASSES[:2]):
+            labels[name] = (labels.index % 3 == index).astype(float)
         labels.to_csv(folder / f"ISIC-2017_{official}_Part3_GroundTruth.csv", index=False)
         few = {"train01", "train04", "train07", "train10", "train00", "val02"}
         for form, have in (("256", names), ("512", [n for n in names if n not in few])):
@@ -30,14 +30,14 @@ def write_source(folder: Path) -> None:
                 (folder / f"masks_{form}" / f"{name}.png").write_text(f"{form} {name}")
 
 
-def test_each_class_has_the_same_share_of_each_form() -> None:
+def test_each_class_has_the_same_fraction_of_each_form() -> None:
     classes = np.repeat([0, 1, 2], [100, 50, 200])
     both = np.ones(350, bool)
     both[100:120] = False  # 40 % of the second class
     both[[0, 1, 200]] = False
     forms = draw_forms(classes, both, np.arange(350))
     assert (forms[~both] == "256").all()
-    assert [(forms[classes == place] == "256").sum() for place in range(3)] == [40, 20, 80]
+    assert [(forms[classes == index] == "256").sum() for index in range(3)] == [40, 20, 80]
 
 
 def test_copies_have_one_form() -> None:
@@ -53,13 +53,13 @@ def test_copies_have_one_form() -> None:
 def test_copies_under_two_labels_move_no_other_image() -> None:
     classes, both, groups = np.repeat([0, 1], 50), np.ones(100, bool), np.arange(100)
     both[50:70] = False
-    groups[70:90] = np.arange(20)  # of the second class, which has its share already
+    groups[70:90] = np.arange(20)  # of the second class, which has its fraction already
     forms = draw_forms(classes, both, groups)
     assert (forms[:50] == "256").sum() == 20
     assert (forms[90:] == "512").all()
 
 
-def test_a_training_image_that_is_a_copy_of_a_validation_image_is_left_out(tmp_path: Path) -> None:
+def test_a_training_image_that_is_a_copy_of_a_validation_image_is_not_used(tmp_path: Path) -> None:
     write_source(tmp_path)
     pictures = tmp_path / "images_256"
     shutil.copy(pictures / "val" / "val00.jpg", pictures / "train" / "train12.jpg")

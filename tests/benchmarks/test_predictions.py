@@ -1,4 +1,4 @@
-"""Predictions parted and put into tables."""
+"""Predictions in parts and tables."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def labels(tmp_path: Path) -> Labels:
 
 @pytest.fixture
 def rows(labels: Labels) -> pd.DataFrame:
-    """Twenty images; both stages are wrong of images of their own, and the mean of few."""
+    """Twenty images; each stage is wrong about different ones, so their mean is wrong about few."""
     random = np.random.default_rng(0)
     rows = pd.DataFrame({"image_id": [f"{number:02d}" for number in range(20)]})
     rows["label"] = np.repeat(labels.classes, 10)
@@ -40,9 +40,7 @@ def rows(labels: Labels) -> pd.DataFrame:
     return rows
 
 
-def test_weights_of_nothing_and_all_are_the_stages_themselves(
-    rows: pd.DataFrame, labels: Labels
-) -> None:
+def test_weights_of_0_and_1_are_the_stages_themselves(rows: pd.DataFrame, labels: Labels) -> None:
     figures = figures_of(rows, labels)
     cells = dict(line.split(" | ")[:2] for line in weights_table(rows, labels)[2:])
     expected = {"| 0.0": "stage1", "| 0.5": "final", "| 1.0": "stage2"}
@@ -52,10 +50,10 @@ def test_weights_of_nothing_and_all_are_the_stages_themselves(
         assert cells[weight].startswith(f"{auc:.3f} (")
 
 
-def test_images_are_parted_by_the_longer_side_of_their_lesion(
+def test_images_are_divided_by_the_longer_side_of_their_lesion(
     rows: pd.DataFrame, tmp_path: Path
 ) -> None:
-    for number in range(18):  # the last two have no outline
+    for number in range(18):  # the last two have no mask
         mask = Image.new("1", (100, 50))
         if number:  # the first one's is empty
             mask.paste(1, (0, 0, 4 * number, 5))  # 0.04 to 0.68 wide, 0.1 high
@@ -67,12 +65,10 @@ def test_images_are_parted_by_the_longer_side_of_their_lesion(
     ]
 
 
-def test_overlap_is_told_of_those_parts_that_have_outlines(
-    rows: pd.DataFrame, labels: Labels
-) -> None:
+def test_overlap_is_reported_for_parts_with_masks(rows: pd.DataFrame, labels: Labels) -> None:
     rows[OVERLAP] = 0.25
     rows.loc[rows["label"] == "nevus", "box_iou"] = 0.75
-    rows.loc[:2, OVERLAP] = np.nan  # three melanomas have no outline
+    rows.loc[:2, OVERLAP] = np.nan  # three melanomas have no mask
     parts = {**by_class(rows, labels), "others": rows.drop(columns=OVERLAP)}
     assert localization_table("class", parts)[2:] == [
         "| melanoma | 7 | 0.250 | 0.250 | 0.250 | 0.250 | 0.250 |",

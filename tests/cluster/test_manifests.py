@@ -19,8 +19,7 @@ from lesioncam import cli
 from lesioncam.cluster import Capacity, Node
 from lesioncam.scoring.plan import Plan, plan_for
 from lesioncam.settings import BACKBONES, TrainSettings
-from lesioncam.training import job as training
-from lesioncam.training.job import TrainRequest, make_workers
+from lesioncam.training.workers import workers_for
 from tests.cluster.image import steps
 from tests.conftest import SHARED, needs_shared
 
@@ -262,20 +261,15 @@ def test_object_stores_hold_the_images_under_way(
     assert plan.window * (canvas + crop) <= stores
 
 
-def test_a_training_worker_fits_a_gpu_pod(
-    grown: tuple[dict[str, Any], Capacity, Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_worker_fits_a_gpu_pod(grown: tuple[dict[str, Any], Capacity, Plan]) -> None:
     _, capacity, _ = grown
     spec = job_spec(rendered("train"))
-    monkeypatch.setattr(training, "capacity", lambda: capacity)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (settings,) = (one["data"] for one in rendered("train") if one["kind"] == "ConfigMap")
     entrypoint = spec["entrypoint"].replace("$WORKERS", settings["WORKERS"])
     flags = cli._parser().parse_args(shlex.split(entrypoint)[2:])
-    request = TrainRequest("i", "l", "b", TrainSettings(), workers=flags.workers, gpu=flags.gpu)
-    workers = make_workers(request)
+    assert flags.gpu in (None, True)
+    workers = workers_for(capacity, flags.workers, gpu=True, precision="bfloat16")
     pod = offers(pods(spec)["gpu"])
-    assert workers.gpu
     assert pod["cpu"] / 2 <= workers.cpus < pod["cpu"]
 
 
