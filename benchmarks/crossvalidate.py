@@ -41,7 +41,7 @@ from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import bundle_exists
 from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.training.job import TrainRequest, train
-from lesioncam.vision.copies import SIDE
+from lesioncam.vision.copies import SIZE
 from lesioncam.vision.metrics import markdown_table
 from lesioncam.vision.overlap import overlap_table
 
@@ -202,7 +202,7 @@ def main() -> None:
         forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]
     chosen = [int(fold) for fold in flags.folds.split(",") if fold]
     if chosen:
-        images, digest = read_images(flags.images, labels, 2 * SIDE)
+        images, digest = read_images(flags.images, labels, 2 * SIZE)
         images["fold"] = assign_folds(images["label"].to_numpy(), images["group"].to_numpy())
         recipe = record_recipe(flags.output, settings, digest, masks=flags.masks is not None)
         for fold in chosen:

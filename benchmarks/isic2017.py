@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from lesioncam.storage.labels import read_labels
-from lesioncam.vision.copies import SIDE, groups_of_copies, pairs_of_copies, thumbnail
+from lesioncam.vision.copies import SIZE, groups_of_copies, pairs_of_copies, thumbnail
 from lesioncam.vision.decode import decode
 
 FORMS = ("256", "512")
@@ -85,7 +85,7 @@ def lay_out(source: Path, output: Path) -> pd.Series:
 def _thumbnails(source: Path, split: str, names: Sequence[str]) -> np.ndarray:
     """Thumbnails to find copies by, of the form that all images have."""
     paths = (source / f"images_{FORMS[0]}" / split / f"{name}.jpg" for name in names)
-    return np.stack([thumbnail(decode(path.read_bytes(), 2 * SIDE).canvas) for path in paths])
+    return np.stack([thumbnail(decode(path.read_bytes(), 2 * SIZE).canvas) for path in paths])
 
 
 def _has(source: Path, name: str) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lesioncam.columns import STAGE_PREFIXES
 from lesioncam.settings import Backbone, TrainSettings
 from lesioncam.training.canvases import Canvases
-from lesioncam.vision.augment import Draws, augment, draw, turn
+from lesioncam.vision.augment import Draws, apply_geometry, augment, draw
 from lesioncam.vision.classifier import to_channels_first
 from lesioncam.vision.crop import sample_boxes
 
@@ -139,7 +139,7 @@ class Batches:
         started = time.monotonic()
         own = indices[self.rank :: self.world]
         random = torch.Generator().manual_seed(self.seed(epoch, step))
-        draws = draw(len(indices), self.settings, random).share(self.rank, self.world)
+        draws = draw(len(indices), self.settings, random).rank_slice(self.rank, self.world)
         canvases, boxes = self._pixels(own)
         images = augment(canvases, boxes, draws, size)
         labels = torch.from_numpy(self.examples.labels[own]).to(self.device)
@@ -157,7 +157,7 @@ class Batches:
         """
         masks = self.examples.lesion_masks
         grid = torch.from_numpy(masks.grid[indices]).to(self.device)[:, None] * 255.0
-        augmented = turn(grid, boxes * grid.shape[-1], draws, cells * _SAMPLES)
+        augmented = apply_geometry(grid, boxes * grid.shape[-1], draws, cells * _SAMPLES)
         lesions = F.avg_pool2d(augmented.float(), _SAMPLES)[:, 0] / 255
         return lesions, torch.from_numpy(masks.weights[indices]).to(self.device)
 

@@ -1,7 +1,9 @@
-"""Class activation maps: where in the image the network found each class.
+"""Class activation maps: where in the image the network found evidence for each class.
 
 Zhou et al. (CVPR 2016), equation 2: the map of class k is the linear layer's weights of that class
 times the features before pooling. No hooks: the network returns its features.
+
+Shapes: `B` batch, `C` feature channels, `K` classes, `h, w` rows and columns of a map.
 """
 
 import torch
@@ -30,29 +32,30 @@ def class_activation_maps(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def lesion_loss(maps: Tensor, lesions: Tensor) -> Tensor:
-    """How far each image's map is from covering its lesion and nothing else, as a loss.
+    """The segmentation loss of each image's map against its lesion mask.
 
-    The map, in logits, is read as a segmentation: cross-entropy of its sigmoid with the lesion,
-    plus the soft Dice loss (Milletari et al., arXiv 1606.04797), which counts small lesions as
-    much as large ones. What the linear layer adds to all classes alike moves this loss and leaves
-    the class probabilities as they are, so a map can learn the lesion at no class's expense.
+    Binary cross-entropy of the map's sigmoid, plus the soft Dice loss
+    `1 - (2 sum(s m) + 1) / (sum(s + m) + 1)` of sigmoid s and mask m (Milletari et al., arXiv
+    1606.04797), which weighs small lesions as much as large ones. A term that the linear layer
+    adds to all classes changes this loss and no class probability, so a map can learn the lesion
+    without a cost in classification.
 
     Args:
-        maps: (B, h, w), the maps that crops are cut after, as `choose_map` gives them.
-        lesions: (B, h, w) float in [0, 1], the share of each cell that is lesion.
+        maps: (B, h, w) in logits, the maps behind the boxes, as `choose_map` gives them.
+        lesions: (B, h, w) float in [0, 1], the fraction of each cell that is lesion.
 
     Returns:
         (B,) float32; 0 where there is no lesion.
     """
     entropy = F.binary_cross_entropy_with_logits(maps, lesions, reduction="none").mean(dim=(1, 2))
     inside = maps.sigmoid()
-    shared, total = (inside * lesions).sum(dim=(1, 2)), (inside + lesions).sum(dim=(1, 2))
-    dice = 1 - (2 * shared + 1) / (total + 1)
+    overlap, total = (inside * lesions).sum(dim=(1, 2)), (inside + lesions).sum(dim=(1, 2))
+    dice = 1 - (2 * overlap + 1) / (total + 1)
     return (entropy + dice) * lesions.flatten(1).any(dim=1)
 
 
 def choose_map(maps: Tensor, scores: Tensor, rule: str) -> Tensor:
-    """Reduce the class maps to the one that is cropped after.
+    """Reduce the class maps to the one that the box is made from.
 
     Args:
         maps: (B, K, h, w).

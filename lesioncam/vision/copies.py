@@ -1,21 +1,21 @@
 """Copies: images that show the same picture, found by their thumbnails.
 
 A copy on both sides of a split makes the held-out figures too good; ISIC-2017 has some pictures
-twice under two ids, also across its training and validation sets. NumPy only.
+twice under two ids, also across its training and validation sets. Knows nothing about files.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-SIDE = 16  # of a thumbnail, in pixels
-_NEAR = 6.0  # root mean square, in gray levels: more than another encoding, less than a new shot
-_BLOCK = 1024  # thumbnails compared with all others at once
+SIZE = 16  # rows and columns of a thumbnail
+_MAX_RMS = 6.0  # gray levels: more than another encoding, less than a new shot
+_PAIRS = 2**22  # compared at once: some 300 MB where all are copies
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """(S, S, 3) uint8, S at least `SIDE`, to (SIDE, SIDE, 3) uint8: the mean of each cell."""
-    edges = np.linspace(0, image.shape[0], SIDE + 1).round().astype(int)[:-1]
+    """(S, S, 3) uint8, S at least `SIZE`, to (SIZE, SIZE, 3) uint8: the mean of each cell."""
+    edges = np.linspace(0, image.shape[0], SIZE + 1).round().astype(int)[:-1]
     sums = np.add.reduceat(np.add.reduceat(image.astype(np.uint32), edges, axis=0), edges, axis=1)
     heights = np.diff(np.append(edges, image.shape[0]))
     cells = (heights[:, None] * heights[None, :])[..., None]
@@ -28,27 +28,44 @@ def pairs_of_copies(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int
     Compares all with all, in blocks: some 0.2 s for 2,000 images, 10 minutes for 100,000.
 
     Args:
-        first: (n, SIDE, SIDE, 3) uint8.
-        second: (m, SIDE, SIDE, 3) uint8.
+        first: (n, SIZE, SIZE, 3) uint8.
+        second: (m, SIZE, SIZE, 3) uint8.
     """
-    flat = second.reshape(len(second), SIDE * SIDE * 3).astype(np.float32)
-    squares = (flat**2).sum(axis=1)
-    limit = _NEAR**2 * flat.shape[1]
-    for start in range(0, len(first), _BLOCK):
-        block = first[start : start + _BLOCK].reshape(-1, flat.shape[1]).astype(np.float32)
-        distances = (block**2).sum(axis=1)[:, None] + squares - 2 * (block @ flat.T)
-        for i, j in np.argwhere(distances <= limit):
+    for start, copied in _compared(first, second):
+        for i, j in np.argwhere(copied):
             yield start + int(i), int(j)
 
 
 def groups_of_copies(thumbnails: np.ndarray) -> np.ndarray:
-    """(n,) int64: of each image the smallest number among its copies, its own if it has none.
+    """(n,) int64: for each image the smallest index among its copies, its own if it has none.
+
+    Copies of copies are in one group. Compares all with all, as `pairs_of_copies` does.
 
     Args:
-        thumbnails: (n, SIDE, SIDE, 3) uint8.
+        thumbnails: (n, SIZE, SIZE, 3) uint8.
     """
+    from scipy.sparse import coo_array  # noqa: PLC0415  workers that make thumbnails need no scipy
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
     groups = np.arange(len(thumbnails))
-    for i, j in pairs_of_copies(thumbnails, thumbnails):
-        low, high = sorted((groups[i], groups[j]))
-        groups[groups == high] = low
+    for start, copied in _compared(thumbnails, thumbnails):
+        # One block's pairs at a time, and the groups so far as edges: memory grows with n, not n^2.
+        rows, columns = np.nonzero(copied)
+        ends = np.append(rows + start, np.arange(len(groups))), np.append(columns, groups)
+        graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(len(groups), len(groups)))
+        _, component = connected_components(graph, directed=False)
+        _, smallest = np.unique(component, return_index=True)
+        groups = smallest[component]
     return groups
+
+
+def _compared(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Which are copies: blocks (b, m) bool, and where in `first` each block starts."""
+    flat = second.reshape(len(second), SIZE * SIZE * 3).astype(np.float32)
+    squares = (flat**2).sum(axis=1)
+    limit = _MAX_RMS**2 * flat.shape[1]
+    rows = max(1, _PAIRS // max(1, len(second)))
+    for start in range(0, len(first), rows):
+        block = first[start : start + rows].reshape(-1, flat.shape[1]).astype(np.float32)
+        distances = (block**2).sum(axis=1)[:, None] + squares - 2 * (block @ flat.T)
+        yield start, distances <= limit

@@ -1,7 +1,7 @@
 """Bytes -> canvas: one image file becomes a square RGB array of fixed size.
 
 Knows nothing about where the bytes came from. Every failure is a `DecodeError` with one of the
-schema's error kinds.
+error kinds of `lesioncam.columns`.
 """
 
 import io
@@ -17,8 +17,8 @@ MAX_PIXELS = 200_000_000  # width x height; a decoded image of this size takes 0
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SUPPORTED = "supported are JPEG, PNG, WebP, BMP, TIFF and GIF"
-# Image files people do have in such folders and that are not decoded: (offset, magic, name).
-_FOREIGN = (
+# Signatures by which files are recognized: (offset, bytes, format).
+_UNSUPPORTED_SIGNATURES = (
     (4, b"ftypheic", "HEIC"),
     (4, b"ftypheix", "HEIC"),
     (4, b"ftypmif1", "HEIF"),
@@ -28,7 +28,7 @@ _FOREIGN = (
     (0, b"%PDF", "PDF"),
     (128, b"DICM", "DICOM"),
 )
-_OURS = (
+_SUPPORTED_SIGNATURES = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"GIF87a", "GIF"),
@@ -45,7 +45,7 @@ class DecodeError(Exception):
     """An image that could not become a canvas.
 
     Attributes:
-        kind: one of `ErrorKind`.
+        kind: why, one of `ErrorKind`.
         message: one line of text, without the file's name.
         size: (width, height) in pixels as the header declares them, or None if it has no header.
     """
@@ -65,7 +65,7 @@ class Decoded:
     """A decoded image.
 
     Attributes:
-        canvas: (S, S, 3) uint8 RGB; the whole image squashed onto a square, x and y scaled apart.
+        canvas: (S, S, 3) uint8 RGB: the whole image, x and y scaled apart to fill a square.
         width: the image's width in pixels after EXIF orientation.
         height: the image's height in pixels after EXIF orientation.
     """
@@ -75,16 +75,16 @@ class Decoded:
     height: int
 
 
-def decode(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an image file onto a square canvas.
 
-    JPEG is decoded at a reduced scale where that leaves at least `side` pixels each way. EXIF
+    JPEG is decoded at a reduced scale where that keeps at least `size` pixels each way. EXIF
     orientation is applied, transparency is laid over white, and gray, palette, CMYK and 16-bit
     pixels become 8-bit RGB. Of an animation or a multi-page file, the first picture is taken.
 
     Args:
         data: the file's bytes.
-        side: the canvas's side in pixels.
+        size: the canvas size S in pixels.
         max_pixels: the largest width x height that is decoded; checked on the header.
 
     Raises:
@@ -93,80 +93,83 @@ def decode(data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Decoded:
     if not data:
         raise DecodeError(ErrorKind.EMPTY, "the file has no bytes")
     image = _open(data)
-    size = image.size
-    _check_pixels(size, max_pixels)
-    image.draft("RGB" if image.mode == "YCbCr" else image.mode, (side, side))
-    return _to_canvas(image, size, side)
+    declared = image.size
+    _check_pixels(declared, max_pixels)
+    image.draft("RGB" if image.mode == "YCbCr" else image.mode, (size, size))
+    return _to_canvas(image, declared, size)
 
 
-def decode_image(image: Image.Image, side: int, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Put an image that Pillow has opened onto a square canvas; else as `decode`.
+def decode_image(image: Image.Image, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Scale an image that Pillow has opened to a square canvas; else as `decode`.
 
     All of its pixels are used: a large JPEG, which `decode` reads at a reduced scale, gives
     slightly other pixels here.
     """
     _check_pixels(image.size, max_pixels)
-    return _to_canvas(image, image.size, side)
+    return _to_canvas(image, image.size, size)
 
 
-def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
-    if size[0] * size[1] > max_pixels:
+def _check_pixels(declared: tuple[int, int], max_pixels: int) -> None:
+    if declared[0] * declared[1] > max_pixels:
         raise DecodeError(
             ErrorKind.TOO_LARGE,
-            f"{size[0]} x {size[1]} pixels; the limit is {max_pixels / 1e6:g} megapixels",
-            size if max(size) <= _INT32_MAX else None,
+            f"{declared[0]} x {declared[1]} pixels; the limit is {max_pixels / 1e6:g} megapixels",
+            declared if max(declared) <= _INT32_MAX else None,
         )
 
 
-def _to_canvas(image: Image.Image, size: tuple[int, int], side: int) -> Decoded:
-    """The canvas of an opened image whose header declares `size`."""
+def _to_canvas(image: Image.Image, declared: tuple[int, int], size: int) -> Decoded:
+    """The canvas of an opened image whose header declares this width and height."""
     try:
-        # Before anything asks for EXIF: Pillow may load a PNG to find it, and a second load after
-        # one that failed passes. TIFF is turned upright by loading, and then says so.
+        # Load before reading EXIF: Pillow may load a PNG to find it, and a second load after a
+        # failed one passes. A TIFF is rotated as it is loaded, and then has another size.
         image.load()
         if image.format == "TIFF":
-            size = image.size
+            declared = image.size
         orientation = _orientation(image)
-        canvas = _to_rgb(image, (side, side))
+        canvas = _to_rgb(image, (size, size))
     except DecodeError as error:
-        raise DecodeError(error.kind, error.message, size) from error
+        raise DecodeError(error.kind, error.message, declared) from error
     except MemoryError as error:
-        raise DecodeError(ErrorKind.TOO_LARGE, "not enough memory", size) from error
+        raise DecodeError(ErrorKind.TOO_LARGE, "not enough memory", declared) from error
     except Exception as error:  # Pillow's decoders raise many types on damaged pixel data
         raise DecodeError(
-            ErrorKind.TRUNCATED, f"damaged or incomplete pixel data: {error}", size
+            ErrorKind.TRUNCATED, f"damaged or incomplete pixel data: {error}", declared
         ) from error
-    width, height = size[::-1] if orientation >= 5 else size
-    return Decoded(_turn(canvas, orientation), width, height)
+    width, height = declared[::-1] if orientation >= 5 else declared
+    return Decoded(_oriented(canvas, orientation), width, height)
 
 
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
-    Image.MAX_IMAGE_PIXELS = None  # ours is `max_pixels`; Pillow's own is below it
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is below `max_pixels`
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise _not_ours(data) from None
-    except Exception as error:  # a header that starts well and breaks off or lies
+        raise _unrecognized(data) from None
+    except Exception as error:  # Pillow's parsers raise many types on damaged headers
         raise DecodeError(ErrorKind.TRUNCATED, f"damaged header: {error}") from error
 
 
-def _not_ours(data: bytes) -> DecodeError:
-    for offset, magic, name in _FOREIGN:
-        if data[offset : offset + len(magic)] == magic:
-            return DecodeError(ErrorKind.UNSUPPORTED, f"{name} is not supported; {_SUPPORTED}")
+def _unrecognized(data: bytes) -> DecodeError:
+    """The error for bytes that Pillow does not recognize as one of `_FORMATS`."""
+    if name := _signed(data, _UNSUPPORTED_SIGNATURES):
+        return DecodeError(ErrorKind.UNSUPPORTED, f"{name} is not supported; {_SUPPORTED}")
     if _has_tiff_directory(data):
         return DecodeError(ErrorKind.UNSUPPORTED, "this kind of TIFF is not supported")
-    for offset, magic, name in _OURS:
-        if data[offset : offset + len(magic)] == magic:
-            return DecodeError(ErrorKind.TRUNCATED, f"the {name} header is damaged or incomplete")
-    if data[:2] == b"BM" and data[6:10] == bytes(4):
-        return DecodeError(ErrorKind.TRUNCATED, "the BMP header is damaged or incomplete")
+    is_bmp = data[:2] == b"BM" and data[6:10] == bytes(4)
+    if name := "BMP" if is_bmp else _signed(data, _SUPPORTED_SIGNATURES):
+        return DecodeError(ErrorKind.TRUNCATED, f"the {name} header is damaged or incomplete")
     return DecodeError(ErrorKind.NOT_AN_IMAGE, f"not an image file; {_SUPPORTED}")
 
 
+def _signed(data: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:
+    """The format whose signature the bytes have; None if they have none of these."""
+    return next((name for start, magic, name in signatures if data.startswith(magic, start)), None)
+
+
 def _has_tiff_directory(data: bytes) -> bool:
-    """Whether a TIFF's first directory is there in full: it is sound, but Pillow cannot read it."""
+    """Whether a TIFF's first directory is complete: then it is sound, but Pillow cannot read it."""
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return False
     order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
@@ -179,13 +182,13 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; broken EXIF counts as upright."""
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # EXIF is free-form bytes; no fault in it makes the pixels less good
+    except Exception:  # Pillow raises many types on broken EXIF; the pixels are sound
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Shrink (or enlarge) to `size` and turn into 8-bit RGB."""
+    """Scale to `size` and convert to 8-bit RGB."""
     if image.mode.startswith("I;16"):  # 16-bit gray: keep the upper byte
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode == "I" and image.format == "PNG":  # older Pillow's name for 16-bit gray
@@ -206,8 +209,8 @@ def _has_transparency(image: Image.Image) -> bool:
     return image.mode == "PA" or "transparency" in image.info
 
 
-def _turn(canvas: Image.Image, orientation: int) -> np.ndarray:
-    """Apply EXIF orientation to the (square) canvas, where turning is cheap."""
+def _oriented(canvas: Image.Image, orientation: int) -> np.ndarray:
+    """Apply EXIF orientation to the canvas, which is smaller than the image."""
     if orientation != 1:
         canvas.getexif()[0x0112] = orientation
         canvas = ImageOps.exif_transpose(canvas)

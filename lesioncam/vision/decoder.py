@@ -1,6 +1,6 @@
-"""Decoder: decoding in a process of its own, so that an image made to hurt harms nothing else.
+"""Decoder: decodes images in a process of its own, so that a hostile image harms nothing else.
 
-Image libraries are large C programs that read strangers' bytes: a file may make them loop for
+Image libraries are large C programs that read untrusted bytes: a file may make them loop for
 hours, ask for all memory or crash. Here that ends one small process, and its caller gets a
 `DecodeError` like any other. Knows nothing about Ray or where the bytes came from.
 """
@@ -22,24 +22,24 @@ import numpy as np
 from lesioncam.columns import ErrorKind
 from lesioncam.vision.decode import Decoded, DecodeError, decode
 
-SECONDS = 60.0  # for one image; the largest allowed take some five
-MEMORY = 3 * 2**30  # bytes one decode may take; the largest allowed take some 0.8 GB
+SECONDS = 60.0  # limit for one image; the largest allowed take some five
+MEMORY = 3 * 2**30  # limit for one image in bytes; the largest allowed take some 0.8 GB
 
 _COMMAND = ("-m", "lesioncam.vision.decoder")
-# glibc keeps what an ordinary image takes for the next one: to be given the same pages anew by the
-# system took a tenth of decoding. Both must be named, as naming either ends its own adapting.
-_KEEPS = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
-_READY = b"r"  # said once, before anything is asked
-_REQUEST = struct.Struct("<IQ")  # canvas side, bytes that follow
+# glibc keeps an ordinary image's memory for the next one: getting the pages from the system again
+# took a tenth of decoding. Both are set, because setting either stops glibc from adapting them.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
+_READY = b"r"  # sent once, before the first request
+_REQUEST = struct.Struct("<IQ")  # canvas size, bytes that follow
 _ANSWER = struct.Struct("<I")  # bytes of JSON that follow; after them the canvas if there is one
 
 
 class Decoder:
-    """Decodes one image after another in another process, which is replaced if one ends it.
+    """Decodes one image after another in another process, which is replaced if it dies.
 
     Args:
-        seconds: what one image may take before it is cut off.
-        memory: bytes that one image may take.
+        seconds: time limit for one image.
+        memory: memory limit for one image, in bytes.
     """
 
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY):
@@ -47,7 +47,7 @@ class Decoder:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
 
-    def decode(self, data: bytes, side: int) -> Decoded:
+    def decode(self, data: bytes, size: int) -> Decoded:
         """As `lesioncam.vision.decode.decode`.
 
         Raises:
@@ -55,10 +55,10 @@ class Decoder:
                 decoder twice, and `unreachable` where the system killed it twice.
             RuntimeError: the decoder does not start.
         """
-        for _ in range(2):  # a process may also die of something else than its image
+        for _ in range(2):  # the process may have died for another reason than this image
             process = self._started()
             try:
-                return self._ask(process, data, side)
+                return self._ask(process, data, size)
             except DecodeError:
                 raise
             except (OSError, EOFError):
@@ -67,10 +67,10 @@ class Decoder:
                 if ended == -signal.SIGALRM:
                     message = f"decoding took longer than {self._seconds:g} s"
                     raise DecodeError(ErrorKind.DECODE_TIMEOUT, message) from None
-            except BaseException:  # a half-read answer must not be taken for the next one
+            except BaseException:  # the rest of this answer must not be read as the next one
                 self.close()
                 raise
-        if ended == -signal.SIGKILL:  # by the system: another time it may have the memory
+        if ended == -signal.SIGKILL:  # by the system, out of memory: may succeed another time
             raise DecodeError(ErrorKind.UNREACHABLE, "the decoder was killed while decoding it")
         raise DecodeError(ErrorKind.TRUNCATED, f"the decoder crashes on it ({_name_of(ended)})")
 
@@ -87,10 +87,10 @@ class Decoder:
                 [sys.executable, *_COMMAND, *self._limits],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # libraries write of images there
+                stderr=subprocess.DEVNULL,  # libraries print details of images
                 env={
                     **{name: value for name, value in os.environ.items() if name[:4] != "AWS_"},
-                    **_KEEPS,
+                    **_MALLOC,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 },
             )
@@ -101,49 +101,49 @@ class Decoder:
         return self._process
 
     @staticmethod
-    def _ask(process: "subprocess.Popen[bytes]", data: bytes, side: int) -> Decoded:
+    def _ask(process: "subprocess.Popen[bytes]", data: bytes, size: int) -> Decoded:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(_REQUEST.pack(side, len(data)))
+        process.stdin.write(_REQUEST.pack(size, len(data)))
         process.stdin.write(data)
         process.stdin.flush()
         (length,) = _ANSWER.unpack(_read(process.stdout, _ANSWER.size))
         answer: dict[str, Any] = json.loads(_read(process.stdout, length))
         if "kind" in answer:
-            size = tuple(answer["size"]) if answer["size"] else None
-            raise DecodeError(ErrorKind(answer["kind"]), answer["message"], size)
-        pixels = np.frombuffer(_read(process.stdout, side * side * 3), np.uint8)
-        return Decoded(pixels.reshape(side, side, 3), answer["width"], answer["height"])
+            declared = tuple(answer["size"]) if answer["size"] else None
+            raise DecodeError(ErrorKind(answer["kind"]), answer["message"], declared)
+        pixels = np.frombuffer(_read(process.stdout, size * size * 3), np.uint8)
+        return Decoded(pixels.reshape(size, size, 3), answer["width"], answer["height"])
 
 
 class Decoders:
-    """So many decoders, shared by threads; a process starts when it is first needed."""
+    """A pool of `count` decoders for several threads; a process starts when it is first needed."""
 
     def __init__(self, count: int, make: Callable[[], Decoder] = Decoder):
         self._idle: queue.LifoQueue[Decoder] = queue.LifoQueue()
         for _ in range(count):
             self._idle.put(make())
 
-    def decode(self, data: bytes, side: int) -> Decoded:
+    def decode(self, data: bytes, size: int) -> Decoded:
         """As `Decoder.decode`; waits until one is free."""
         decoder = self._idle.get()
         try:
-            return decoder.decode(data, side)
+            return decoder.decode(data, size)
         finally:
             self._idle.put(decoder)
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, seconds: float) -> None:
-    """Decode what is asked until nobody asks any more.
+    """Answer requests until the pipe is closed.
 
-    An alarm without a handler ends the process, whatever it is doing.
+    The alarm has no handler, so it ends the process whatever it is doing.
     """
     while header := requests.read(_REQUEST.size):
-        side, length = _REQUEST.unpack(header)
+        size, length = _REQUEST.unpack(header)
         data = requests.read(length)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            decoded = decode(data, side)
+            decoded = decode(data, size)
         except DecodeError as error:
             signal.setitimer(signal.ITIMER_REAL, 0)
             _answer(answers, kind=error.kind, message=error.message, size=error.size)
@@ -168,12 +168,12 @@ def _read(pipe: Any, length: int) -> bytes:
 
 
 def _name_of(code: int) -> str:
-    """What ended a process, by its return code."""
+    """The signal or exit code that ended a process."""
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _limit_memory(more: int) -> None:
-    """Bound the address space to what it is now and so many bytes more."""
+    """Limit the address space to its present size and `more` bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -183,7 +183,7 @@ def main() -> None:
     """Serve the process that started this one, through its pipes."""
     seconds, memory = float(sys.argv[1]), int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    os.dup2(2, 1)  # what a library prints must not be read as an answer
     if sys.platform == "linux":
         _limit_memory(memory)
     answers.write(_READY)

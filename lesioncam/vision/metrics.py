@@ -1,10 +1,10 @@
-"""Metrics: one-vs-rest AUC with bootstrap intervals, sensitivity and specificity. NumPy only.
+"""Metrics: one-vs-rest AUC with bootstrap intervals, sensitivity and specificity.
 
 An undefined figure (a class without positives or negatives) is None, never 0.5 or 1.
-`R` is the number of bootstrap resamples, `n` the number of images.
+`R` is the number of bootstrap resamples, `n` the number of images, `K` the number of classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,35 +12,38 @@ import numpy as np
 from lesioncam.columns import STAGES
 
 RESAMPLES = 2000
-_BLOCK = 100  # resamples held in memory at once
-DECISION = 0.5  # probability from which on an image counts as called a class
+DECISION = 0.5  # an image counts as a class from this probability on
+_BLOCK = 100  # resamples held in memory at once,
+_WEIGHTS = 10_000_000  # and their weights: some 400 MB
 
 Figures = dict[str, Any]
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order.
+    """Area under the ROC curve: the fraction of (positive, negative) pairs in the right order.
 
-    Ties count half (Mann-Whitney). None if there are no positives or no negatives, or if
-    a score is not finite.
+    Ties count half. None if there are no positives or no negatives, or if a score is not finite.
 
     Args:
         scores: (n,) float.
         positive: (n,) bool.
     """
-    value = float(_weighted_auc(scores, positive, np.ones((1, len(scores))))[0])
-    return None if np.isnan(value) else value
+    from sklearn.metrics import roc_auc_score  # noqa: PLC0415  takes a second; few callers need it
+
+    if positive.all() or not positive.any() or not np.isfinite(scores).all():
+        return None
+    return float(roc_auc_score(positive, scores))
 
 
 def mean_auc(
     probabilities: np.ndarray, labels: np.ndarray, target_classes: Sequence[int]
 ) -> float | None:
-    """Mean one-vs-rest AUC over the `target_classes` classes; None if one of them is undefined.
+    """Mean one-vs-rest AUC over the target classes; None if one of them is undefined.
 
     Args:
         probabilities: (n, K).
-        labels: (n,) int, places of the classes.
-        target_classes: places of the classes the mean is taken over.
+        labels: (n,) int, class indices.
+        target_classes: indices of the classes that the mean is taken over.
     """
     values = [auc(probabilities[:, k], labels == k) for k in target_classes]
     defined = [value for value in values if value is not None]
@@ -55,33 +58,37 @@ def evaluate_stages(
     seed: int = 0,
     folds: np.ndarray | None = None,
 ) -> Figures:
-    """All figures of `evaluation.json`.
+    """AUCs, their intervals, sensitivity and specificity of each stage: see `evaluation.json`.
 
-    Intervals are 95 % percentile intervals over resamples of the images, drawn class by class, so
-    that every resample has the same number of each. All stages use the same resamples: the
-    gain's interval is paired.
+    Intervals are 95 % percentile intervals over bootstrap resamples of the images (Efron and
+    Tibshirani, 1993). They are stratified: every resample has the same number of images of each
+    class. All stages use the same resamples, so that the gain's interval is paired.
 
     Args:
         stages: `stage1`, `stage2` and `final` -> (n, K) probabilities.
-        labels: (n,) int, places in `classes`.
-        classes: names, K of them.
-        target_classes: the names that `mean` is taken over.
+        labels: (n,) int, class indices.
+        classes: the names of the K classes.
+        target_classes: the names of the classes that `mean` is taken over.
         seed: of the resampling.
         folds: (n,) int, the number of the model that scored each image, or None for a single one.
-            Probabilities of different models are not target_classes against each other: AUCs are taken
-            within each fold, resampled there, and then averaged over the folds.
+            Probabilities of different models are not ranked against each other: AUCs are computed
+            and resampled within each fold, then averaged over the folds.
+
+    Returns:
+        For each stage: each class's figures by its name, and those of `mean`, among them the
+        `classes` it is taken over. And `gain`, the mean AUC of `final` less that of `stage1`.
     """
     random = np.random.default_rng(seed)
     folds = np.zeros(len(labels), int) if folds is None else folds
-    names = np.unique(folds) if len(folds) else [0]
-    of_folds = [
+    numbers = np.unique(folds) if len(folds) else [0]
+    by_fold = [
         _aucs(
             {stage: stages[stage][folds == fold] for stage in STAGES}, labels[folds == fold], random
         )
-        for fold in names
+        for fold in numbers
     ]
-    aucs = {stage: np.mean([one[stage] for one in of_folds], axis=0) for stage in STAGES}
-    places = [list(classes).index(name) for name in target_classes]
+    aucs = {stage: np.mean([fold[stage] for fold in by_fold], axis=0) for stage in STAGES}
+    targets = [list(classes).index(name) for name in target_classes]
     result: Figures = {}
     for stage in STAGES:
         figures: Figures = {}
@@ -94,31 +101,26 @@ def evaluate_stages(
                 **_at_decision(stages[stage][:, k], positive),
             }
         figures["mean"] = {
-            **_percentiles(aucs[stage][:, places].mean(axis=1)),
+            **_percentiles(aucs[stage][:, targets].mean(axis=1)),
             "n": len(labels),
-            "positives": int(np.isin(labels, places).sum()),
+            "positives": int(np.isin(labels, targets).sum()),
+            "classes": list(target_classes),
         }
         result[stage] = figures
     gains = aucs["final"] - aucs["stage1"]
-    result["gain"] = _percentiles(gains[:, places].mean(axis=1))
+    result["gain"] = _percentiles(gains[:, targets].mean(axis=1))
     return result
 
 
 def markdown_table(figures: Figures) -> list[str]:
     """The AUCs of `evaluate_stages` as lines of Markdown."""
-    classes = list(figures["final"])
-    rows = [
-        " | ".join(
-            [
-                f"| {name}",
-                _images(figures["final"][name]),
-                *(with_interval(figures[stage][name]) for stage in STAGES),
-            ]
-        )
-        + " |"
-        for name in classes
-    ]
-    gain = with_interval(figures["gain"])
+    rows = []
+    for name, final in figures["final"].items():
+        title, count = name, f"{final['positives']:,} of {final['n']:,}"
+        if "classes" in final:
+            title, count = f"{name} ({', '.join(final['classes'])})", ""
+        aucs = (with_interval(figures[stage][name]) for stage in STAGES)
+        rows.append(f"| {title} | {count} | {' | '.join(aucs)} |")
     return [
         "AUC, one class against the rest, with 95 % bootstrap interval:",
         "",
@@ -126,14 +128,14 @@ def markdown_table(figures: Figures) -> list[str]:
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"Gain of final over stage 1 in mean AUC: {gain}",
+        f"Gain of final over stage 1 in mean AUC: {with_interval(figures['gain'])}",
     ]
 
 
 def decision_table(figures: Figures) -> list[str]:
     """Sensitivity and specificity of `evaluate_stages` as lines of Markdown."""
     rows = [
-        f"| {name} | {_share(entry['sensitivity'])} | {_share(entry['specificity'])} |"
+        f"| {name} | {_fraction(entry['sensitivity'])} | {_fraction(entry['specificity'])} |"
         for name, entry in figures["final"].items()
         if "sensitivity" in entry
     ]
@@ -146,17 +148,12 @@ def decision_table(figures: Figures) -> list[str]:
     ]
 
 
-def _images(figure: Figures) -> str:
-    """How many images are the class's own; of a mean, of one of the classes it is taken over."""
-    return f"{figure['positives']:,} of {figure['n']:,}"
-
-
-def _share(value: float | None) -> str:
+def _fraction(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
 def with_interval(figure: Figures) -> str:
-    """A figure and its interval, as far as they are defined: `0.919 (0.878 to 0.954)`."""
+    """A figure and its interval, where they are defined: `0.919 (0.878 to 0.954)`."""
     if figure["auc"] is None:
         return "undefined"
     if figure["low"] is None:
@@ -165,7 +162,10 @@ def with_interval(figure: Figures) -> str:
 
 
 def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R,) AUCs of the images counted by each row of `weights` (R, n); NaN where undefined."""
+    """(R,) AUCs with each row of `weights` (R, n) as sample weights; NaN where undefined.
+
+    The same as R calls of scikit-learn's `roc_auc_score`, which would sort the scores R times.
+    """
     if not np.isfinite(scores).all():
         return np.full(len(weights), np.nan)
     _, group = np.unique(scores, return_inverse=True)  # equal scores share a group, lowest first
@@ -187,11 +187,10 @@ def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray)
 def _aucs(
     stages: Mapping[str, np.ndarray], labels: np.ndarray, random: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Of each stage (1 + R, K): each class's AUC, as it is and on each resample; NaN: undefined."""
+    """By stage (1 + R, K): each class's AUC, of all images and of each resample; NaN: undefined."""
     classes = stages["final"].shape[1]
     found: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
-    for block in range(1 + RESAMPLES // _BLOCK):
-        weights = _resamples(labels, classes, random) if block else np.ones((1, len(labels)))
+    for weights in _sample_weights(labels, classes, random):
         for stage, blocks in found.items():
             columns = [
                 _weighted_auc(stages[stage][:, k], labels == k, weights) for k in range(classes)
@@ -200,15 +199,20 @@ def _aucs(
     return {stage: np.concatenate(blocks) for stage, blocks in found.items()}
 
 
-def _resamples(labels: np.ndarray, classes: int, random: np.random.Generator) -> np.ndarray:
-    """(_BLOCK, n): how often each image occurs in each resample."""
-    weights = np.zeros((_BLOCK, len(labels)))
-    for k in range(classes):
-        members = np.flatnonzero(labels == k)
-        if len(members):
-            share = np.full(len(members), 1 / len(members))
-            weights[:, members] = random.multinomial(len(members), share, size=_BLOCK)
-    return weights
+def _sample_weights(
+    labels: np.ndarray, classes: int, random: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Blocks (b, n) of R + 1 rows in all: each image once, then its count in each resample."""
+    yield np.ones((1, len(labels)))
+    block = max(1, min(_BLOCK, _WEIGHTS // max(1, len(labels))))
+    for start in range(0, RESAMPLES, block):
+        weights = np.zeros((min(block, RESAMPLES - start), len(labels)))
+        for k in range(classes):
+            members = np.flatnonzero(labels == k)
+            if len(members):
+                equal = np.full(len(members), 1 / len(members))
+                weights[:, members] = random.multinomial(len(members), equal, size=len(weights))
+        yield weights
 
 
 def _percentiles(values: np.ndarray) -> Figures:
@@ -222,6 +226,7 @@ def _percentiles(values: np.ndarray) -> Figures:
 
 
 def _at_decision(scores: np.ndarray, positive: np.ndarray) -> Figures:
+    """Sensitivity and specificity at `DECISION`."""
     called = scores >= DECISION
     return {
         "sensitivity": float(called[positive].mean()) if positive.any() else None,

@@ -1,9 +1,9 @@
 """VGG-GAP: a VGG's convolutions, global average pooling and one linear layer.
 
 Jia & Shen (arXiv 1703.01053) after Zhou et al., "Learning Deep Features for Discriminative
-Localization" (CVPR 2016): without the last max-pool the map stays fine (10 x 10 at 160 x 160), and
-because the linear layer works on pooled features, its weights applied before the pooling give the
-class activation map.
+Localization" (CVPR 2016). Without the last max-pool the map is finer (10 x 10 at 160 x 160). The
+linear layer works on pooled features, so its weights applied before pooling give the class
+activation map.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class VGGGAP(nn.Module):
     Args:
         backbone: a key of `lesioncam.settings.BACKBONES`.
         classes: the number of classes K.
-        mean: per channel, on pixels scaled to [0, 1]; part of the network's state.
-        std: per channel, likewise.
+        mean: of the normalization, per channel, on pixels scaled to [0, 1]; part of the state.
+        std: likewise.
         dropout: the probability that a pooled feature is dropped in training.
     """
 
@@ -53,7 +53,7 @@ class VGGGAP(nn.Module):
 
     @property
     def class_weights(self) -> Tensor:
-        """(K, C), the linear layer's weights: applied before the pooling they give the maps."""
+        """(K, C) float32, the linear layer's weights: applied before pooling they give the maps."""
         return self.linear.weight
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def build_network(settings: ModelSettings, state: Mapping[str, Tensor] | None = 
 
 
 def _convolutions(layers: tuple[int | str, ...]) -> nn.Sequential:
-    # As torchvision's, tensors' names too; importing torchvision costs each process a second.
+    # With torchvision's layers and tensor names; importing torchvision costs a process a second.
     modules: list[nn.Module] = []
     channels = 3
     for layer in layers:
@@ -96,11 +96,11 @@ def _convolutions(layers: tuple[int | str, ...]) -> nn.Sequential:
 
 
 def prepare_for_inference(network: VGGGAP, device: torch.device, precision: str) -> VGGGAP:
-    """Move a network to its device, in evaluation mode, convolutions in `precision`.
+    """Move a network to its device, in evaluation mode, with convolutions in `precision`.
 
-    Only the convolutions change precision; normalization, pooling and the linear layer stay in
-    float32, where they cost nothing. float32 is the reference: NVIDIA's TF32, which rounds to ten
-    bits and is torch's default for convolutions, is turned off in this process.
+    Normalization, pooling and the linear layer stay in float32, at no cost. float32 is the
+    reference: torch computes convolutions in TF32 by default, with ten bits of mantissa, and here
+    that is disabled for the process.
     """
     if precision == "float32":
         torch.backends.cudnn.allow_tf32 = False

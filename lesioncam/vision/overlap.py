@@ -1,7 +1,7 @@
-"""Overlap: how well a CAM and a box find the lesion, against its outline. NumPy only.
+"""Overlap: how well a CAM and a box localize the lesion, against its mask. NumPy only.
 
-Everything is compared in fractions of the image, so an outline may have another size than the
-image, but must show the same frame.
+Everything is compared in fractions of the image, so a mask may have another size than the image,
+but must show the same frame.
 """
 
 from collections.abc import Iterable
@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-CENTRAL_SIDE = 0.6  # of the fixed central box that boxes are compared with
+CENTRAL_SIZE = 0.6  # of the fixed central box that boxes are compared with, in each direction
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1, half-open, in fractions of the image
 
 
 def compare(mask: np.ndarray, cam: np.ndarray, box: Box) -> dict[str, float]:
-    """Compare one image's CAM and box with its outline.
+    """Compare one image's CAM and box with its mask.
 
     Args:
-        mask: (h, w) bool, not empty.
-        cam: (c, c), the map behind the box.
-        box: x0, y0, x1, y1 in fractions of the image.
+        mask: (H, W) bool, not empty.
+        cam: (h, w), the map behind the box.
+        box: where the lesion was found.
 
     Returns:
-        `peak_inside`, whether the CAM's peak is inside the outline; `box_iou` of the box with the
-        outline's bounding box; `lesion_kept`, the share of the lesion inside the box; and
-        `center_inside` and `central_box_iou`, the same for the image's center and a central box,
-        which any method must beat.
+        `peak_inside`: 1 if the CAM's peak is inside the mask, else 0. `box_iou`: IoU of the box
+        with the mask's bounding box. `lesion_kept`: the fraction of the mask inside the box. As a
+        baseline, `center_inside` and `central_box_iou`: the same for the image's center and a
+        central box.
     """
     height, width = mask.shape
     peak_y, peak_x = divmod(int(cam.argmax()), cam.shape[1])
@@ -35,26 +35,26 @@ def compare(mask: np.ndarray, cam: np.ndarray, box: Box) -> dict[str, float]:
     ]
     size = np.array([width, height, width, height])
     lesion = bounding_box(mask)
-    left, top, right, bottom = (int(value) for value in (np.array(box) * size).round())
-    margin = (1 - CENTRAL_SIDE) / 2
+    x0, y0, x1, y1 = (int(value) for value in (np.array(box) * size).round())
+    margin = (1 - CENTRAL_SIZE) / 2
     return {
         "peak_inside": float(at_peak),
         "box_iou": iou(box, lesion),
-        "lesion_kept": float(mask[top:bottom, left:right].sum() / mask.sum()),
+        "lesion_kept": float(mask[y0:y1, x0:x1].sum() / mask.sum()),
         "center_inside": float(mask[height // 2, width // 2]),
         "central_box_iou": iou((margin, margin, 1 - margin, 1 - margin), lesion),
     }
 
 
 def mean_overlap(found: Iterable[dict[str, float]]) -> dict[str, Any]:
-    """The means of what `compare` found, and how many outlines (`masks`) there were."""
+    """The means of what `compare` found, and how many images had a mask (`masks`)."""
     rows = list(found)
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
     return {"masks": len(rows), **means}
 
 
 def bounding_box(mask: np.ndarray) -> Box:
-    """x0, y0, x1, y1 of a mask's true pixels, half-open, in fractions of the mask."""
+    """The bounding box of a mask's true pixels."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     height, width = mask.shape
     return (
@@ -69,23 +69,23 @@ def iou(first: Box, second: Box) -> float:
     """Intersection over union of two boxes."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
+    intersection = max(width, 0.0) * max(height, 0.0)
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
-    return shared / (areas - shared)
+    return intersection / (areas - intersection)
 
 
 def overlap_table(figures: dict[str, Any]) -> list[str]:
     """The figures of `mean_overlap` as lines of Markdown."""
     if not figures["masks"]:
-        return ["Localization: undefined, as none of these images has a lesion mask."]
+        return ["Localization: undefined, none of these images has a lesion mask."]
     return [
         f"Localization against {figures['masks']:,} lesion masks:",
         "",
-        "| | lesioncam | the image's center |",
+        "| | lesioncam | baseline: the image's center |",
         "|---|---|---|",
-        f"| point inside the lesion | {figures['peak_inside']:.3f} (CAM peak) | "
+        f"| CAM peak inside the lesion | {figures['peak_inside']:.3f} | "
         f"{figures['center_inside']:.3f} |",
         f"| mean IoU with the lesion's box | {figures['box_iou']:.3f} | "
-        f"{figures['central_box_iou']:.3f} (central {CENTRAL_SIDE:.0%} box) |",
-        f"| mean share of the lesion kept | {figures['lesion_kept']:.3f} | |",
+        f"{figures['central_box_iou']:.3f} (central {CENTRAL_SIZE:.0%} box) |",
+        f"| mean fraction of the lesion inside the box | {figures['lesion_kept']:.3f} | |",
     ]
