@@ -1,9 +1,9 @@
 """Agreement: whether two programs did the same work on the same images.
 
 They decode differently (a JPEG at a reduced scale, or whole) and may compute in different
-precisions, so their figures differ a little, and now and then a region flows into its neighbor and
-a box jumps. Another crop rule, normalization or set of weights moves most boxes, or the mean
-difference, past the limits here.
+precisions, so their figures differ a little, and sometimes two regions merge and a box jumps.
+Another crop rule, normalization or set of weights moves most boxes, or the mean difference, past
+the limits here.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ OVERLAP = 0.95  # median IoU of an image's two boxes
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program found in each image, by file name.
+    """A program's results for n images.
 
     Attributes:
-        names: (n,) of the files, sorted.
+        names: (n,) file names, sorted.
         probabilities: (n, K), final.
-        boxes: (n, 4), as fractions of the image's sides: x0, y0, x1, y1.
+        boxes: (n, 4), in fractions of the image: x0, y0, x1, y1.
     """
 
     names: list[str]
@@ -33,28 +33,28 @@ class Outcome:
     boxes: np.ndarray
 
     def check_complete(self, images: Path) -> None:
-        """See that each image of a directory was scored once, and nothing else was.
+        """Check that each image of a directory was scored once, and no other.
 
         Raises:
-            ValueError: it was not so.
+            ValueError: it is not so.
         """
-        asked = sorted(path.name for path in images.iterdir())
-        if self.names != asked:
+        expected = sorted(path.name for path in images.iterdir())
+        if self.names != expected:
             raise ValueError(
-                f"expected {len(asked)} images of {images}, got {len(self.names)} rows"
+                f"expected {len(expected)} images of {images}, got {len(self.names)} rows"
             )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two outcomes lie apart.
+    """How much two outcomes differ.
 
     Attributes:
-        images: that both have.
+        images: how many both have.
         mean_difference: of a final probability.
         largest_difference: likewise.
         least_overlap: the smallest IoU of an image's two boxes.
-        median_overlap: the median one.
+        median_overlap: the median of these.
     """
 
     images: int
@@ -72,11 +72,11 @@ class Agreement:
 def read_scores(folder: Path, classes: tuple[str, ...]) -> Outcome:
     """What `lesioncam score` wrote."""
     rows = pd.read_parquet(folder)
-    sides = rows[["width", "height", "width", "height"]].to_numpy(float)
+    sizes = rows[["width", "height", "width", "height"]].to_numpy(float)
     return _outcome(
         rows["uri"],
         rows[probability_columns(classes)].to_numpy(float),
-        rows[list(BOX_COLUMNS)].to_numpy(float) / sides,
+        rows[list(BOX_COLUMNS)].to_numpy(float) / sizes,
     )
 
 
@@ -93,29 +93,29 @@ def compare(ours: Outcome, theirs: Outcome) -> Agreement:
     Raises:
         ValueError: one is not.
     """
-    places = {name: place for place, name in enumerate(ours.names)}
-    missing = [name for name in theirs.names if name not in places]
+    rows = {name: row for row, name in enumerate(ours.names)}
+    missing = [name for name in theirs.names if name not in rows]
     if missing or not theirs.names:
         raise ValueError(f"expected images that both scored, got {missing or 'none'}")
-    mine = [places[name] for name in theirs.names]
-    apart = np.abs(ours.probabilities[mine] - theirs.probabilities)
-    overlaps = box_overlaps(ours.boxes[mine], theirs.boxes)
+    common = [rows[name] for name in theirs.names]
+    difference = np.abs(ours.probabilities[common] - theirs.probabilities)
+    overlaps = box_overlaps(ours.boxes[common], theirs.boxes)
     return Agreement(
-        images=len(mine),
-        mean_difference=float(apart.mean()),
-        largest_difference=float(apart.max()),
+        images=len(common),
+        mean_difference=float(difference.mean()),
+        largest_difference=float(difference.max()),
         least_overlap=float(overlaps.min()),
         median_overlap=float(np.median(overlaps)),
     )
 
 
 def box_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(n,): intersection over union of (n, 4) boxes, pair by pair."""
+    """(n,): the intersection over union of (n, 4) boxes, pair by pair."""
     low = np.maximum(first[:, :2], second[:, :2])
     high = np.minimum(first[:, 2:], second[:, 2:])
-    shared = (high - low).clip(min=0).prod(axis=1)
+    intersection = (high - low).clip(min=0).prod(axis=1)
     areas = sum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second))
-    return np.asarray(shared / (areas - shared))
+    return np.asarray(intersection / (areas - intersection))
 
 
 def _outcome(paths: pd.Series, probabilities: np.ndarray, boxes: np.ndarray) -> Outcome:

@@ -22,7 +22,7 @@ import pandas as pd
 from benchmarks.crossvalidate import assign_folds
 from benchmarks.headline import held_out_images
 from lesioncam.columns import BOX_COLUMNS
-from lesioncam.evaluation.evaluate import join, read_scores
+from lesioncam.evaluation.evaluate import read_classes, read_labeled
 from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import Labels, read_labels
@@ -113,8 +113,8 @@ def main() -> None:
     settings = parse(TrainSettings, bundle.training["settings"], "bundle.json: settings")
     labels = read_labels(f"{flags.isic}/train.csv", settings.rest_class)
     held_out = set(map(image_id, held_out_images(f"{flags.isic}/train", labels, settings, bundle)))
-    scored, classes = read_scores(Results(flags.scores))
-    joined, _ = join(scored, labels, classes)
+    results = Results(flags.scores)
+    joined, _ = read_labeled(results, labels, read_classes(results))
     masks = find_masks(f"{flags.isic}/masks")
     rows = joined[joined["image_id"].isin(masks)].copy()
     with ThreadPoolExecutor() as threads:

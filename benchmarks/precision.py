@@ -1,4 +1,4 @@
-r"""Precision: what bfloat16 changes in the scores of a trained model, beside float32.
+r"""Precision: what bfloat16 changes in the scores of a trained model, against float32.
 
     python -m benchmarks.precision --bundle model --images isic/val --labels isic/val.csv
 
@@ -17,19 +17,20 @@ from benchmarks.agreement import box_overlaps
 from benchmarks.report import markdown, write
 from lesioncam.cluster import connected
 from lesioncam.columns import BOX_COLUMNS, DEFAULT_REST_CLASS, STAGES, Status, probability_columns
-from lesioncam.evaluation.evaluate import join
+from lesioncam.evaluation.evaluate import read_labeled
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.storage.results import Results
 from lesioncam.vision.metrics import auc, mean_auc
 
 PRECISIONS = ("float32", "bfloat16")
-OVERLAP = 0.95  # IoU from which on two boxes count as the same
+OVERLAP = 0.95  # two boxes count as the same from this IoU on
 _PERCENTILES = (0, 1, 5, 50)
 
 
 def score_both(images: str, bundle: str, work: Path) -> list[pd.DataFrame]:
-    """The good rows of both precisions, in the same order."""
+    """The `ok` rows of both precisions, in the same order."""
     rows = []
     with connected():
         for precision in PRECISIONS:
@@ -42,13 +43,13 @@ def score_both(images: str, bundle: str, work: Path) -> list[pd.DataFrame]:
 
 
 def differences(rows: list[pd.DataFrame], classes: tuple[str, ...]) -> dict[str, Any]:
-    """How far the two lie apart, image by image."""
+    """How much the two differ, image by image."""
     reference, other = rows
     content: dict[str, Any] = {"images": len(reference), "largest_difference": {}}
     for stage in STAGES:
         columns = probability_columns(classes, stage)
-        apart = (reference[columns] - other[columns]).abs().to_numpy()
-        content["largest_difference"][stage] = float(apart.max())
+        difference = (reference[columns] - other[columns]).abs().to_numpy()
+        content["largest_difference"][stage] = float(difference.max())
     first, second = (frame[list(BOX_COLUMNS)].to_numpy(float) for frame in rows)
     overlaps = box_overlaps(first, second)
     return content | {
@@ -58,15 +59,15 @@ def differences(rows: list[pd.DataFrame], classes: tuple[str, ...]) -> dict[str,
     }
 
 
-def aucs(rows: pd.DataFrame, labels: Labels, classes: tuple[str, ...]) -> dict[str, float | None]:
-    """The AUC of each class with a column of labels of its own, and their mean: of final ones."""
-    joined, _ = join(rows, labels, classes)
-    places = joined["label"].to_numpy()
-    probabilities = joined[probability_columns(classes)].to_numpy(float)
-    target_classes = [classes.index(name) for name in labels.target_classes]
+def aucs(scores: Path, labels: Labels, classes: tuple[str, ...]) -> dict[str, float | None]:
+    """The AUC of each target class and their mean, from the final probabilities."""
+    rows, _ = read_labeled(Results(str(scores)), labels, classes, ())
+    truth = rows["label"].to_numpy()
+    probabilities = rows[probability_columns(classes)].to_numpy(float)
+    targets = [classes.index(name) for name in labels.target_classes]
     return {
-        **{classes[k]: auc(probabilities[:, k], places == k) for k in target_classes},
-        "mean": mean_auc(probabilities, places, target_classes),
+        **{classes[k]: auc(probabilities[:, k], truth == k) for k in targets},
+        "mean": mean_auc(probabilities, truth, targets),
     }
 
 
@@ -81,7 +82,7 @@ def text_of(content: dict[str, Any]) -> str:
         [f"boxes with IoU >= {OVERLAP}", f"{content['same_boxes']:.1%}"],
     ]
     rows += [[f"box IoU, percentile {p}", f"{iou:.3f}"] for p, iou in content["box_iou"].items()]
-    text = f"# Precision\n\nbfloat16 beside float32, {content['images']:,} images.\n\n"
+    text = f"# Precision\n\nbfloat16 against float32, {content['images']:,} images.\n\n"
     text += markdown(["figure", "value"], rows)
     if "auc" in content:
         found = [content["auc"][precision] for precision in PRECISIONS]
@@ -97,7 +98,7 @@ def text_of(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Score twice, compare, and write what came out."""
+    """Score twice, compare, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--images", required=True)
@@ -106,11 +107,10 @@ def main() -> None:
     flags = parser.parse_args()
     classes = load_bundle(flags.bundle).settings.classes
     labels = read_labels(flags.labels, DEFAULT_REST_CLASS) if flags.labels else None
-    rows = score_both(flags.images, flags.bundle, flags.output / "work")
-    content = differences(rows, classes)
+    work = flags.output / "work"
+    content = differences(score_both(flags.images, flags.bundle, work), classes)
     if labels is not None:
-        found = [aucs(frame, labels, classes) for frame in rows]
-        content["auc"] = dict(zip(PRECISIONS, found, strict=True))
+        content["auc"] = {name: aucs(work / name, labels, classes) for name in PRECISIONS}
     write(flags.output, "precision", content, text_of(content))
 
 

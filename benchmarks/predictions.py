@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from lesioncam.columns import STAGES, probability_columns
-from lesioncam.evaluation.evaluate import join, read_scores
+from lesioncam.evaluation.evaluate import read_classes, read_labeled
 from lesioncam.evaluation.localization import localization
 from lesioncam.storage.labels import Labels
 from lesioncam.storage.listing import image_id
@@ -66,8 +66,9 @@ def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataF
     Raises:
         InputError: scores, labels or masks cannot be read.
     """
-    rows, classes = read_scores(Results(scores))
-    joined, _ = join(rows, labels, classes)
+    results = Results(scores)
+    classes = read_classes(results)
+    joined, _ = read_labeled(results, labels, classes)
     columns = [name for stage in STAGES for name in probability_columns(classes, stage)]
     found = joined[["image_id", *columns]].assign(label=[classes[k] for k in joined["label"]])
     if masks is not None:

@@ -1,1 +1,1 @@
-"""Evaluation and report: reads Parquet and labels; needs neither torch nor Ray."""
+"""Evaluation: scores against labels and masks. Reads Parquet; needs neither torch nor Ray."""

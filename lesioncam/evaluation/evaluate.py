@@ -1,7 +1,11 @@
-"""Evaluate: scores and labels -> `evaluation.json` and the same in Markdown."""
+"""Evaluate: scores and labels to `evaluation.json`, and the same in Markdown.
+
+Reads the rows that have a label, and of those the columns that are asked for.
+"""
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +27,20 @@ log = logging.getLogger("lesioncam")
 JSON_FILE = "evaluation.json"
 MARKDOWN_FILE = "evaluation.md"
 OVERLAYS_FILE = "overlays.png"
+_MAP_COLUMNS = ("width", "height", "cam", *BOX_COLUMNS)
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What `lesioncam evaluate` is asked.
+    """The arguments of `lesioncam evaluate`.
 
     Attributes:
-        scores: what `lesioncam score` wrote.
+        scores: the output of `lesioncam score`.
         labels: an ISIC ground-truth CSV.
         output: where the evaluation goes; None for `_evaluation` under the scores.
         rest_class: the class of label rows with no 1.
         masks: lesion masks, `<image_id>.png` or `<image_id>_segmentation.png`, or None.
-        overlays: how many images to draw with their CAM and box.
+        overlays: of how many images to draw the CAM and box.
     """
 
     scores: str
@@ -47,7 +52,7 @@ class EvaluateRequest:
 
 
 def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
-    """Compare scores with labels and write what came out.
+    """Compare scores with labels, and write the figures as JSON and Markdown.
 
     Returns:
         the content of `evaluation.json`, the same as Markdown, and where they were written.
@@ -56,20 +61,21 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
         InputError: no scores, labels of other classes, or no image with a label.
     """
     results = Results(request.scores)
-    rows, classes = read_scores(results)
+    classes = read_classes(results)
     labels = read_labels(request.labels, request.rest_class)
     _check_same_classes(labels, classes, request.rest_class)
-    joined, counts = join(rows, labels, classes)
+    more = _MAP_COLUMNS if request.overlays or request.masks is not None else ()
+    rows, counts = read_labeled(results, labels, classes, more)
 
     stages = {
-        stage: joined[probability_columns(classes, stage)].to_numpy(np.float64) for stage in STAGES
+        stage: rows[probability_columns(classes, stage)].to_numpy(np.float64) for stage in STAGES
     }
-    figures = evaluate_stages(stages, joined["label"].to_numpy(), classes, labels.target_classes)
+    figures = evaluate_stages(stages, rows["label"].to_numpy(), classes, labels.target_classes)
     content: dict[str, Any] = {**figures, "images": counts}
     lines = ["# Evaluation", "", *markdown_table(figures), "", *decision_table(figures), ""]
     lines += [f"{count:,} {name.replace('_', ' ')}  " for name, count in counts.items()]
     if request.masks is not None:
-        content["localization"], _ = localization(joined, request.masks)
+        content["localization"], _ = localization(rows, request.masks)
         lines += ["", *overlap_table(content["localization"])]
     markdown = "\n".join(lines) + "\n"
 
@@ -77,12 +83,12 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     store.write(MARKDOWN_FILE, markdown.encode())
     store.write(JSON_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     if request.overlays:
-        store.write(OVERLAYS_FILE, overlay_sheet(joined, request.overlays, classes))
+        store.write(OVERLAYS_FILE, overlay_sheet(rows, request.overlays, classes))
     return content, markdown, store.uri
 
 
-def read_scores(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """All rows, ordered by uri, and the class order.
+def read_classes(results: Results) -> tuple[str, ...]:
+    """The class order of the scores.
 
     Raises:
         InputError: there is no Parquet, or it is not lesioncam's.
@@ -90,43 +96,57 @@ def read_scores(results: Results) -> tuple[pd.DataFrame, tuple[str, ...]]:
     schema = results.schema()
     if schema is None:
         raise InputError(
-            f"--scores: no Parquet in {results.store.uri}; give what 'lesioncam score' wrote"
+            f"--scores: no Parquet in {results.store.uri}; give the output of 'lesioncam score'"
         )
     classes = classes_of(schema.names)
     if not classes or "cam" not in schema.names:
         raise InputError(f"--scores: {results.store.uri} was not written by lesioncam")
     if not results.store.exists(SUCCESS):
         log.warning("--scores: no %s there; the run that writes it has not finished", SUCCESS)
-    columns = ["uri", "image_id", "status", "prediction", "width", "height", "cam", *BOX_COLUMNS]
-    columns += [name for stage in STAGES for name in probability_columns(classes, stage)]
-    return results.read(columns).to_pandas().sort_values("uri", ignore_index=True), classes
+    return classes
 
 
-def join(
-    rows: pd.DataFrame, labels: Labels, classes: tuple[str, ...]
+def read_labeled(
+    results: Results, labels: Labels, classes: tuple[str, ...], more: Sequence[str] = _MAP_COLUMNS
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The scored images that have a label, with `label`, its place in `classes`; and counts.
+    """Read the scored images that have a label, and count the others.
+
+    Other rows are only counted, however many there are. Of several images with one id, the first
+    by uri counts.
+
+    Args:
+        results: the scores.
+        labels: the labels, of the same classes.
+        classes: the class order of the scores.
+        more: columns to read beside `uri`, `image_id`, `prediction` and the probabilities.
+
+    Returns:
+        the rows, ordered by uri, with `label`, an index into `classes`; and the counts.
 
     Raises:
-        InputError: none has one.
+        InputError: no scored image has a label.
     """
-    scored = rows[rows["status"] == Status.OK]
+    columns = ["uri", "image_id", "status", "prediction", *more]
+    columns += [name for stage in STAGES for name in probability_columns(classes, stage)]
+    rows = results.read(columns, labels.ids).to_pandas().sort_values("uri", ignore_index=True)
+    scored = rows[rows["status"] == Status.OK].drop(columns="status")
     matched = match(labels, scored["image_id"])
+    totals = results.count_by_status()
     if not len(matched.rows):
         raise InputError(
-            f"--labels: none of its {len(labels.ids)} ids is an image_id of the {len(scored)} "
-            f"scored images; ids are file names without their ending"
+            f"--labels: none of its {len(labels.ids):,} ids is an image_id of the "
+            f"{totals[Status.OK]:,} scored images; an image_id is a file name without its extension"
         )
-    places = np.array([classes.index(name) for name in labels.classes])
-    joined = scored.iloc[matched.rows].assign(label=places[matched.class_indices])
+    order = np.array([classes.index(name) for name in labels.classes])
+    labeled = scored.iloc[matched.rows].assign(label=order[matched.class_indices])
     counts = {
-        "evaluated": len(joined),
-        "images_without_label": matched.unlabeled,
+        "evaluated": len(labeled),
+        "images_without_label": totals[Status.OK] - len(scored),
         "labels_without_image": matched.unused,
         "images_with_a_duplicate_id": matched.duplicates,
-        "failed_images": len(rows) - len(scored),
+        "failed_images": totals[Status.FAILED],
     }
-    return joined.reset_index(drop=True), counts
+    return labeled.reset_index(drop=True), counts
 
 
 def _check_same_classes(labels: Labels, classes: tuple[str, ...], rest_class: str) -> None:
@@ -135,5 +155,5 @@ def _check_same_classes(labels: Labels, classes: tuple[str, ...], rest_class: st
     if unknown or unlabeled:
         raise InputError(
             f"--labels: classes {', '.join(labels.classes)} are not those of the scores, "
-            f"{', '.join(classes)}; check the columns and --rest-class"
+            f"{', '.join(classes)}; check its columns and --rest-class"
         )

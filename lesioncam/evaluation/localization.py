@@ -19,8 +19,8 @@ def localization(rows: pd.DataFrame, masks: str) -> tuple[dict[str, Any], pd.Dat
         masks: a directory or prefix of PNG masks, named by image id.
 
     Returns:
-        The means of `lesioncam.vision.overlap.compare` with `masks` compared and `empty_masks` left
-        out; and each image's own figures, by `image_id`.
+        The means of `lesioncam.vision.overlap.compare`, over `masks` images and without those of
+        `empty_masks`; and each image's own figures, by `image_id`.
 
     Raises:
         InputError: no image has a mask.

@@ -6,6 +6,7 @@ what is recorded before anything is removed, so that whoever comes next can fini
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from lesioncam.storage.pending import (
     INDEX_SCHEMA,
     Partition,
     partitions,
+    split_newest,
     with_version,
 )
 from lesioncam.storage.uris import open_store
@@ -86,20 +88,34 @@ class Results:
         sizes = self.sizes()
         return partitions(listed, self._index(list(sizes)), images + sum(sizes.values()))
 
-    def read(self, columns: list[str]) -> pa.Table:
-        """These columns of the newest row of each image; there must be a part.
+    def read(self, columns: list[str], image_ids: Collection[str]) -> pa.Table:
+        """These columns of the newest row of each image that has one of these ids.
 
-        The same with or without `_SUCCESS`: a run under way may have written an image anew.
+        There must be a part. Memory holds a few parts at a time, and the rows returned. The same
+        with or without `_SUCCESS`: a run under way may have written an image anew.
         """
-        sizes = self.sizes()
-        rows = [one.newest.select(["part", "row_in_part"]) for one in self.partitions()]
+        names, ids = self.parts(), pa.array(image_ids, pa.string())
         order = [("part", "ascending"), ("row_in_part", "ascending")]
-        newest = pa.concat_tables(rows).sort_by(order)
-        bounds = np.searchsorted(newest["part"].to_numpy(), np.arange(len(sizes) + 1))
-        return pa.concat_tables(
-            self._read(name, columns).take(newest["row_in_part"].slice(start, end - start))
-            for name, (start, end) in zip(sizes, pairwise(bounds), strict=True)
-        )
+        with ThreadPoolExecutor(_INDEX_THREADS) as threads:
+            found = threads.map(lambda n: self._find(ids, n, names[n]), range(len(names)))
+            newest = split_newest(pa.concat_tables(found))[0].sort_by(order)
+            bounds = np.searchsorted(newest["part"].to_numpy(), np.arange(len(names) + 1))
+            rows = [
+                newest["row_in_part"].slice(start, end - start) for start, end in pairwise(bounds)
+            ]
+            wanted = [n for n in range(len(names)) if len(rows[n])] or [0]
+            read = threads.map(lambda n: self._read(names[n], columns).take(rows[n]), wanted)
+            return pa.concat_tables(read)
+
+    def count_by_status(self) -> Counter[str]:
+        """How many images have a newest row of each status."""
+        names = self.parts()
+        if not self.store.exists(SUCCESS):
+            newest = (partition.newest for partition in self.partitions())
+            return sum(map(_statuses, newest), start=Counter())
+        with ThreadPoolExecutor(_INDEX_THREADS) as threads:  # compacted: one row an image
+            counts = threads.map(lambda name: _statuses(self._read(name, ["status"])), names)
+            return sum(counts, start=Counter())
 
     def schema(self) -> pa.Schema | None:
         """The schema of what is written; None if nothing is."""
@@ -245,6 +261,14 @@ class Results:
         table = table.append_column("part", part).append_column("row_in_part", row_in_part)
         return table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
 
+    def _find(self, image_ids: pa.Array, number: int, name: str) -> pa.Table:
+        """`uri`, `scored_at`, `part` and `row_in_part` of a part's rows of these images."""
+        found = pc.is_in(self._read(name, ["image_id"])["image_id"], image_ids)
+        rows = pa.array(np.flatnonzero(found), pa.int64())
+        table = self._read(name, ["uri", "scored_at"]).take(rows)
+        part = pa.array(np.full(len(rows), number), pa.int32())
+        return table.append_column("part", part).append_column("row_in_part", rows)
+
     def _without(self, name: str, number: int, older: pa.Table) -> pa.Table:
         """A part without the rows at its places in `older`."""
         table = self._read(name)
@@ -256,6 +280,10 @@ class Results:
 def _counts(column: pa.ChunkedArray) -> list[dict[str, int]]:
     counts: list[dict[str, int]] = pc.value_counts(column).to_pylist()
     return counts
+
+
+def _statuses(rows: pa.Table) -> Counter[str]:
+    return Counter({str(item["values"]): item["counts"] for item in _counts(rows["status"])})
 
 
 def _group(parts: Iterable[tuple[str, int]]) -> Iterator[list[str]]:

@@ -1,4 +1,7 @@
+import io
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,13 @@ from PIL import Image
 
 from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
-from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
+from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate, read_labeled
 from lesioncam.evaluation.localization import localization
+from lesioncam.evaluation.overlays import overlay
 from lesioncam.schema import scores_schema
-from lesioncam.storage.results import Results
+from lesioncam.storage.labels import read_labels
+from lesioncam.storage.results import SUCCESS, Results
+from lesioncam.vision.decode import DecodeError
 from tests.conftest import CLASSES
 from tests.messy import lesion
 
@@ -64,8 +70,8 @@ def scores(tmp_path: Path) -> Path:
 
 def write_labels(path: Path, numbers: list[int]) -> str:
     frame = pd.DataFrame({"image_id": [f"{number:03d}" for number in numbers]})
-    for place, name in enumerate(CLASSES[:2]):
-        frame[name] = [float(number % 3 == place) for number in numbers]
+    for k, name in enumerate(CLASSES[:2]):
+        frame[name] = [float(number % 3 == k) for number in numbers]
     frame.to_csv(path, index=False)
     return str(path)
 
@@ -74,7 +80,7 @@ def request(scores: Path, labels: str, **changes: Any) -> EvaluateRequest:
     return EvaluateRequest(str(scores), labels, changes.pop("output", None), "nevus", **changes)
 
 
-def test_the_documented_shape_is_written(scores: Path, tmp_path: Path) -> None:
+def test_figures_and_markdown_are_written(scores: Path, tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "labels.csv", list(range(30)))
     content, markdown, where = evaluate(request(scores, labels))
     assert where == str(scores / "_evaluation")
@@ -88,26 +94,54 @@ def test_the_documented_shape_is_written(scores: Path, tmp_path: Path) -> None:
     assert len(pd.read_parquet(scores)) == 30  # what evaluate writes does not disturb reading
 
 
-def test_the_mean_is_of_the_classes_with_a_column(scores: Path, tmp_path: Path) -> None:
+def test_mean_is_over_the_classes_with_a_column(scores: Path, tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "labels.csv", list(range(30)))
-    final = evaluate(request(scores, labels))[0]["final"]
+    content, markdown, _ = evaluate(request(scores, labels))
+    final = content["final"]
     both = (final["melanoma"]["auc"] + final["seborrheic_keratosis"]["auc"]) / 2
     assert final["mean"]["auc"] == pytest.approx(both)
+    assert "| mean (melanoma, seborrheic_keratosis) |  |" in markdown
 
 
-def test_what_does_not_match_is_counted(scores: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("complete", [True, False])
+def test_images_that_do_not_match_are_counted(scores: Path, tmp_path: Path, complete: bool) -> None:
     results = Results(str(scores))
     duplicate = score_rows(tmp_path / "elsewhere", 1)
     failed = score_rows(tmp_path / "broken", 2).to_pandas()
     failed["status"] = "failed"
     results.write_part("part-c.parquet", duplicate)
     results.write_part("part-d.parquet", pa.Table.from_pandas(failed, scores_schema(CLASSES)))
+    if not complete:
+        results.store.delete(SUCCESS)
     labels = write_labels(tmp_path / "labels.csv", [*range(12), 900])
     assert evaluate(request(scores, labels))[0]["images"] == {
         "evaluated": 12,
         "images_without_label": 18,
         "labels_without_image": 1,
         "images_with_a_duplicate_id": 1,
+        "failed_images": 2,
+    }
+
+
+def test_the_newest_row_of_an_image_counts_while_a_run_is_under_way(
+    scores: Path, tmp_path: Path
+) -> None:
+    results = Results(str(scores))
+    results.begin()
+    newer = score_rows(tmp_path / "images").slice(2, 3).to_pandas()  # images 2, 3 and 4
+    newer["prediction"] = "nevus"
+    newer.loc[[0, 2], "status"] = "failed"
+    results.write_part("part-c.parquet", pa.Table.from_pandas(newer, scores_schema(CLASSES)))
+    labels = read_labels(write_labels(tmp_path / "labels.csv", [2, 3, 8, 900]), "nevus")
+    rows, counts = read_labeled(results, labels, CLASSES)
+    assert rows["image_id"].tolist() == ["003", "008"]
+    assert rows["prediction"].tolist() == ["nevus", "nevus"]
+    assert rows["label"].tolist() == [0, 2]
+    assert counts == {
+        "evaluated": 2,
+        "images_without_label": 26,
+        "labels_without_image": 2,
+        "images_with_a_duplicate_id": 0,
         "failed_images": 2,
     }
 
@@ -141,18 +175,31 @@ def test_labels_of_other_classes_are_refused(
 
 def test_no_scores_and_no_match_are_refused(scores: Path, tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "labels.csv", [900, 901])
-    with pytest.raises(InputError, match="none of its 2 ids"):
+    with pytest.raises(InputError, match="none of its 2 ids is an image_id of the 30 "):
         evaluate(request(scores, labels))
     with pytest.raises(InputError, match="--scores: no Parquet in"):
         evaluate(request(tmp_path / "images", labels))
 
 
-def test_overlays_are_a_picture_of_pairs(scores: Path, tmp_path: Path) -> None:
+def test_overlays_are_pairs_of_images(scores: Path, tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "labels.csv", [0, 1, 2])
     evaluate(request(scores, labels, overlays=3))
     with Image.open(scores / "_evaluation" / "overlays.png") as sheet:
         assert sheet.size == (3 * 2 * 224, 224 + 16)
         assert sheet.convert("RGB").getpixel((round(64 / 320 * 224), 120)) == (255, 255, 255)
+
+
+def test_overlay_of_one_image(tmp_path: Path) -> None:
+    row = score_rows(tmp_path, 1).to_pandas().iloc[0]
+    buffer = io.BytesIO()
+    lesion(320, 240).save(buffer, "JPEG")
+    pair = overlay(buffer.getvalue(), row)
+    assert pair.size == (2 * 224, 224)
+    assert pair.getpixel((round(64 / 320 * 224), 120)) == (255, 255, 255)
+    red, _, blue = np.asarray(pair)[int(2.5 / 4 * 224), 224 + int(1.5 / 4 * 224)]
+    assert red > blue  # at the map's peak
+    with pytest.raises(DecodeError):
+        overlay(b"no image", row)
 
 
 def test_boxes_in_pixels_become_fractions_of_their_image(scores: Path, tmp_path: Path) -> None:
@@ -168,7 +215,7 @@ def test_boxes_in_pixels_become_fractions_of_their_image(scores: Path, tmp_path:
     assert "Localization against 1 lesion masks" in markdown
 
 
-def test_localization_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> None:
+def test_localization_joins_by_id_and_skips_empty_masks(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     full = np.full((24, 32), 255, np.uint8)
@@ -185,13 +232,10 @@ def test_localization_joins_by_id_and_leaves_empty_masks_out(tmp_path: Path) -> 
         localization(rows[3:], str(masks))
 
 
-def test_evaluation_needs_neither_torch_nor_ray() -> None:
-    import subprocess
-    import sys
-
+def test_importing_evaluation_is_cheap() -> None:
     code = (
         "import sys, lesioncam.cli, lesioncam.evaluation.evaluate; "
-        "print(sorted({'torch', 'ray'} & set(sys.modules)))"
+        "print(sorted({'torch', 'ray', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

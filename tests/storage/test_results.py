@@ -198,7 +198,7 @@ def test_the_newest_of_one_part_counts(place: str) -> None:
     rows = [scored("/a", minute=minute, width=100 + minute) for minute in (1, 3, 2)]
     results = results_of(place, a=rows)
     assert newest(results) == [("/a", "ok", 0, 1)]
-    assert results.read(["width"])["width"].to_pylist() == [103]
+    assert results.read(["width"], ["a"])["width"].to_pylist() == [103]
 
 
 def test_parts_beyond_those_read_at_once_are_all_there(place: str) -> None:
@@ -435,7 +435,8 @@ def test_a_killed_settling_loses_nothing(
     kept = killed_settling(place, monkeypatch, survived)
     results = Results(place)
     assert {row["uri"] for row in read_all(results)} == {row["uri"] for row in kept}
-    found = results.read(["uri", "status", "width"]).sort_by("uri").to_pylist()
+    ids = [row["image_id"] for row in kept]
+    found = results.read(["uri", "status", "width"], ids).sort_by("uri").to_pylist()
     assert found == table(kept).select(["uri", "status", "width"]).to_pylist()
     assert pending(listed(*kept), results) == ["/d"]
     results.recover()
@@ -659,10 +660,16 @@ def test_success_is_removed_first_and_written_last(place: str) -> None:
     assert not results.store.exists("_SUCCESS")
 
 
-def test_reads_columns_of_all_parts(place: str) -> None:
-    results = results_of(place, b=[scored("/b")], a=[scored("/a"), scored("/c", ErrorKind.EMPTY)])
-    found = results.read(["uri", "status"])
-    assert found.to_pydict() == {"uri": ["/a", "/c", "/b"], "status": ["ok", "failed", "ok"]}
+def test_reads_the_rows_of_some_images_and_counts_all(place: str) -> None:
+    rows = [scored("/a"), scored("/c", ErrorKind.EMPTY), scored("/d")]
+    results = results_of(place, b=[scored("/b"), scored("/d", minute=1)], a=rows)
+    found = results.read(["uri", "width"], ["c", "b", "d", "e"])
+    assert found["uri"].to_pylist() == ["/c", "/b", "/d"]
+    assert results.read(["uri"], ["e"])["uri"].to_pylist() == []
+    assert results.count_by_status() == {"ok": 3, "failed": 1}
+    results.compact("run-9")
+    results.succeed()
+    assert results.count_by_status() == {"ok": 3, "failed": 1}
     schema = results.schema()
     assert schema is not None
     assert schema.equals(SCHEMA)

@@ -4,21 +4,21 @@ import numpy as np
 import torch
 
 from lesioncam.settings import TrainSettings
-from lesioncam.vision.augment import Draws, augment, draw, turn
+from lesioncam.vision.augment import Draws, apply_geometry, augment, draw
 
 SETTINGS = TrainSettings()
 
 
-def canvases(count: int, side: int = 32) -> torch.Tensor:
+def canvases(count: int, size: int = 32) -> torch.Tensor:
     random = np.random.default_rng(0)
-    return torch.from_numpy(random.integers(0, 256, (count, 3, side, side)).astype(np.uint8))
+    return torch.from_numpy(random.integers(0, 256, (count, 3, size, size)).astype(np.uint8))
 
 
-def whole(count: int, side: int = 32) -> torch.Tensor:
-    return torch.tensor([[0, 0, side, side]]).expand(count, 4)
+def whole(count: int, size: int = 32) -> torch.Tensor:
+    return torch.tensor([[0, 0, size, size]]).expand(count, 4)
 
 
-def still(count: int) -> Draws:
+def identity(count: int) -> Draws:
     ones = torch.ones(count)
     return Draws(
         affine=torch.eye(2).expand(count, 2, 2),
@@ -30,26 +30,24 @@ def still(count: int) -> Draws:
     )
 
 
-def test_no_change_gives_the_picture_back() -> None:
+def test_identity_changes_nothing() -> None:
     pixels = canvases(2)
-    assert torch.equal(augment(pixels, whole(2), still(2), 32), pixels)
+    assert torch.equal(augment(pixels, whole(2), identity(2), 32), pixels)
 
 
-def test_a_quarter_turn_is_a_quarter_turn() -> None:
+def test_affine_rotates_by_90_degrees() -> None:
     pixels = canvases(1)
-    draws = replace(still(1), affine=torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]))
+    draws = replace(identity(1), affine=torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]))
     assert torch.equal(augment(pixels, whole(1), draws, 32), torch.rot90(pixels, 1, (2, 3)))
 
 
 def test_brightness_and_contrast_by_hand() -> None:
     pixels = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
     pixels[..., :4] = 50  # mean 75
-    draws = replace(still(1), brightness=torch.tensor([1.2]), contrast=torch.tensor([0.5]))
-    lit = augment(pixels, whole(1, 8), draws, 8)
-    assert sorted(set(lit.flatten().tolist())) == [
-        75,
-        105,
-    ]  # (75 - 12.5) x 1.2 and (75 + 12.5) x 1.2
+    draws = replace(identity(1), brightness=torch.tensor([1.2]), contrast=torch.tensor([0.5]))
+    augmented = augment(pixels, whole(1, 8), draws, 8)
+    # (75 - 12.5) x 1.2 and (75 + 12.5) x 1.2
+    assert sorted(set(augmented.flatten().tolist())) == [75, 105]
 
 
 def one_color(red: int, green: int, blue: int) -> torch.Tensor:
@@ -57,7 +55,7 @@ def one_color(red: int, green: int, blue: int) -> torch.Tensor:
 
 
 def colors(pixels: torch.Tensor) -> list[list[int]]:
-    """Of each image its color, which must be the same everywhere."""
+    """Each image's color, which must be the same everywhere."""
     assert torch.equal(pixels, pixels[..., :1, :1].expand_as(pixels))
     return pixels[..., 0, 0].tolist()
 
@@ -65,7 +63,7 @@ def colors(pixels: torch.Tensor) -> list[list[int]]:
 def test_tint_and_saturation_by_hand() -> None:
     pixels = one_color(100, 150, 50).expand(4, 3, 8, 8)
     draws = replace(
-        still(4),
+        identity(4),
         tint=torch.tensor([[1.2, 1.0, 0.5], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [2.0, 1.0, 0.0]]),
         saturation=torch.tensor([1.0, 0.5, 0.0, 2.0]),
     )
@@ -78,24 +76,24 @@ def test_tint_and_saturation_by_hand() -> None:
     assert colors(augment(pixels, whole(4, 8), draws, 8)) == expected
 
 
-def test_color_changes_no_gray_level_on_the_whole() -> None:
+def test_saturation_keeps_gray_levels() -> None:
     pixels = canvases(1)
-    draws = replace(still(1), saturation=torch.tensor([0.5]))
+    draws = replace(identity(1), saturation=torch.tensor([0.5]))
     after = augment(pixels, whole(1), draws, 32).float().mean(dim=1)
     assert (after - pixels.float().mean(dim=1)).abs().max() <= 1
 
 
-def test_masks_turn_as_their_images_do() -> None:
+def test_masks_get_the_geometry_of_their_images() -> None:
     pixels = canvases(6)
     draws = draw(6, replace(SETTINGS, brightness=0.0, color=0.0), torch.Generator().manual_seed(0))
-    turned = augment(pixels, whole(6), draws, 16)
-    assert torch.equal(turn(pixels[:, :1], whole(6), draws, 16), turned[:, :1])
+    images = augment(pixels, whole(6), draws, 16)
+    assert torch.equal(apply_geometry(pixels[:, :1], whole(6), draws, 16), images[:, :1])
 
 
-def test_a_shift_moves_by_a_share_of_the_box() -> None:
+def test_shift_is_a_fraction_of_the_box() -> None:
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     pixels[..., 16:] = 200
-    draws = replace(still(1), shift=torch.tensor([[0.5, 0.0]]))
+    draws = replace(identity(1), shift=torch.tensor([[0.5, 0.0]]))
     box = torch.tensor([[0, 0, 16, 16]])
     assert set(augment(pixels, box, draws, 8)[..., 4:].flatten().tolist()) == {200}
 
@@ -114,10 +112,9 @@ def test_draws_stay_within_the_settings() -> None:
     assert 0.4 < flipped.float().mean() < 0.6
 
 
-def test_shares_of_all_workers_are_the_whole_batch() -> None:
+def test_rank_slices_of_all_workers_are_the_whole_batch() -> None:
     draws = draw(7, SETTINGS, torch.Generator().manual_seed(0))
-    shares = [draws.share(rank, 3) for rank in range(3)]
-    for number in range(7):
-        share = shares[number % 3]
-        for name, part in vars(draws).items():
-            assert torch.equal(getattr(share, name)[number // 3], part[number]), name
+    slices = [draws.rank_slice(rank, 3) for rank in range(3)]
+    for name, values in vars(draws).items():
+        for image in range(7):
+            assert torch.equal(getattr(slices[image % 3], name)[image // 3], values[image]), name

@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from lesioncam.settings import MAP_RULES, CropRule
 from lesioncam.vision.cam import (
     FLAT_RANGE,
     choose_map,
@@ -70,10 +68,6 @@ def test_maximum_is_highest_at_each_position_whatever_the_logits(logits: list[li
     assert chosen.tolist() == [[[2.0, 5.0], [6.0, 0.0]], [[9.0, 9.0], [9.0, 9.0]]]
 
 
-def test_rules_are_those_the_crop_settings_allow() -> None:
-    assert [CropRule(map=rule).map for rule in MAP_RULES] == list(MAP_RULES)
-
-
 def test_normalize_by_hand() -> None:
     maps = torch.tensor([[[2.0, 4.0], [3.0, 6.0]], [[-1.0, 0.0], [-0.5, 1.0]]])
     scaled, flat = normalize_map(maps)
@@ -88,12 +82,9 @@ def test_normalize_by_hand() -> None:
     [
         [[3.0, 3.0], [3.0, 3.0]],
         [[0.0, 0.0], [0.0, FLAT_RANGE / 2]],
-        [[1.0, 2.0], [float("nan"), 3.0]],
-        [[float("nan")] * 2] * 2,
-        [[1.0, 2.0], [float("inf"), 3.0]],
-        [[1.0, 2.0], [float("-inf"), 3.0]],
-        [[float("inf")] * 2] * 2,
-        [[float("inf"), float("-inf")], [0.0, 0.0]],
+        [[1.0, 2.0], [math.nan, 3.0]],
+        [[1.0, 2.0], [math.inf, 3.0]],
+        [[math.inf, -math.inf], [0.0, 0.0]],
         [[3e38, -3e38], [0.0, 0.0]],  # finite, but their difference is not
     ],
     ids=str,
@@ -111,15 +102,6 @@ def test_span_just_above_flat_range_has_a_peak() -> None:
     assert scaled.flatten().tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
-def test_normalized_maps_do_not_depend_on_scale_or_offset() -> None:
-    maps: Tensor = torch.rand(5, 6, 6, generator=torch.Generator().manual_seed(0))
-    scaled, _ = normalize_map(maps)
-    moved, _ = normalize_map(maps * 40 - 7)
-    torch.testing.assert_close(moved, scaled, atol=1e-5, rtol=0)
-    assert (scaled.amin(dim=(1, 2)) == 0).all()
-    assert (scaled.amax(dim=(1, 2)) == 1).all()
-
-
 def test_lesion_loss_by_hand() -> None:
     maps = torch.zeros(1, 2, 2)  # a sigmoid of a half everywhere
     lesions = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
@@ -135,7 +117,7 @@ def test_lesion_loss_of_a_map_on_its_lesion_is_small_and_elsewhere_large() -> No
     assert lesion_loss(-maps, lesions).item() > 10
 
 
-def test_a_map_that_leaves_a_small_lesion_out_is_not_let_off() -> None:
+def test_a_map_that_misses_a_small_lesion_has_a_large_loss() -> None:
     lesions = torch.zeros(1, 14, 14)
     lesions[:, 3, 3] = 1
     nothing = torch.full((1, 14, 14), -10.0)
@@ -143,7 +125,7 @@ def test_a_map_that_leaves_a_small_lesion_out_is_not_let_off() -> None:
     assert lesion_loss(nothing, lesions).item() > 10 * lesion_loss(found, lesions).item()
 
 
-def test_what_all_classes_have_alike_moves_the_loss_and_no_probability() -> None:
+def test_a_term_common_to_all_classes_changes_the_loss_and_no_probability() -> None:
     lesions = torch.zeros(1, 2, 2)
     lesions[0, 0, 1] = 1
     logits, common = MAPS[:1].mean(dim=(2, 3)), lesions * 9 - 4
@@ -155,22 +137,22 @@ def test_what_all_classes_have_alike_moves_the_loss_and_no_probability() -> None
     assert lesion_loss(after, lesions).item() < lesion_loss(before, lesions).item()
 
 
-def test_an_image_without_a_lesion_costs_nothing_and_pulls_nothing() -> None:
+def test_an_image_without_a_lesion_has_no_loss_and_no_gradient() -> None:
     maps = torch.randn(2, 4, 4, requires_grad=True)
     lesions = torch.zeros(2, 4, 4)
     lesions[1, 1:3, 1:3] = 1
     loss = lesion_loss(maps, lesions)
-    (pull,) = torch.autograd.grad(loss.sum(), maps)
+    (gradient,) = torch.autograd.grad(loss.sum(), maps)
     assert loss[0] == 0
     assert loss[1] > 0
-    assert pull[0].abs().max() == 0
-    assert pull[1].abs().max() > 0
+    assert gradient[0].abs().max() == 0
+    assert gradient[1].abs().max() > 0
 
 
 @pytest.mark.parametrize("value", [0.0, 1e4, -1e4])
 def test_lesion_loss_of_a_flat_map_is_finite(value: float) -> None:
     maps = torch.full((1, 4, 4), value, requires_grad=True)
     loss = lesion_loss(maps, torch.eye(4)[None])
-    (pull,) = torch.autograd.grad(loss.sum(), maps)
+    (gradient,) = torch.autograd.grad(loss.sum(), maps)
     assert torch.isfinite(loss).all()
-    assert torch.isfinite(pull).all()
+    assert torch.isfinite(gradient).all()

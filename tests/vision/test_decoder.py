@@ -1,9 +1,11 @@
-"""Decoder: the same as decoding here, and images that hang or crash it harm nothing else."""
+"""Decoder: the same results as in-process decoding; images that hang or crash it harm nothing."""
 
 import io
 import os
 import platform
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ def png(width: int = 60, height: int = 40, seed: int = 0) -> bytes:
 
 
 def many_scans(scans: int) -> bytes:
-    """A JPEG that says the same scan again and again: little to read, much to do."""
+    """A JPEG that repeats one scan: little to read, much to compute."""
     sink = io.BytesIO()
     Image.new("L", (4000, 4000), 100).save(sink, "JPEG", progressive=True)
     data = sink.getvalue()
@@ -47,16 +49,16 @@ def refused(decoder: Decoder, data: bytes) -> DecodeError:
     return error.value
 
 
-def test_decodes_as_decoding_here(decoder: Decoder) -> None:
-    for number, side in enumerate((32, 32, 448, 7)):
+def test_decodes_as_in_process(decoder: Decoder) -> None:
+    for number, size in enumerate((32, 32, 448, 7)):
         data = png(60 + number, seed=number)
-        here, there = decode(data, side), decoder.decode(data, side)
+        here, there = decode(data, size), decoder.decode(data, size)
         assert np.array_equal(here.canvas, there.canvas)
         assert (here.width, here.height) == (there.width, there.height)
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", png()[:-40], png()[:20]])
-def test_refuses_as_decoding_here(decoder: Decoder, data: bytes) -> None:
+def test_refuses_as_in_process(decoder: Decoder, data: bytes) -> None:
     with pytest.raises(DecodeError) as here:
         decode(data, 32)
     there = refused(decoder, data)
@@ -66,7 +68,7 @@ def test_refuses_as_decoding_here(decoder: Decoder, data: bytes) -> None:
     assert decoder.decode(png(), 32).width == 60
 
 
-def test_an_image_that_takes_too_long_is_cut_off_and_the_next_one_decoded() -> None:
+def test_decoding_stops_at_the_time_limit_and_the_next_image_is_decoded() -> None:
     decoder = Decoder(seconds=0.5)
     error = refused(decoder, many_scans(3000))
     assert error.kind is ErrorKind.DECODE_TIMEOUT
@@ -75,7 +77,7 @@ def test_an_image_that_takes_too_long_is_cut_off_and_the_next_one_decoded() -> N
     decoder.close()
 
 
-def test_an_image_that_takes_too_much_memory_is_too_large() -> None:
+def test_an_image_above_the_memory_limit_is_too_large() -> None:
     decoder = Decoder(memory=64 * 2**20)
     sink = io.BytesIO()
     Image.new("RGB", (9000, 9000)).save(sink, "PNG")
@@ -100,7 +102,7 @@ def test_a_process_that_dies_once_is_replaced(decoder: Decoder) -> None:
         ("SIGKILL", ErrorKind.UNREACHABLE, "the decoder was killed while decoding it"),
     ],
 )
-def test_an_image_that_ends_the_decoder_twice_is_told(
+def test_an_image_that_ends_the_decoder_twice_is_an_error(
     monkeypatch: pytest.MonkeyPatch, ended_by: str, kind: ErrorKind, message: str
 ) -> None:
     code = (
@@ -112,12 +114,20 @@ def test_an_image_that_ends_the_decoder_twice_is_told(
     assert (error.kind, error.message) == (kind, message)
 
 
-def test_a_decoder_that_does_not_start_is_no_fault_of_an_image(
+def test_a_decoder_that_does_not_start_is_not_blamed_on_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lesioncam.vision.decoder._COMMAND", ("-c", "raise SystemExit(3)"))
     with pytest.raises(RuntimeError, match=r"does not start \(exit code 3\)"):
         Decoder().decode(png(), 32)
+
+
+def test_its_process_imports_no_large_library() -> None:
+    code = "import sys, lesioncam.vision.decoder; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    large = {"pyarrow", "torch", "pydantic", "pandas", "scipy", "sklearn", "ray", "boto3"}
+    assert not imported & large
 
 
 def test_it_has_no_credentials(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +137,7 @@ def test_it_has_no_credentials(decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have no such names")
-def test_the_memory_of_one_image_serves_the_next(decoder: Decoder) -> None:
+def test_an_images_memory_is_reused_for_the_next(decoder: Decoder) -> None:
     data = png(1022, 767)
     faults = []
     for _ in range(4):
@@ -137,7 +147,7 @@ def test_the_memory_of_one_image_serves_the_next(decoder: Decoder) -> None:
     assert faults[3] - faults[2] < 50  # pages of 4 KiB; an image and its canvas take 720
 
 
-def test_its_process_ends_with_the_one_that_asked(decoder: Decoder) -> None:
+def test_its_process_ends_with_its_parent(decoder: Decoder) -> None:
     decoder.decode(png(), 32)
     process = decoder._started()
     assert process.stdin is not None

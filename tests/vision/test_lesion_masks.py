@@ -1,36 +1,36 @@
-"""The guess at a lesion, on drawn discs."""
+"""Masks estimated from color, of discs on skin."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from lesioncam.vision.lesion_masks import SIDE, estimate_lesion_masks, otsu_threshold
+from lesioncam.vision.lesion_masks import CELLS, estimate_lesion_masks, otsu_threshold
 
 SKIN = (225, 180, 155)
 BROWN = (130, 80, 60)
 WHITE = (255, 255, 255)
-Disc = tuple[float, float, float]  # x, y and radius in sides of the image
+Disc = tuple[float, float, float]  # x, y and radius in fractions of the image
 
 
-def inside(disc: Disc, side: int) -> Tensor:
+def inside(disc: Disc, size: int) -> Tensor:
     x, y, radius = disc
-    axis = (torch.arange(side) + 0.5) / side
+    axis = (torch.arange(size) + 0.5) / size
     return (axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2 < radius**2
 
 
-def drawn(*discs: tuple[Disc, tuple[int, int, int]], side: int = 128, noise: int = 8) -> Tensor:
-    """(1, 3, side, side): discs on skin that is a little uneven."""
-    image = torch.tensor(SKIN).view(3, 1, 1).repeat(1, side, side)
+def image_of(*discs: tuple[Disc, tuple[int, int, int]], size: int = 128, noise: int = 8) -> Tensor:
+    """(1, 3, size, size): discs on skin that is a little uneven."""
+    image = torch.tensor(SKIN).view(3, 1, 1).repeat(1, size, size)
     for disc, color in discs:
-        image[:, inside(disc, side)] = torch.tensor(color)[:, None]
+        image[:, inside(disc, size)] = torch.tensor(color)[:, None]
     generator = torch.Generator().manual_seed(0)
-    image = image + torch.randint(-noise, noise + 1, (1, side, side), generator=generator)
+    image = image + torch.randint(-noise, noise + 1, (1, size, size), generator=generator)
     return image.clamp(0, 255).to(torch.uint8)[None]
 
 
-def overlap(guess: Tensor, disc: Disc) -> float:
-    truth = inside(disc, SIDE)
-    return ((guess & truth).sum() / (guess | truth).sum()).item()
+def overlap(mask: Tensor, disc: Disc) -> float:
+    truth = inside(disc, CELLS)
+    return ((mask & truth).sum() / (mask | truth).sum()).item()
 
 
 @pytest.mark.parametrize(
@@ -40,60 +40,60 @@ def overlap(guess: Tensor, disc: Disc) -> float:
 )
 @pytest.mark.parametrize("color", [BROWN, (40, 30, 60), (200, 120, 100)], ids=str)
 def test_a_dark_disc_on_skin_is_found(disc: Disc, color: tuple[int, int, int]) -> None:
-    (guess,) = estimate_lesion_masks(drawn((disc, color)))
-    assert overlap(guess, disc) > 0.6
+    (mask,) = estimate_lesion_masks(image_of((disc, color)))
+    assert overlap(mask, disc) > 0.6
 
 
-def test_a_dark_thing_at_the_border_loses_against_one_near_the_center() -> None:
+def test_the_dark_region_near_the_center_counts() -> None:
     near, far = (0.45, 0.5, 0.15), (0.95, 0.1, 0.2)
-    (guess,) = estimate_lesion_masks(drawn((near, BROWN), (far, (0, 0, 0))))
-    assert overlap(guess, near) > 0.6
-    assert not (guess & inside(far, SIDE)).any()
+    (mask,) = estimate_lesion_masks(image_of((near, BROWN), (far, (0, 0, 0))))
+    assert overlap(mask, near) > 0.6
+    assert not (mask & inside(far, CELLS)).any()
 
 
 def test_a_faint_halo_is_not_the_lesion() -> None:
     halo, disc = (0.5, 0.5, 0.35), (0.5, 0.5, 0.15)
-    (guess,) = estimate_lesion_masks(drawn((halo, (215, 165, 140)), (disc, BROWN)))
-    assert overlap(guess, disc) > 0.6
+    (mask,) = estimate_lesion_masks(image_of((halo, (215, 165, 140)), (disc, BROWN)))
+    assert overlap(mask, disc) > 0.6
 
 
-def test_one_place_is_guessed_where_there_are_two() -> None:
+def test_of_two_regions_one_is_chosen() -> None:
     left, right = (0.35, 0.5, 0.12), (0.7, 0.5, 0.12)
-    (guess,) = estimate_lesion_masks(drawn((left, BROWN), (right, BROWN)))
-    assert overlap(guess, left) > 0.6
-    assert not (guess & inside(right, SIDE)).any()
+    (mask,) = estimate_lesion_masks(image_of((left, BROWN), (right, BROWN)))
+    assert overlap(mask, left) > 0.6
+    assert not (mask & inside(right, CELLS)).any()
 
 
 @pytest.mark.parametrize("value", [0, 90, 255])
-def test_nothing_stands_out_of_an_even_image(value: int) -> None:
+def test_a_uniform_image_has_no_lesion(value: int) -> None:
     images = torch.full((2, 3, 64, 64), value, dtype=torch.uint8)
     assert not estimate_lesion_masks(images).any()
 
 
 def test_noise_alone_is_no_lesion() -> None:
-    assert not estimate_lesion_masks(drawn(side=256)).any()
+    assert not estimate_lesion_masks(image_of(size=256)).any()
 
 
 def test_a_bright_disc_is_no_lesion() -> None:
-    assert not estimate_lesion_masks(drawn(((0.5, 0.5, 0.2), WHITE), side=256)).any()
+    assert not estimate_lesion_masks(image_of(((0.5, 0.5, 0.2), WHITE), size=256)).any()
 
 
-@pytest.mark.parametrize("side", [SIDE, 33, 100, 448])
-def test_the_guess_has_the_same_cells_at_every_side(side: int) -> None:
+@pytest.mark.parametrize("size", [CELLS, 33, 100, 448])
+def test_the_mask_has_the_same_cells_at_every_size(size: int) -> None:
     disc = (0.4, 0.55, 0.2)
-    guesses = estimate_lesion_masks(drawn((disc, BROWN), side=side))
-    assert guesses.shape == (1, SIDE, SIDE)
-    assert guesses.dtype == torch.bool
-    assert overlap(guesses[0], disc) > 0.6
+    masks = estimate_lesion_masks(image_of((disc, BROWN), size=size))
+    assert masks.shape == (1, CELLS, CELLS)
+    assert masks.dtype == torch.bool
+    assert overlap(masks[0], disc) > 0.6
 
 
 def test_batch_equals_singles() -> None:
     images = torch.cat(
         [
-            drawn(((0.4, 0.5, 0.2), BROWN)),
-            drawn(noise=0),
-            drawn(((0.6, 0.6, 0.1), (60, 40, 50))),
-            drawn(((0.5, 0.5, 0.2), WHITE)),
+            image_of(((0.4, 0.5, 0.2), BROWN)),
+            image_of(noise=0),
+            image_of(((0.6, 0.6, 0.1), (60, 40, 50))),
+            image_of(((0.5, 0.5, 0.2), WHITE)),
         ]
     )
     together = estimate_lesion_masks(images)
@@ -105,7 +105,7 @@ def test_batch_equals_singles() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "many"), [(0.0, 1.0, 8), (0.21, 0.8, 1), (0.72, 0.9, 15), (0.0, 0.1, 8)]
 )
-def test_two_values_are_parted_between_them(low: float, high: float, many: int) -> None:
+def test_threshold_separates_two_values(low: float, high: float, many: int) -> None:
     values = torch.full((16,), low)
     values[:many] = high
     (threshold,) = otsu_threshold(values.view(1, 4, 4)).flatten().tolist()
@@ -115,7 +115,7 @@ def test_two_values_are_parted_between_them(low: float, high: float, many: int) 
 @pytest.mark.parametrize(
     ("values", "low", "high"),
     [
-        # 8 x 2 x 0.75^2 = 9 for parting at 0.5 against 9 x 1 x 0.944^2 = 8.0 at 1
+        # 8 x 2 x 0.75^2 = 9 for separating at 0.5 against 9 x 1 x 0.944^2 = 8.0 at 1
         ([0.0] * 8 + [0.5, 1.0], 0.0, 0.5),
         ([0.0, 0.5] + [1.0] * 8, 0.5, 1.0),
         # 5 x 6 x 0.417^2 = 5.2 against 10 x 1 x 0.85^2 = 7.2

@@ -1,36 +1,38 @@
+"""AUC against scikit-learn and by hand, intervals, and the tables of both."""
+
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from lesioncam.vision.metrics import auc, evaluate_stages, markdown_table, mean_auc
+from lesioncam.vision import metrics
+from lesioncam.vision.metrics import _weighted_auc, auc, evaluate_stages, markdown_table, mean_auc
 
 CLASSES = ("a", "b", "rest")
-
-
-def pairs(scores: np.ndarray, positive: np.ndarray) -> float:
-    """AUC by its definition, pair by pair."""
-    wins = [
-        1.0 if p > n else 0.5 if p == n else 0.0
-        for p in scores[positive]
-        for n in scores[~positive]
-    ]
-    return sum(wins) / len(wins)
 
 
 def test_auc_by_hand() -> None:
     scores = np.array([0.1, 0.4, 0.35, 0.8])
     assert auc(scores, np.array([False, False, True, True])) == pytest.approx(0.75)
+    assert auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5  # a tie counts half
 
 
-def test_ties_count_half() -> None:
-    assert auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
-
-
-def test_auc_is_its_definition_with_ties() -> None:
+def test_bootstrap_auc_is_that_of_scikit_learn_with_ties_and_weights() -> None:
     random = np.random.default_rng(0)
-    for _ in range(20):
-        scores = random.integers(0, 8, 40) / 8
-        positive = random.random(40) < 0.3
-        assert auc(scores, positive) == pytest.approx(pairs(scores, positive))
+    for levels in (3, 8, 10**6):
+        scores = random.integers(0, levels, 60) / levels
+        positive = random.random(60) < 0.3
+        weights = random.integers(0, 4, (20, 60)).astype(float)
+        expected = [roc_auc_score(positive, scores, sample_weight=row) for row in weights]
+        assert _weighted_auc(scores, positive, weights) == pytest.approx(expected, abs=1e-12)
+        (plain,) = _weighted_auc(scores, positive, np.ones((1, 60)))
+        assert auc(scores, positive) == pytest.approx(plain, abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_auc_of_a_score_that_is_not_finite_is_undefined(bad: float) -> None:
+    scores, positive = np.array([0.1, bad, 0.9]), np.array([False, True, True])
+    assert auc(scores, positive) is None
+    assert np.isnan(_weighted_auc(scores, positive, np.ones((1, 3)))).all()
 
 
 @pytest.mark.parametrize("positive", [[True, True], [False, False]])
@@ -70,6 +72,16 @@ def test_figures_are_consistent() -> None:
     assert 0 < figures["gain"]["low"] < gain < figures["gain"]["high"]
 
 
+def test_intervals_do_not_depend_on_the_memory_they_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stages, labels = random_stages()
+    monkeypatch.setattr(metrics, "RESAMPLES", 250)
+    monkeypatch.setattr(metrics, "_WEIGHTS", 30 * len(labels))  # blocks of 30, the last of 10
+    entry = evaluate_stages(stages, labels, CLASSES, ("a",))["final"]["a"]
+    assert entry["low"] < entry["auc"] < entry["high"]
+
+
 def test_models_of_different_folds_are_not_ranked_against_each_other() -> None:
     labels = np.tile([0, 1, 2], 20)
     folds = np.repeat([0, 1], 30)
@@ -90,7 +102,7 @@ def test_a_class_missing_from_a_fold_has_no_auc() -> None:
     assert figures["final"]["b"]["auc"] is not None
 
 
-def test_the_gain_is_paired() -> None:
+def test_gain_is_paired() -> None:
     stages, labels = random_stages()
     same = dict.fromkeys(stages, stages["stage1"])
     gain = evaluate_stages(same, labels, CLASSES, ("a", "b"))["gain"]
@@ -98,11 +110,14 @@ def test_the_gain_is_paired() -> None:
 
 
 @pytest.mark.parametrize("models", [1, 3])
-def test_intervals_are_as_wide_as_aucs_of_new_images_spread(models: int) -> None:
+def test_intervals_are_as_wide_as_aucs_of_new_images_spread(
+    models: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
     random = np.random.default_rng(2)
     labels, folds = np.tile([0, 1], 90), np.repeat(np.arange(models), 180 // models)
     found, low, high = np.transpose(
-        [drawn_auc(random, labels, folds, trial) for trial in range(80)]
+        [simulated_auc(random, labels, folds, trial) for trial in range(80)]
     )
     spread = (high - low) / (2 * 1.96)
     assert spread.mean() == pytest.approx(found.std(), rel=0.2)
@@ -110,7 +125,7 @@ def test_intervals_are_as_wide_as_aucs_of_new_images_spread(models: int) -> None
     assert 0.89 <= ((low <= true) & (true <= high)).mean() <= 0.99
 
 
-def drawn_auc(
+def simulated_auc(
     random: np.random.Generator, labels: np.ndarray, folds: np.ndarray, seed: int
 ) -> tuple[float, float, float]:
     """The AUC and its interval of normal scores whose means are one deviation apart.
@@ -135,8 +150,9 @@ def test_sensitivity_and_specificity_by_hand() -> None:
     assert figures["b"]["auc"] is figures["b"]["low"] is figures["mean"]["auc"] is None
 
 
-def test_the_table_shows_undefined_as_such() -> None:
+def test_table_shows_undefined_figures_and_the_classes_of_the_mean() -> None:
     stage = np.array([[0.6, 0.4], [0.4, 0.6]])
     same = dict.fromkeys(("stage1", "stage2", "final"), stage)
     table = "\n".join(markdown_table(evaluate_stages(same, np.array([0, 0]), ("a", "b"), ("a",))))
     assert "| a | 2 of 2 | undefined | undefined | undefined |" in table
+    assert "| mean (a) |  | undefined | undefined | undefined |" in table
