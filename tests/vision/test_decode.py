@@ -1,7 +1,6 @@
 """Image bytes to a canvas: formats, colors, orientation, and every way that bytes can be bad."""
 
 import io
-import itertools
 import random
 import struct
 import time
@@ -17,7 +16,7 @@ from lesioncam.columns import ErrorKind
 from lesioncam.vision.decode import Decoded, DecodeError, decode
 from tests.faults.fuzz import mutated
 
-SIDE = 32
+SIZE = 32
 RED, GREEN, BLUE, GREY = (220, 30, 40), (20, 200, 60), (30, 50, 210), (120, 120, 120)
 INT32_MAX = 2**31 - 1
 
@@ -43,7 +42,7 @@ def encoded(image: Image.Image, file_format: str, **how: Any) -> bytes:
 
 
 def quadrants(width: int = 96, height: int = 64) -> Image.Image:
-    """Red, green / blue, gray: no turn and no flip of it looks the same."""
+    """Red, green / blue, gray: every rotation and flip of it is another image."""
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = RED
     pixels[: height // 2, width // 2 :] = GREEN
@@ -64,7 +63,7 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray((127 + 120 * np.stack(waves, axis=2)).astype(np.uint8))
 
 
-def flat_color(mode: str, color: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
+def uniform(mode: str, color: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
     return Image.new(mode, size, color)
 
 
@@ -74,7 +73,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b"", bits: int = 8, color: int = 2) -> bytes:
-    """A PNG whose header says what it likes; `pixels` are the compressed scan lines."""
+    """A PNG with this header, true or not; `pixels` are the compressed scan lines."""
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -90,10 +89,10 @@ def float_rgb_tiff() -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory
 
 
-def squashed(image: Image.Image, side: int = SIDE) -> np.ndarray:
-    """What a canvas is by definition: orientation applied, RGB, squashed onto a square."""
-    turned = ImageOps.exif_transpose(image).convert("RGB")
-    return np.asarray(turned.resize((side, side), Image.Resampling.BILINEAR))
+def squashed(image: Image.Image, size: int = SIZE) -> np.ndarray:
+    """A canvas by its definition: orientation applied, RGB, scaled to a square."""
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def difference(canvas: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -102,15 +101,15 @@ def difference(canvas: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def color_of(data: bytes) -> tuple[int, ...]:
     """The one color of an image that has one."""
-    canvas = decode(data, SIDE).canvas
-    assert canvas.shape == (SIDE, SIDE, 3)
+    canvas = decode(data, SIZE).canvas
+    assert canvas.shape == (SIZE, SIZE, 3)
     assert (canvas == canvas[0, 0]).all()
     return tuple(int(value) for value in canvas[0, 0])
 
 
 def failure(data: bytes, **how: int) -> DecodeError:
     with pytest.raises(DecodeError) as caught:
-        decode(data, SIDE, **how)
+        decode(data, SIZE, **how)
     error = caught.value
     assert error.message
     assert error.message == " ".join(error.message.split())
@@ -124,11 +123,11 @@ def failure(data: bytes, **how: int) -> DecodeError:
 def test_every_format_gives_canvas_in_right_colors(
     file_format: str, how: dict[str, Any], tolerance: int
 ) -> None:
-    decoded = decode(encoded(quadrants(), file_format, **how), SIDE)
+    decoded = decode(encoded(quadrants(), file_format, **how), SIZE)
     assert (decoded.width, decoded.height) == (96, 64)
-    assert decoded.canvas.shape == (SIDE, SIDE, 3)
+    assert decoded.canvas.shape == (SIZE, SIZE, 3)
     assert decoded.canvas.dtype == np.uint8
-    quarter, three_quarters = SIDE // 4, 3 * SIDE // 4
+    quarter, three_quarters = SIZE // 4, 3 * SIZE // 4
     for (y, x), color in {
         (quarter, quarter): RED,
         (quarter, three_quarters): GREEN,
@@ -139,17 +138,17 @@ def test_every_format_gives_canvas_in_right_colors(
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
-@pytest.mark.parametrize("size", [(80, 60), (20, 11), (1, 1), (1, 300), (300, 1)])
+@pytest.mark.parametrize("size", [(80, 60), (1, 1), (1, 300)])
 def test_canvas_is_the_whole_image_squashed(file_format: str, size: tuple[int, int]) -> None:
     image = noise(*size)
-    decoded = decode(encoded(image, file_format), SIDE)
+    decoded = decode(encoded(image, file_format), SIZE)
     assert (decoded.width, decoded.height) == size
     np.testing.assert_array_equal(decoded.canvas, squashed(image))
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
 def test_animation_gives_first_frame(file_format: str) -> None:
-    frames = [flat_color("RGB", color) for color in (BLUE, RED, GREEN)]
+    frames = [uniform("RGB", color) for color in (BLUE, RED, GREEN)]
     how = {"lossless": True} if file_format == "WEBP" else {}
     data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **how)
     assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
@@ -157,8 +156,8 @@ def test_animation_gives_first_frame(file_format: str) -> None:
 
 
 def test_multi_page_tiff_gives_first_page() -> None:
-    pages = [flat_color("RGB", BLUE, (40, 30)), flat_color("RGB", RED, (20, 50))]
-    decoded = decode(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]), SIDE)
+    pages = [uniform("RGB", BLUE, (40, 30)), uniform("RGB", RED, (20, 50))]
+    decoded = decode(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]), SIZE)
     assert (decoded.width, decoded.height) == (40, 30)
     assert (decoded.canvas == BLUE).all()
 
@@ -166,7 +165,7 @@ def test_multi_page_tiff_gives_first_page() -> None:
 def test_gray_jpeg_becomes_equal_channels() -> None:
     gray = noise().convert("L")
     data = encoded(gray, "JPEG", quality=95)
-    canvas = decode(data, SIDE).canvas
+    canvas = decode(data, SIZE).canvas
     assert (canvas == canvas[:, :, :1]).all()
     assert difference(canvas, squashed(Image.open(io.BytesIO(data)))).max() <= 1
 
@@ -178,39 +177,20 @@ def test_one_bit_image_is_smoothed_not_thresholded(file_format: str) -> None:
     assert difference(decode(encoded(stripes, file_format), 16).canvas, np.array(127)).max() <= 20
 
 
-def test_one_bit_image_is_black_and_white() -> None:
-    assert color_of(encoded(flat_color("1", 1), "PNG")) == (255, 255, 255)
-    assert color_of(encoded(flat_color("1", 0), "PNG")) == (0, 0, 0)
-
-
-def test_palette_png_shows_colors_and_white_where_transparent() -> None:
+@pytest.mark.parametrize("file_format", ["PNG", "GIF"])
+def test_palette_image_has_its_colors_and_white_where_transparent(file_format: str) -> None:
     image = Image.new("P", (40, 40), 0)
     image.putpalette([*RED, *GREEN])
     image.paste(1, (0, 0, 40, 20))
-    canvas = decode(encoded(image, "PNG", transparency=0), SIDE).canvas
-    assert (canvas[: SIDE // 2 - 1] == GREEN).all()
-    assert (canvas[SIDE // 2 + 1 :] == 255).all()
-
-
-def test_palette_png_without_transparency_keeps_its_colors() -> None:
-    image = Image.new("P", (40, 40), 1)
-    image.putpalette([*RED, *GREEN])
-    assert color_of(encoded(image, "PNG")) == GREEN
+    canvas = decode(encoded(image, file_format, transparency=0), SIZE).canvas
+    assert (canvas[: SIZE // 2 - 1] == GREEN).all()
+    assert (canvas[SIZE // 2 + 1 :] == 255).all()
 
 
 def test_palette_png_with_graded_transparency_is_blended() -> None:
     image = Image.new("P", (40, 40), 1)
     image.putpalette([*RED, 0, 0, 0])
     assert color_of(encoded(image, "PNG", transparency=b"\x00\x80")) == (127, 127, 127)
-
-
-def test_transparent_gif_is_white() -> None:
-    image = Image.new("P", (40, 40), 0)
-    image.putpalette([*RED, *GREEN])
-    image.paste(1, (0, 0, 40, 20))
-    canvas = decode(encoded(image, "GIF", transparency=0), SIDE).canvas
-    assert (canvas[: SIDE // 2 - 1] == GREEN).all()
-    assert (canvas[SIDE // 2 + 1 :] == 255).all()
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP"])
@@ -226,24 +206,22 @@ def test_rgba_is_laid_over_white(
     file_format: str, color: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     how = {"lossless": True} if file_format == "WEBP" else {}
-    data = encoded(flat_color("RGBA", color), file_format, **how)
+    data = encoded(uniform("RGBA", color), file_format, **how)
     assert difference(np.array(color_of(data)), np.array(expected)).max() <= 1
 
 
 def test_hidden_color_does_not_bleed_from_transparent_pixels() -> None:
     pixels = np.zeros((64, 64, 4), np.uint8)
-    pixels[:, ::2] = (255, 0, 0, 0)  # red that nobody sees
+    pixels[:, ::2] = (255, 0, 0, 0)  # invisible red
     pixels[:, 1::2] = (0, 0, 255, 255)
     canvas = decode(encoded(Image.fromarray(pixels), "PNG"), 16).canvas
     assert difference(canvas[:, :, 0], canvas[:, :, 1]).max() <= 1
     assert (canvas[:, :, 2] >= 254).all()
 
 
-@pytest.mark.parametrize(
-    ("color", "expected"), [((60, 255), 60), ((60, 0), 255), ((0, 128), 127), ((100, 51), 224)]
-)
+@pytest.mark.parametrize(("color", "expected"), [((60, 255), 60), ((60, 0), 255), ((100, 51), 224)])
 def test_gray_with_alpha_is_laid_over_white(color: tuple[int, int], expected: int) -> None:
-    data = encoded(flat_color("LA", color), "PNG")
+    data = encoded(uniform("LA", color), "PNG")
     assert difference(np.array(color_of(data)), np.array(expected)).max() <= 1
 
 
@@ -253,18 +231,18 @@ def test_gray_with_alpha_is_laid_over_white(color: tuple[int, int], expected: in
 def test_transparent_color_of_png_is_white(mode: str, transparent: Any, other: Any) -> None:
     image = Image.new(mode, (40, 40), other)
     image.paste(transparent, (0, 20, 40, 40))
-    canvas = decode(encoded(image, "PNG", transparency=transparent), SIDE).canvas
-    opaque = np.asarray(flat_color(mode, other, (1, 1)).convert("RGB"))[0, 0]
-    assert (canvas[: SIDE // 2 - 1] == opaque).all()
-    assert (canvas[SIDE // 2 + 1 :] == 255).all()
+    canvas = decode(encoded(image, "PNG", transparency=transparent), SIZE).canvas
+    opaque = np.asarray(uniform(mode, other, (1, 1)).convert("RGB"))[0, 0]
+    assert (canvas[: SIZE // 2 - 1] == opaque).all()
+    assert (canvas[SIZE // 2 + 1 :] == 255).all()
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
-@pytest.mark.parametrize("color", [(10, 200, 30, 40), (0, 0, 0, 0), (0, 0, 0, 255)])
+@pytest.mark.parametrize("color", [(10, 200, 30, 40), (0, 0, 0, 255)])
 def test_cmyk_has_the_colors_of_pillows_own_conversion(
     file_format: str, color: tuple[int, ...]
 ) -> None:
-    data = encoded(flat_color("CMYK", color), file_format)
+    data = encoded(uniform("CMYK", color), file_format)
     image = Image.open(io.BytesIO(data))
     assert image.mode == "CMYK"
     expected = np.asarray(image.convert("RGB"))[0, 0]
@@ -272,7 +250,7 @@ def test_cmyk_has_the_colors_of_pillows_own_conversion(
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-@pytest.mark.parametrize(("value", "expected"), [(0, 0), (32768, 128), (65535, 255), (25700, 100)])
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (65535, 255), (25700, 100)])
 def test_sixteen_bit_gray_is_scaled_to_eight(file_format: str, value: int, expected: int) -> None:
     image = Image.fromarray(np.full((30, 40), value, np.uint16))
     assert color_of(encoded(image, file_format)) == (expected, expected, expected)
@@ -299,13 +277,13 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     data = encoded(quadrants(), file_format, exif=exif)
-    decoded = decode(data, SIDE)
+    decoded = decode(data, SIZE)
     expected = (64, 96) if orientation >= 5 else (96, 64)
     assert (decoded.width, decoded.height) == expected
     larger = decode(data, 64).canvas  # too large for JPEG to be decoded at a reduced scale
     assert difference(larger, squashed(Image.open(io.BytesIO(data)), 64)).max() <= 1
-    # By hand: where the image's first pixel, in the red quadrant, is seen after turning.
-    quarter, three_quarters = SIDE // 4, 3 * SIDE // 4
+    # By hand: where the image's first pixel, in the red quadrant, is after rotation.
+    quarter, three_quarters = SIZE // 4, 3 * SIZE // 4
     x = quarter if orientation in (1, 4, 5, 8) else three_quarters
     y = quarter if orientation in (1, 2, 5, 6) else three_quarters
     assert difference(decoded.canvas[y, x], np.array(RED)).max() <= 12
@@ -316,7 +294,7 @@ def test_orientation_outside_one_to_eight_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     image = noise()
-    decoded = decode(encoded(image, "PNG", exif=exif), SIDE)
+    decoded = decode(encoded(image, "PNG", exif=exif), SIZE)
     assert (decoded.width, decoded.height) == (80, 60)
     np.testing.assert_array_equal(decoded.canvas, squashed(image))
 
@@ -335,8 +313,8 @@ def test_orientation_outside_one_to_eight_is_ignored(orientation: int) -> None:
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_broken_exif_is_ignored(file_format: str, exif: bytes) -> None:
     image = quadrants()
-    plain = decode(encoded(image, file_format), SIDE)
-    broken = decode(encoded(image, file_format, exif=exif), SIDE)
+    plain = decode(encoded(image, file_format), SIZE)
+    broken = decode(encoded(image, file_format, exif=exif), SIZE)
     assert (broken.width, broken.height) == (96, 64)
     np.testing.assert_array_equal(broken.canvas, plain.canvas)
 
@@ -345,16 +323,16 @@ def test_broken_exif_is_ignored(file_format: str, exif: bytes) -> None:
 
 
 def sizes_resized(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The sizes of images as they come to be resized: what the decoder really produced."""
-    seen: list[tuple[int, int]] = []
+    """The sizes of images before they are resized: those at which they were decoded."""
+    sizes: list[tuple[int, int]] = []
     resize = Image.Image.resize
 
     def watched(image: Image.Image, *args: Any, **how: Any) -> Image.Image:
-        seen.append(image.size)
+        sizes.append(image.size)
         return resize(image, *args, **how)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
-    return seen
+    return sizes
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -362,9 +340,9 @@ def test_big_jpeg_is_decoded_at_reduced_scale(mode: str, monkeypatch: pytest.Mon
     image = smooth(2000, 1500).convert(mode)
     data = encoded(image, "JPEG", quality=90)
     full = squashed(Image.open(io.BytesIO(data)), 180)
-    seen = sizes_resized(monkeypatch)
+    sizes = sizes_resized(monkeypatch)
     decoded = decode(data, 180)
-    assert seen == [(250, 188)]
+    assert sizes == [(250, 188)]
     assert (decoded.width, decoded.height) == (2000, 1500)
     assert difference(decoded.canvas, full).mean() < 1
     assert difference(decoded.canvas, full).max() <= 8
@@ -373,21 +351,12 @@ def test_big_jpeg_is_decoded_at_reduced_scale(mode: str, monkeypatch: pytest.Mon
 def test_reduced_scale_leaves_at_least_the_canvas_each_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen = sizes_resized(monkeypatch)
+    sizes = sizes_resized(monkeypatch)
     for width, height in [(800, 200), (200, 800), (511, 511), (512, 512), (255, 257), (100, 90)]:
-        seen.clear()
+        sizes.clear()
         decode(encoded(smooth(width, height), "JPEG"), 128)
-        (size,) = seen
+        (size,) = sizes
         assert min(size) >= min(128, width, height)
-
-
-def test_photograph_sized_jpeg_is_nearly_as_decoded_in_full() -> None:
-    data = encoded(smooth(4000, 3000), "JPEG", quality=85)
-    decoded = decode(data, 448)
-    assert (decoded.width, decoded.height) == (4000, 3000)
-    full = squashed(Image.open(io.BytesIO(data)), 448)
-    assert difference(decoded.canvas, full).mean() < 1
-    assert difference(decoded.canvas, full).max() <= 6
 
 
 # Too large
@@ -406,14 +375,14 @@ def test_bomb_is_refused_by_its_header() -> None:
 def test_limit_itself_is_allowed(limit: int, fits: bool) -> None:
     data = encoded(noise(10, 6), "PNG")
     if fits:
-        assert decode(data, SIDE, max_pixels=limit).width == 10
+        assert decode(data, SIZE, max_pixels=limit).width == 10
     else:
         assert failure(data, max_pixels=limit).kind == ErrorKind.TOO_LARGE
 
 
 def test_image_above_pillows_own_limit_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert decode(encoded(noise(), "PNG"), SIDE).width == 80
+    assert decode(encoded(noise(), "PNG"), SIZE).width == 80
 
 
 @pytest.mark.parametrize(("width", "height"), [(0xFFFFFFFF, 1), (1, 0xFFFFFFFF), (2**31, 4)])
@@ -432,18 +401,18 @@ def test_no_bytes_are_empty() -> None:
     assert error.size is None
 
 
-@pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
+@pytest.mark.parametrize("fraction", [0.4, 0.95])
 @pytest.mark.parametrize(("file_format", "how", "_tolerance"), FORMATS, ids=FORMAT_NAMES)
 def test_cut_file_is_truncated(
-    file_format: str, how: dict[str, Any], _tolerance: int, share: float
+    file_format: str, how: dict[str, Any], _tolerance: int, fraction: float
 ) -> None:
     data = encoded(noise(), file_format, **how)
-    error = failure(data[: int(len(data) * share)])
+    error = failure(data[: int(len(data) * fraction)])
     assert error.kind == ErrorKind.TRUNCATED
     assert error.size in (None, (80, 60))
 
 
-@pytest.mark.parametrize("length", [12, 16, 24])
+@pytest.mark.parametrize("length", [12, 24])
 @pytest.mark.parametrize(("file_format", "how", "_tolerance"), FORMATS, ids=FORMAT_NAMES)
 def test_file_cut_in_its_header_is_truncated(
     file_format: str, how: dict[str, Any], _tolerance: int, length: int
@@ -460,19 +429,15 @@ def test_truncated_image_reports_size_of_its_header(file_format: str) -> None:
     assert failure(data[: len(data) // 2]).size == (80, 60)
 
 
-@pytest.mark.parametrize("place", range(10, 300, 40))
-def test_png_with_damaged_pixels_is_truncated(place: int) -> None:
+@pytest.mark.parametrize("offset", range(10, 300, 40))
+def test_png_with_damaged_pixels_is_truncated(offset: int) -> None:
     """Never a canvas that is black from the damage on."""
     shades = np.linspace(50, 200, 80).astype(np.uint8)
     lines = 60 * (b"\0" + np.repeat(shades, 3).tobytes())
     pixels = bytearray(zlib.compress(lines))
-    assert colorful(decode(png(80, 60, bytes(pixels)), SIDE))
-    pixels[place] ^= 0x55
+    assert (decode(png(80, 60, bytes(pixels)), SIZE).canvas > 40).all()
+    pixels[offset] ^= 0x55
     assert failure(png(80, 60, bytes(pixels))).kind == ErrorKind.TRUNCATED
-
-
-def colorful(decoded: Decoded) -> bool:
-    return bool((decoded.canvas > 40).all())
 
 
 def test_png_with_a_wrong_checksum_is_truncated() -> None:
@@ -491,7 +456,6 @@ def test_png_without_pixels_is_truncated() -> None:
     [
         b"hello, world\nthis is text\n" * 40,
         b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
-        bytes(1000),
         b"\x00",
         bytes(range(256)) * 8,
     ],
@@ -516,7 +480,7 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
         (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), "JPEG 2000"),
     ],
 )
-def test_foreign_format_is_unsupported_by_name(data: bytes, name: str) -> None:
+def test_format_without_support_is_named(data: bytes, name: str) -> None:
     error = failure(data)
     assert error.kind == ErrorKind.UNSUPPORTED
     assert error.message.startswith(f"{name} is not supported")
@@ -542,14 +506,9 @@ def test_sound_tiff_of_unknown_pixel_type_is_unsupported() -> None:
     assert failure(float_rgb_tiff()).kind == ErrorKind.UNSUPPORTED
 
 
-def test_message_is_one_line() -> None:
-    error = DecodeError(ErrorKind.TRUNCATED, "one\ntwo\r\n\tthree  four ")
-    assert error.message == "one two three four"
-
-
 def outcome_of(data: bytes) -> Decoded | DecodeError:
     try:
-        return decode(data, SIDE, max_pixels=1_000_000)
+        return decode(data, SIZE, max_pixels=1_000_000)
     except DecodeError as error:
         return error
 
@@ -579,21 +538,15 @@ def test_mutations_never_raise_anything_else(
     data = encoded(noise(40, 30).convert(mode), file_format, **how)
     chance = random.Random(f"{file_format} {mode}")
     outcomes: Counter[str] = Counter()
-    for number in range(300):
+    for number in range(100):
         outcome = outcome_of(mutated(data, chance))
         if isinstance(outcome, DecodeError):
             assert "\n" not in outcome.message, number
             outcomes[ErrorKind(outcome.kind)] += 1
         else:
-            assert outcome.canvas.shape == (SIDE, SIDE, 3), number
+            assert outcome.canvas.shape == (SIZE, SIZE, 3), number
             assert outcome.canvas.dtype == np.uint8, number
             assert 0 < outcome.width * outcome.height <= 1_000_000, number
             outcomes["ok"] += 1
-    assert outcomes["ok"] < 300  # the mutations do damage
+    assert outcomes["ok"] < 100  # the mutations do damage
     assert outcomes[ErrorKind.TRUNCATED] > 0
-
-
-def test_same_bytes_give_same_canvas() -> None:
-    data = encoded(noise(), "JPEG")
-    canvases = [decode(data, SIDE).canvas for _ in range(3)]
-    assert all(np.array_equal(a, b) for a, b in itertools.pairwise(canvases))
