@@ -18,6 +18,7 @@ from lesioncam.storage.s3 import s3_client
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.faults.proxy import Proxy
 from tests.faults.servers import KEY
+from tests.in_process import patch_score
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 SECRET = "wJalrXUtnFEMI-a-secret"
@@ -72,6 +73,12 @@ def local_ray(s3_server: str) -> Iterator[None]:
     with connected():
         yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`score` runs its stages in this process, without Ray."""
+    patch_score(monkeypatch)
 
 
 @pytest.fixture

@@ -27,6 +27,13 @@ def lesion(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def write_lesions(folder: Path, count: int) -> None:
+    """Write so many good images of 120 x 90: `0.jpg`, `1.jpg` and so on."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        lesion(120, 90, number).save(folder / f"{number}.jpg")
+
+
 def fill(folder: Path) -> dict[str, Expected]:
     """Write the folder; returns what each listed file's row must say, by relative name."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""What two runs made of the same images, compared."""
+"""Reads and compares what scoring runs wrote."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,13 @@ _EXACT = ("status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS,
           "cam_flat")  # fmt: skip
 
 
+def read_scores(output: Path | str) -> pd.DataFrame:
+    """The rows of a local output, by their `uri`."""
+    return pd.read_parquet(output).set_index("uri").sort_index()
+
+
 def assert_same_scores(rows: pd.DataFrame, expected: pd.DataFrame, by: str = "uri") -> None:
-    """The rows are of the same images and say the same; probabilities to 1e-5.
+    """The rows are of the same images with equal results; probabilities to 1e-5.
 
     Args:
         rows: of `score`.

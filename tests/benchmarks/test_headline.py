@@ -59,7 +59,7 @@ def isic(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "in_process")
 def test_its_figures_are_of_the_images_that_training_held_out(
     isic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Pipeline: the job as a user runs it, on a local Ray: rows, resume, retries, refusals."""
+"""Pipeline: the job on a local Ray: its rows, from a folder and from a bucket."""
 
 import json
 from dataclasses import replace
@@ -8,20 +8,18 @@ from typing import Any
 import boto3
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
-from lesioncam.schema import scores_schema
-from lesioncam.scoring.pipeline import ScoreRequest, build_pipeline, score
+from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.settings import ModelSettings
 from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
 from lesioncam.vision.network import build_network
 from tests.conftest import CLASSES
-from tests.messy import Expected, fill, lesion
+from tests.messy import Expected, fill, write_lesions
+from tests.scores import read_scores
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -48,21 +46,11 @@ def scored(
     return output, score(ScoreRequest(str(messy[0]), bundle_uri, str(output)))
 
 
-def read(output: Path | str) -> pd.DataFrame:
-    return pd.read_parquet(output).set_index("uri").sort_index()
-
-
-def draw(folder: Path, count: int, first: int = 0) -> None:
-    folder.mkdir(exist_ok=True)
-    for number in range(first, first + count):
-        lesion(120, 90, number).save(folder / f"{number}.jpg")
-
-
 def test_every_listed_file_has_one_row_with_the_right_status_and_size(
     messy: tuple[Path, dict[str, Expected]], scored: tuple[Path, dict[str, Any]]
 ) -> None:
     folder, expected = messy
-    rows = read(scored[0])
+    rows = read_scores(scored[0])
     assert sorted(rows.index) == sorted(str(folder / name) for name in expected)
     for name, wanted in expected.items():
         row = rows.loc[str(folder / name)]
@@ -75,7 +63,7 @@ def test_every_listed_file_has_one_row_with_the_right_status_and_size(
 def test_good_rows_are_complete_and_their_boxes_lie_in_the_image(
     scored: tuple[Path, dict[str, Any]],
 ) -> None:
-    rows = read(scored[0])
+    rows = read_scores(scored[0])
     good = rows[rows["status"] == "ok"]
     x0, y0, x1, y1 = (good[name] for name in BOX_COLUMNS)
     assert ((x0 >= 0) & (x0 < x1) & (x1 <= good["width"])).all()
@@ -91,7 +79,7 @@ def test_good_rows_are_complete_and_their_boxes_lie_in_the_image(
 
 
 def test_failed_rows_say_why_and_have_no_results(scored: tuple[Path, dict[str, Any]]) -> None:
-    rows = read(scored[0])
+    rows = read_scores(scored[0])
     bad = rows[rows["status"] == "failed"]
     assert len(bad) == 4
     assert (
@@ -104,7 +92,7 @@ def test_failed_rows_say_why_and_have_no_results(scored: tuple[Path, dict[str, A
 def test_rows_name_their_source_and_their_model(
     scored: tuple[Path, dict[str, Any]], bundle_uri: str
 ) -> None:
-    rows = read(scored[0])
+    rows = read_scores(scored[0])
     for uri, row in rows.iterrows():
         assert row["size"] == Path(str(uri)).stat().st_size
         assert row["image_id"] == Path(str(uri)).stem
@@ -169,7 +157,7 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
     local.mkdir()
     for number, key in enumerate(parts):
         client.download_file(bucket, key, str(local / f"{number}.parquet"))
-    there, here = read(local), read(scored[0])
+    there, here = read_scores(local), read_scores(scored[0])
     there.index = there.index.str.removeprefix(f"s3://{bucket}/folder 1/")
     here.index = here.index.str.removeprefix(f"{folder}/")
     here, there = here.sort_index(), there.sort_index()
@@ -180,78 +168,7 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
     assert there["etag"].notna().all()
 
 
-def test_running_again_scores_only_pending_images(tmp_path: Path, bundle_uri: str) -> None:
-    images, output = tmp_path / "images", tmp_path / "out"
-    draw(images, 7)
-    request = ScoreRequest(str(images), bundle_uri, str(output))
-    limited = replace(request, limit=5)
-    summary = score(limited)
-    assert summary["listed"] == summary["scored_now"] == 5
-    (part,) = output.glob("*.parquet")
-    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
-    first = read(output)
-    assert [Path(uri).name for uri in first.index] == [f"{number}.jpg" for number in range(5)]
-    assert score(limited)["scored_now"] == 0
-    assert score(request)["scored_now"] == 2
-    rows = read(output)
-    assert len(rows) == 7
-    pd.testing.assert_frame_equal(rows.loc[first.index], first)
-
-
-def test_a_changed_image_is_scored_again_and_its_row_replaced(
-    tmp_path: Path, bundle_uri: str
-) -> None:
-    """Even where the clock of the machine that wrote the row was far ahead."""
-    images, output = tmp_path / "images", tmp_path / "out"
-    draw(images, 3)
-    request = ScoreRequest(str(images), bundle_uri, str(output))
-    score(request)
-    (part,) = output.glob("*.parquet")
-    rows = pq.read_table(part)
-    then = pd.Timestamp("2099-01-01", tz="UTC")
-    field, index = rows.schema.field("scored_at"), rows.schema.get_field_index("scored_at")
-    late = pa.array([then] * 3, field.type)
-    pq.write_table(rows.set_column(index, field, late), part)
-    lesion(64, 48).save(images / "1.jpg")
-    (images / "2.jpg").unlink()
-    summary = score(request)
-    assert (summary["listed"], summary["scored_now"], summary["unlisted"]) == (2, 1, 1)
-    assert len(read(output)) == 3
-    changed = read(output).loc[str(images / "1.jpg")]
-    assert changed["width"] == 64
-    assert changed["scored_at"] > then
-    assert score(request)["scored_now"] == 0
-
-
-def test_images_that_vanish_or_change_after_the_listing_are_scored_again(
-    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, output = tmp_path / "images", tmp_path / "out"
-    draw(images, 3)
-    gone, replaced = images / "0.jpg", images / "1.jpg"
-    before = replaced.stat().st_size
-
-    def listed_already(*args: Any) -> Any:
-        gone.unlink()
-        lesion(64, 48).save(replaced)
-        return build_pipeline(*args)
-
-    request = ScoreRequest(str(images), bundle_uri, str(output))
-    with monkeypatch.context() as patch:
-        patch.setattr("lesioncam.scoring.pipeline.build_pipeline", listed_already)
-        assert score(request)["failed_by_kind"] == {"unreachable": 1}
-    row = read(output).loc[str(replaced)]
-    assert (row["width"], row["size"]) == (64, before)
-
-    summary = score(request)
-    assert (summary["listed"], summary["scored_now"], summary["unlisted"]) == (2, 1, 1)
-    assert read(output).loc[str(replaced), "size"] == replaced.stat().st_size != before
-    lesion(120, 90).save(gone)
-    assert score(request)["scored_now"] == 1
-    assert read(output)["status"].tolist() == ["ok"] * 3
-
-
-@pytest.mark.parametrize("decode_cpus", [0.25, 1.0])
+@pytest.mark.parametrize("decode_cpus", [pytest.param(0.25, marks=pytest.mark.slow), 1.0])
 def test_many_small_pending_files_do_not_stop_before_a_full_window(
     tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch, decode_cpus: float
 ) -> None:
@@ -262,42 +179,12 @@ def test_many_small_pending_files_do_not_stop_before_a_full_window(
 
     monkeypatch.setattr("lesioncam.scoring.pipeline.make_plan", small_plan)
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 9)
-    draw(tmp_path / "images", 70)
+    write_lesions(tmp_path / "images", 70)
     request = ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"))
     assert score(request)["ok"] == 70
     (pending,) = (tmp_path / "out" / "_lesioncam" / "runs").glob("*/pending")
     assert len(list(pending.iterdir())) > 4
-    assert len(read(tmp_path / "out")) == 70
-
-
-def test_failed_images_are_scored_again_when_asked(tmp_path: Path, bundle_uri: str) -> None:
-    images, output = tmp_path / "images", tmp_path / "out"
-    images.mkdir()
-    (images / "broken.jpg").write_bytes(b"")
-    request = ScoreRequest(str(images), bundle_uri, str(output), max_failed_fraction=0.3)
-    assert score(request)["outcome"] == "too_many_failed"
-    (part,) = output.glob("*.parquet")  # of failed rows alone
-    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
-    draw(images, 2)
-    summary = score(request)
-    assert (summary["outcome"], summary["scored_now"]) == ("too_many_failed", 2)
-    again = replace(request, retry_failed=True, max_failed_fraction=0.4)
-    summary = score(again)
-    assert (summary["outcome"], summary["scored_now"]) == ("done", 1)
-    assert len(read(output)) == 3
-
-
-def test_a_list_of_uris_is_scored_and_a_missing_file_has_a_row(
-    tmp_path: Path, bundle_uri: str
-) -> None:
-    draw(tmp_path / "images", 2)
-    uris = [str(tmp_path / "images" / name) for name in ("0.jpg", "1.jpg", "gone.jpg", "0.jpg")]
-    pd.DataFrame({"uri": uris}).to_csv(tmp_path / "list.csv", index=False)
-    output = tmp_path / "out"
-    summary = score(ScoreRequest(str(tmp_path / "list.csv"), bundle_uri, str(output)))
-    assert (summary["listed"], summary["ok"]) == (3, 2)
-    assert summary["skipped"] == {"listed twice": 1}
-    assert read(output).loc[uris[2], "error_kind"] == "not_found"
+    assert len(read_scores(tmp_path / "out")) == 70
 
 
 def test_another_model_on_the_same_output_is_refused(
@@ -315,19 +202,3 @@ def test_another_model_on_the_same_output_is_refused(
         score(ScoreRequest(str(messy[0]), other, str(scored[0])))
     assert load_bundle(bundle_uri).digest in str(error.value)
     assert sorted(scored[0].rglob("*")) == before
-
-
-def test_bad_input_writes_nothing(tmp_path: Path, bundle_uri: str) -> None:
-    (tmp_path / "images").mkdir()
-    output = tmp_path / "out"
-    with pytest.raises(InputError, match="--images: no images in"):
-        score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(output)))
-    assert not output.exists()
-
-
-def test_an_output_that_pyarrow_cannot_name_is_refused_before_any_work(
-    messy: tuple[Path, dict[str, Expected]], bundle_uri: str, bucket: str
-) -> None:
-    with pytest.raises(InputError, match=r"a//scores: a name is missing between two slashes"):
-        score(ScoreRequest(str(messy[0]), bundle_uri, f"s3://{bucket}/a//scores"))
-    assert boto3.client("s3").list_objects_v2(Bucket=bucket)["KeyCount"] == 0

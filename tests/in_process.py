@@ -1,0 +1,77 @@
+"""`score` without Ray: the stages of its pipeline one after another, in this process.
+
+For tests of what a run lists, repeats, records and reports; how Ray runs it is not theirs.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from lesioncam.cluster import Capacity, Node
+from lesioncam.scoring.fetch import fetch_and_decode, read_pending
+from lesioncam.scoring.plan import Plan, plan_for
+from lesioncam.scoring.stages import Classify, Localize
+from lesioncam.scoring.write import write_part
+from lesioncam.storage.bundle import Bundle
+from lesioncam.storage.results import Results
+from lesioncam.storage.runs import Pending, RunRecord
+from lesioncam.vision.classifier import CropClassifier, Localizer
+from lesioncam.vision.network import build_network, prepare_for_inference
+
+PIPELINE = "lesioncam.scoring.pipeline"
+
+
+def patch_score(patch: pytest.MonkeyPatch) -> None:
+    """Have `score` run without Ray."""
+    plan = plan_for(Capacity((Node(cpus=2, gpus=0),)), gpus=0, precision="float32")
+    patch.setattr(f"{PIPELINE}.connected", nullcontext)
+    patch.setattr(f"{PIPELINE}.check_cluster", lambda _: None)
+    patch.setattr(f"{PIPELINE}.make_plan", lambda *_: plan)
+    patch.setattr(f"{PIPELINE}.build_pipeline", Chain)
+    patch.setattr("lesioncam.scoring.fetch.ray", SimpleNamespace(get=lambda answer: answer))
+
+
+class Chain:
+    """In place of the dataset; takes the arguments of `build_pipeline`."""
+
+    def __init__(
+        self, record: RunRecord, pending: Pending, bundle: Bundle, plan: Plan, results: Results
+    ):
+        self._record, self._bundle, self._plan = record, bundle, plan
+        self._output: dict[str, Any] = {
+            "output": results.store.uri,
+            "classes": bundle.settings.classes,
+            "model": bundle.digest,
+            "run_id": record.run_id,
+            "not_before": max(pending.after, datetime.now(UTC)),
+        }
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        """The receipts of the parts, each written when it is asked for."""
+        settings, plan = self._bundle.settings, self._plan
+        always_free = SimpleNamespace(remote=lambda *_: None)
+        window = SimpleNamespace(acquire=always_free, release=always_free)
+        stage1, stage2 = (
+            prepare_for_inference(
+                build_network(settings, state), torch.device("cpu"), plan.precision
+            )
+            for state in (self._bundle.stage1, self._bundle.stage2)
+        )
+        localize = Localize(Localizer(settings, stage1), plan.batch_size)
+        classify = Classify(CropClassifier(settings, stage2), plan.batch_size)
+        names = pa.table({"name": self._record.pending.names()})
+        for part in _split(read_pending(names, self._record.pending.uri), plan.part_rows):
+            decoded = fetch_and_decode(part, settings.canvas_size, window)
+            batches = _split(decoded, plan.batch_size)
+            rows = pa.concat_tables(classify(localize(batch)) for batch in batches)
+            yield from write_part(rows, **self._output, window=window).to_pylist()
+
+
+def _split(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    return (table.slice(start, rows) for start in range(0, table.num_rows, rows))

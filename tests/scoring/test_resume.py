@@ -1,0 +1,140 @@
+"""Resume: what a run scores again, and what it refuses; without Ray."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lesioncam.errors import InputError
+from lesioncam.schema import scores_schema
+from lesioncam.scoring import pipeline
+from lesioncam.scoring.pipeline import ScoreRequest, score
+from tests.conftest import CLASSES
+from tests.messy import lesion, write_lesions
+from tests.scores import read_scores
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def test_running_again_scores_only_pending_images(tmp_path: Path, bundle_uri: str) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_lesions(images, 7)
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    limited = replace(request, limit=5)
+    summary = score(limited)
+    assert summary["listed"] == summary["scored_now"] == 5
+    (part,) = output.glob("*.parquet")
+    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+    first = read_scores(output)
+    assert [Path(uri).name for uri in first.index] == [f"{number}.jpg" for number in range(5)]
+    assert score(limited)["scored_now"] == 0
+    assert score(request)["scored_now"] == 2
+    rows = read_scores(output)
+    assert len(rows) == 7
+    pd.testing.assert_frame_equal(rows.loc[first.index], first)
+
+
+def test_a_changed_image_is_scored_again_and_its_row_replaced(
+    tmp_path: Path, bundle_uri: str
+) -> None:
+    """Even where the clock of the machine that wrote the row was far ahead."""
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_lesions(images, 3)
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    score(request)
+    (part,) = output.glob("*.parquet")
+    rows = pq.read_table(part)
+    then = pd.Timestamp("2099-01-01", tz="UTC")
+    field, index = rows.schema.field("scored_at"), rows.schema.get_field_index("scored_at")
+    late = pa.array([then] * 3, field.type)
+    pq.write_table(rows.set_column(index, field, late), part)
+    lesion(64, 48).save(images / "1.jpg")
+    (images / "2.jpg").unlink()
+    summary = score(request)
+    assert (summary["listed"], summary["scored_now"], summary["unlisted"]) == (2, 1, 1)
+    assert len(read_scores(output)) == 3
+    changed = read_scores(output).loc[str(images / "1.jpg")]
+    assert changed["width"] == 64
+    assert changed["scored_at"] > then
+    assert score(request)["scored_now"] == 0
+
+
+def test_images_that_vanish_or_change_after_the_listing_are_scored_again(
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_lesions(images, 3)
+    in_this_process = pipeline.build_pipeline
+    gone, replaced = images / "0.jpg", images / "1.jpg"
+    before = replaced.stat().st_size
+
+    def listed_already(*args: Any) -> Any:
+        gone.unlink()
+        lesion(64, 48).save(replaced)
+        return in_this_process(*args)
+
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "build_pipeline", listed_already)
+        assert score(request)["failed_by_kind"] == {"unreachable": 1}
+    row = read_scores(output).loc[str(replaced)]
+    assert (row["width"], row["size"]) == (64, before)
+
+    summary = score(request)
+    assert (summary["listed"], summary["scored_now"], summary["unlisted"]) == (2, 1, 1)
+    assert read_scores(output).loc[str(replaced), "size"] == replaced.stat().st_size != before
+    lesion(120, 90).save(gone)
+    assert score(request)["scored_now"] == 1
+    assert read_scores(output)["status"].tolist() == ["ok"] * 3
+
+
+def test_failed_images_are_scored_again_when_asked(tmp_path: Path, bundle_uri: str) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    (images / "broken.jpg").write_bytes(b"")
+    request = ScoreRequest(str(images), bundle_uri, str(output), max_failed_fraction=0.3)
+    assert score(request)["outcome"] == "too_many_failed"
+    (part,) = output.glob("*.parquet")  # of failed rows alone
+    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+    write_lesions(images, 2)
+    summary = score(request)
+    assert (summary["outcome"], summary["scored_now"]) == ("too_many_failed", 2)
+    again = replace(request, retry_failed=True, max_failed_fraction=0.4)
+    summary = score(again)
+    assert (summary["outcome"], summary["scored_now"]) == ("done", 1)
+    assert len(read_scores(output)) == 3
+
+
+def test_a_list_of_uris_is_scored_and_a_missing_file_has_a_row(
+    tmp_path: Path, bundle_uri: str
+) -> None:
+    write_lesions(tmp_path / "images", 2)
+    uris = [str(tmp_path / "images" / name) for name in ("0.jpg", "1.jpg", "gone.jpg", "0.jpg")]
+    pd.DataFrame({"uri": uris}).to_csv(tmp_path / "list.csv", index=False)
+    output = tmp_path / "out"
+    summary = score(ScoreRequest(str(tmp_path / "list.csv"), bundle_uri, str(output)))
+    assert (summary["listed"], summary["ok"]) == (3, 2)
+    assert summary["skipped"] == {"listed twice": 1}
+    assert read_scores(output).loc[uris[2], "error_kind"] == "not_found"
+
+
+def test_bad_input_writes_nothing(tmp_path: Path, bundle_uri: str) -> None:
+    (tmp_path / "images").mkdir()
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match="--images: no images in"):
+        score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(output)))
+    assert not output.exists()
+
+
+def test_an_output_that_pyarrow_cannot_name_is_refused_before_any_work(
+    tmp_path: Path, bundle_uri: str, bucket: str
+) -> None:
+    write_lesions(tmp_path, 1)
+    with pytest.raises(InputError, match=r"a//scores: a name is missing between two slashes"):
+        score(ScoreRequest(str(tmp_path), bundle_uri, f"s3://{bucket}/a//scores"))
+    assert boto3.client("s3").list_objects_v2(Bucket=bucket)["KeyCount"] == 0
