@@ -65,6 +65,6 @@ def probability_columns(classes: Iterable[str], stage: str = "final") -> list[st
 
 
 def classes_of(columns: Iterable[str]) -> tuple[str, ...]:
-    """Read the class order back from the columns of a score file; empty where it is not one."""
+    """The class order, from the columns of a score file; empty for any other file."""
     prefix = STAGE_PREFIXES["final"]
     return tuple(name.removeprefix(prefix) for name in columns if name.startswith(prefix))

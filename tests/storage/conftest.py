@@ -11,7 +11,7 @@ import pytest
 from botocore.stub import Stubber
 
 from lesioncam.errors import LesioncamError
-from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.s3_client import s3_client
 from lesioncam.storage.uris import open_store
 
 

@@ -32,7 +32,7 @@ from lesioncam.storage.listing import (
     write_manifest,
 )
 from lesioncam.storage.parallel import merge_parallel
-from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.s3_client import s3_client
 from lesioncam.storage.store import Entry
 from lesioncam.storage.uris import open_store
 from tests.storage.conftest import refused

@@ -241,7 +241,6 @@ def test_records_are_no_scores(place: str) -> None:
     record.record_pending(partitions_of(record), retry_failed=False)
     record.finish({})
     assert Results(place).parts() == []
-    assert Results(place).sizes() == {}
 
 
 def test_run_ids_are_distinct_and_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

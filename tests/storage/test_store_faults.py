@@ -9,7 +9,7 @@ from pyarrow.fs import FileSystem
 
 from lesioncam.columns import ErrorKind
 from lesioncam.storage.lease import Lease, check_holder
-from lesioncam.storage.s3 import _arrow_like, arrow_s3, s3_client
+from lesioncam.storage.s3_client import _arrow_like, arrow_s3, s3_client
 from lesioncam.storage.store import Store, StoreError
 from lesioncam.storage.uris import open_store, read_uri
 from tests.conftest import BODY
