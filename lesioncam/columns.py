@@ -1,4 +1,4 @@
-"""Names and kinds that every layer shares: statuses, error kinds, columns of the scores.
+"""Names and kinds that all layers use: statuses, error kinds, columns of the scores.
 
 Imports nothing beyond the standard library, so that the decoder process and `--help` stay small.
 The Arrow schemas of the same columns are in `lesioncam.schema`.

@@ -61,7 +61,7 @@ class LocalStore(Store):
         return (_entry_of(item) for folder in folders for item in self._files(folder))
 
     def _folders(self) -> Iterator[str]:
-        """This folder and all below it in the order of names, each once, whatever links lead there."""
+        """This folder and all below it in the order of names, each once even if linked twice."""
         seen: set[tuple[int, int]] = set()
         waiting = [self.uri]
         while waiting:

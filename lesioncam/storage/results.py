@@ -83,7 +83,7 @@ class Results:
         """These columns of the newest row of each image, or of those that have one of these ids.
 
         There must be a part. Memory holds a few parts at a time, and the rows returned. The same
-        with or without `_SUCCESS`: a run under way may have written an image anew.
+        with or without `_SUCCESS`: a current run may have scored an image again.
         """
         names = self.parts()
         ids = None if image_ids is None else pa.array(image_ids, pa.string())
@@ -223,10 +223,10 @@ class Results:
         """Name -> (n,) int64, the rows of a part that are not the newest; only parts with any."""
         older = pa.concat_tables([partition.older for partition in self.partitions()])
         older = older.sort_by("part")
-        parts, starts = np.unique(older["part"].to_numpy(), return_index=True)
-        rows = np.split(older["row_in_part"].to_numpy(), starts[1:])
+        parts, rows = older["part"].to_numpy(), older["row_in_part"].to_numpy()
         names = list(self._index.sizes)
-        return {names[part]: of_part for part, of_part in zip(parts, rows, strict=True)}
+        bounds = pairwise(np.searchsorted(parts, np.arange(len(names) + 1)))
+        return {name: rows[a:b] for name, (a, b) in zip(names, bounds, strict=True) if a < b}
 
     def _read_without(self, name: str, rows: np.ndarray | None) -> pa.Table:
         table = self._read(name)

@@ -76,7 +76,7 @@ def _region() -> str | None:
 
 
 class _ArrowS3(pyarrow.fs.S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
-    """Created anew in a process that it is sent to, from the credentials found there.
+    """Sent to another process, it is created again there from that process's credentials.
 
     pyarrow's own pickling sends the secret key along and drops the number of attempts.
     """

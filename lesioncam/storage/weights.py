@@ -1,4 +1,4 @@
-"""Weights: pretrained weights for a backbone, from a file or by torchvision's name."""
+"""Weights: ImageNet weights for a backbone, from a file of tensors or by torchvision's name."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -16,14 +16,16 @@ from lesioncam.vision.network import VGGGAP
 
 
 def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
-    """Load pretrained weights into the convolutions, strictly; the linear layer stays as it is.
+    """Load ImageNet weights into the convolutions, strictly; the linear layer stays as it is.
 
     Args:
-        network: changed in place, its normalization too if torchvision's weights have their own.
+        network: changed in place; where torchvision's weights name their own normalization, that
+            too.
         backbone: the network's backbone, for the message.
-        weights: a torchvision name such as `VGG16_Weights.IMAGENET1K_V1`, or a `.safetensors` or
-            `.pth` URI (tensors only). A file's weights must expect ImageNet normalization. Those
-            of torchvision's `IMAGENET1K_FEATURES` do not: give their name, not a file.
+        weights: a torchvision weights name such as `VGG16_Weights.IMAGENET1K_V1`, or a
+            `.safetensors` or `.pth` URI (tensors only). A file says nothing of normalization: its
+            weights must be for images normalized with `IMAGENET_MEAN` and `IMAGENET_STD`, which a
+            file of torchvision's `IMAGENET1K_FEATURES` are not; name those instead.
 
     Raises:
         InputError: the file or name cannot be loaded, or does not fit the backbone.
@@ -40,7 +42,7 @@ def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
     except RuntimeError as error:
         raise InputError(
             f"--weights: {weights} does not fit the backbone {backbone}: its features.* tensors "
-            f"have other names or shapes; give weights of {backbone}"
+            f"have other names or shapes; name weights made for {backbone}"
         ) from error
 
 

@@ -56,7 +56,7 @@ def row(
 
 
 def written(*rows: Row) -> pa.Table:
-    """Rows as the ledger wants them."""
+    """Rows in `INDEX_SCHEMA`."""
     fields = [*MANIFEST_SCHEMA, *INDEX_SCHEMA]
     schema = pa.schema({field.name: field for field in fields if field.name != "version"}.values())
     return with_version(pa.Table.from_pylist(rows, schema)).select(INDEX_SCHEMA.names)
@@ -84,21 +84,21 @@ def pending(manifest: pa.Table, rows: pa.Table, *, retry_failed: bool = False) -
     return uris
 
 
-# What is left to do
+# Pending images
 
 
-def test_with_nothing_written_all_is_left() -> None:
+def test_with_nothing_written_all_are_pending() -> None:
     manifest = listed(row("/b"), row("/a", etag=None), row("/c", size=None))
     assert pending(manifest, written()) == ["/b", "/a", "/c"]
 
 
-def test_written_rows_are_not_left() -> None:
+def test_written_rows_are_not_pending() -> None:
     rows = [row("/a"), row("/b", etag=None), row("/c", ErrorKind.EMPTY)]
     assert pending(listed(*rows), written(*rows)) == []
     assert pending(listed(row("/new"), *rows), written(*rows)) == ["/new"]
 
 
-def test_what_is_left_keeps_the_order_and_columns_of_the_manifest() -> None:
+def test_pending_images_keep_the_order_and_columns_of_the_manifest() -> None:
     rows = [row(f"/{number}", size=number) for number in (5, 3, 9, 1, 7)]
     manifest = listed(*rows)
     found = one_partition(manifest, written(rows[2])).pending(retry_failed=False)
@@ -116,7 +116,7 @@ def test_what_is_left_keeps_the_order_and_columns_of_the_manifest() -> None:
     ],
     ids=["etag", "size", "time", "known now"],
 )
-def test_a_changed_object_is_left(before: Any, after: Any) -> None:
+def test_a_changed_object_is_pending(before: Any, after: Any) -> None:
     rows = written(row("/a", **before), row("/b"))
     assert pending(listed(row("/a", **after), row("/b")), rows) == ["/a"]
     assert pending(listed(row("/a", **before), row("/b")), rows) == []
@@ -134,19 +134,19 @@ def test_the_version_is_the_newest_rows() -> None:
 
 
 @pytest.mark.parametrize("kind", ErrorKind)
-def test_transient_failures_are_left(kind: ErrorKind) -> None:
+def test_transient_failures_are_pending(kind: ErrorKind) -> None:
     rows = [row("/ok"), row("/failed", kind)]
     expected = ["/failed"] if kind in ("permission", "unreachable") else []
     assert pending(listed(*rows), written(*rows)) == expected
 
 
-def test_retrying_leaves_all_that_failed() -> None:
+def test_retrying_makes_all_failures_pending() -> None:
     rows = [row("/ok"), *(row(f"/{kind}", kind) for kind in ErrorKind)]
     found = pending(listed(*rows), written(*rows), retry_failed=True)
     assert found == [f"/{kind}" for kind in ErrorKind]
 
 
-def test_what_could_not_be_looked_at_counts_once_written() -> None:
+def test_what_could_not_be_examined_counts_once_written() -> None:
     gone = row("/gone", ErrorKind.NOT_FOUND, etag=None, size=None, modified=None)
     assert pending(listed(gone), written(gone)) == []
 
@@ -201,7 +201,7 @@ def test_the_newest_of_one_part_counts() -> None:
     assert newest(*rows) == [("/a", 0, 1)]
 
 
-def test_the_other_rows_are_told_by_part_and_place() -> None:
+def test_the_other_rows_are_given_by_part_and_row() -> None:
     rows = [
         row("/a", part=3, row_in_part=1),
         row("/a", minute=1),
@@ -275,7 +275,7 @@ def test_adding_leaves_both_tallies_as_they_were() -> None:
 # An image that is listed more than once
 
 
-def test_repeated_uris_are_left_once_and_counted() -> None:
+def test_repeated_uris_are_pending_once_and_counted() -> None:
     manifest = listed(row("/a"), row("/b"), row("/a"), row("/a", etag="e2"))
     partition = one_partition(manifest, written())
     assert partition.repeated == 2
@@ -309,7 +309,7 @@ def in_pieces(table: pa.Table, draw: random.Random) -> list[pa.Table]:
     return [table.slice(start, end - start) for start, end in bounds]
 
 
-def drawn(seed: int) -> tuple[list[Row], list[Row]]:
+def random_case(seed: int) -> tuple[list[Row], list[Row]]:
     """What is listed, with repeats, and what is written, with several rows an image."""
     draw = random.Random(seed)
     stems = ["ISIC_{}", "é ü/{}", "画像/{}", "e\u0301{}", "😀{}", "a b#%20/{}", "../{}", "//{}"]
@@ -354,7 +354,7 @@ def version(row: Row) -> Any:
 
 
 def expected_left(images: list[Row], rows: list[Row], *, retry_failed: bool) -> list[int]:
-    """The rule once more, in plain Python: which rows of the manifest are left."""
+    """The rule once more, in plain Python: which rows of the manifest are pending."""
     counting = counting_rows(rows)
     seen: set[str] = set()
     numbers = []
@@ -395,8 +395,8 @@ def numbers_left(found_partitions: Iterable[Partition], *, retry_failed: bool) -
     return sorted(number for table in tables for number in table["row"].to_pylist())
 
 
-def test_every_image_is_in_one_share(small_partitions: None) -> None:
-    images, rows = drawn(1)
+def test_every_image_is_in_one_partition(small_partitions: None) -> None:
+    images, rows = random_case(1)
     found_partitions = list(partitions(*piled(images, rows)))
     assert len(found_partitions) > 10
     in_listings = [
@@ -412,8 +412,8 @@ def test_every_image_is_in_one_share(small_partitions: None) -> None:
     assert sum(map(len, found)) == len(set.union(*found))
 
 
-def test_every_row_is_in_one_share(small_partitions: None) -> None:
-    images, rows = drawn(2)
+def test_every_row_is_in_one_partition(small_partitions: None) -> None:
+    images, rows = random_case(2)
     tables = [
         table
         for partition in partitions(*piled(images, rows))
@@ -423,8 +423,8 @@ def test_every_row_is_in_one_share(small_partitions: None) -> None:
     assert sorted(places) == list(range(len(rows)))
 
 
-def test_shares_take_a_part_of_the_rows_each(small_partitions: None) -> None:
-    images, rows = drawn(3)
+def test_partitions_take_a_part_of_the_rows_each(small_partitions: None) -> None:
+    images, rows = random_case(3)
     found_partitions = list(partitions(*piled(images, rows)))
     sizes = [
         partition.listed.num_rows + partition.newest.num_rows + partition.older.num_rows
@@ -435,10 +435,10 @@ def test_shares_take_a_part_of_the_rows_each(small_partitions: None) -> None:
 
 @pytest.mark.parametrize("retry_failed", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_several_shares_leave_what_one_leaves(
+def test_several_partitions_leave_what_one_does(
     monkeypatch: pytest.MonkeyPatch, seed: int, retry_failed: bool
 ) -> None:
-    images, rows = drawn(seed)
+    images, rows = random_case(seed)
     once = list(partitions(*piled(images, rows)))
     assert len(once) == 1
     expected = expected_left(images, rows, retry_failed=retry_failed)
@@ -453,8 +453,10 @@ def test_several_shares_leave_what_one_leaves(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_several_shares_count_what_one_counts(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    images, rows = drawn(seed)
+def test_several_partitions_count_what_one_counts(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    images, rows = random_case(seed)
     (once,) = partitions(*piled(images, rows))
     expected = expected_tally(images, rows)
     assert min(expected.without_row, expected.unlisted, expected.doubled) > 50
@@ -467,18 +469,18 @@ def test_several_shares_count_what_one_counts(monkeypatch: pytest.MonkeyPatch, s
         assert sum(partition.repeated for partition in found_partitions) == once.repeated == 80
 
 
-def test_many_images_do_not_become_too_many_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_do_not_become_too_many_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
     monkeypatch.setattr("lesioncam.storage.pending._MAX_PARTITIONS", 7)
-    images, rows = drawn(4)
+    images, rows = random_case(4)
     found_partitions = list(partitions(*piled(images, rows)))
     assert len(found_partitions) == 7
     expected = expected_left(images, rows, retry_failed=False)
     assert numbers_left(found_partitions, retry_failed=False) == expected
 
 
-def test_a_share_may_have_nothing_listed_or_nothing_written(small_partitions: None) -> None:
-    images, rows = drawn(5)
+def test_a_partition_may_have_nothing_listed_or_nothing_written(small_partitions: None) -> None:
+    images, rows = random_case(5)
     of_rows = list(partitions([], [written(*rows)], len(rows)))
     assert len(of_rows) > 1
     assert numbers_left(of_rows, retry_failed=True) == []
@@ -488,7 +490,7 @@ def test_a_share_may_have_nothing_listed_or_nothing_written(small_partitions: No
     assert len(numbers_left(of_images, retry_failed=True)) == len(images) - 80
 
 
-def test_more_shares_than_images_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_partitions_than_images_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
     rows = [row("/a"), row("/b", ErrorKind.UNREACHABLE)]
     found_partitions = list(partitions([listed(*rows)], [written(*rows)], 50))
@@ -508,28 +510,28 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_partitions: N
     return tmp_path
 
 
-def test_nothing_waits_once_all_shares_are_taken(waiting: Path) -> None:
-    for _ in partitions(*piled(*drawn(6))):
+def test_nothing_waits_once_all_partitions_are_taken(waiting: Path) -> None:
+    for _ in partitions(*piled(*random_case(6))):
         assert len(list(waiting.iterdir())) == 1
     assert list(waiting.iterdir()) == []
 
 
-def test_a_share_that_is_taken_waits_no_longer(waiting: Path) -> None:
-    counts = [len(list(waiting.rglob("*"))) for _ in partitions(*piled(*drawn(6)))]
+def test_a_partition_that_is_taken_waits_no_longer(waiting: Path) -> None:
+    counts = [len(list(waiting.rglob("*"))) for _ in partitions(*piled(*random_case(6)))]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == len(counts)
 
 
-def test_nothing_waits_once_the_shares_are_closed(waiting: Path) -> None:
-    found_partitions = partitions(*piled(*drawn(6)))
+def test_nothing_waits_once_the_partitions_are_closed(waiting: Path) -> None:
+    found_partitions = partitions(*piled(*random_case(6)))
     next(found_partitions)
     assert list(waiting.iterdir()) != []
     found_partitions.close()  # type: ignore[attr-defined]
     assert list(waiting.iterdir()) == []
 
 
-def test_nothing_waits_once_the_shares_are_forgotten(waiting: Path) -> None:
-    assert next(partitions(*piled(*drawn(6)))).listed.num_rows
+def test_nothing_waits_once_the_partitions_are_forgotten(waiting: Path) -> None:
+    assert next(partitions(*piled(*random_case(6)))).listed.num_rows
     assert list(waiting.iterdir()) == []
 
 
@@ -539,7 +541,7 @@ def test_nothing_waits_after_a_fault(waiting: Path, faulty: int) -> None:
         yield from tables[:-1]
         raise OSError("away")
 
-    images, rows, count = piled(*drawn(6))
+    images, rows, count = piled(*random_case(6))
     sources: list[Iterable[pa.Table]] = [images, rows]
     sources[faulty] = broken([images, rows][faulty])
     with pytest.raises(OSError, match="away"):
@@ -569,13 +571,13 @@ def test_tables_are_put_together(sizes: list[int], expected: list[int]) -> None:
     assert together == [number for size in sizes for number in range(size)]
 
 
-def test_left_to_do_is_what_has_no_row_of_the_same_object() -> None:
+def test_left_pending_is_what_has_no_row_of_the_same_object() -> None:
     rows = [row("/b"), row("/a"), row("/c", etag=None)]
     found = pending_rows(listed(*rows), written(rows[1]).select(["uri", "version"]))
     assert found["row"].to_pylist() == [0, 2]
 
 
-def test_an_image_that_could_not_be_looked_at_keeps_its_row() -> None:
+def test_an_image_that_could_not_be_examined_keeps_its_row() -> None:
     unknown: Row = {"etag": None, "size": None, "last_modified": None}
     manifest = listed(*(row(uri) | unknown for uri in ("/a", "/b", "/c")))
     rows = written(row("/a"), row("/b", ErrorKind.UNREACHABLE))

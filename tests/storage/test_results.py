@@ -71,9 +71,9 @@ def table(rows: Iterable[Row], classes: tuple[str, ...] = CLASSES) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=scores_schema(classes))
 
 
-def results_of(place: str, **parts: list[Row]) -> Results:
+def results_of(location: str, **parts: list[Row]) -> Results:
     """An output that holds these parts, by the names of their files."""
-    results = Results(place)
+    results = Results(location)
     for name, rows in parts.items():
         results.write_part(f"{name}.parquet", table(rows))
     return results
@@ -144,10 +144,12 @@ def mixed() -> tuple[dict[str, list[Row]], list[Row]]:
 # Reading
 
 
-def test_partitions_hold_the_rows_of_all_parts(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partitions_hold_the_rows_of_all_parts(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 5)
     parts, current = mixed()
-    results = results_of(place, empty=[], **parts)
+    results = results_of(location, empty=[], **parts)
     images = [scored("/new"), scored("/e", etag=None, size=11), *current[:4], *current[5:]]
     assert pending(results, *images) == ["/d", "/e", "/new"]
     manifest = listed(*images)
@@ -191,9 +193,9 @@ def test_an_output_without_parts_has_no_rows(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reads_columns_of_the_newest_rows(place: str) -> None:
+def test_reads_columns_of_the_newest_rows(location: str) -> None:
     results = results_of(
-        place,
+        location,
         b=[scored("/x/b", minute=1), scored("/y/b")],
         a=[scored("/a"), scored("/c", ErrorKind.EMPTY), scored("/x/b", ErrorKind.EMPTY)],
     )
@@ -215,8 +217,8 @@ def test_images_are_counted_by_status_once(tmp_path: Path) -> None:
     assert results.count_by_status() == {"ok": 2, "failed": 1}
 
 
-def test_parts_are_parquet_files_at_the_top(place: str) -> None:
-    results = results_of(place, b=[scored("/b")], a=[scored("/a")])
+def test_parts_are_parquet_files_at_the_top(location: str) -> None:
+    results = results_of(location, b=[scored("/b")], a=[scored("/a")])
     others = ["_hidden.parquet", "_lesioncam/runs/r/manifest/0.parquet", "nested/c.parquet",
               "notes.txt", "parquet", "d.parquet.tmp", SUCCESS]  # fmt: skip
     for name in others:
@@ -228,8 +230,8 @@ def test_parts_are_parquet_files_at_the_top(place: str) -> None:
     assert all(results.store.exists(name) for name in others)
 
 
-def test_success_is_removed_first_and_written_last(place: str) -> None:
-    results = Results(place)
+def test_success_is_removed_first_and_written_last(location: str) -> None:
+    results = Results(location)
     results.begin()
     assert not results.store.exists("_SUCCESS")
     results.succeed()
@@ -299,10 +301,17 @@ def test_only_parts_that_are_merged_are_read_again(
     results = results_of(str(tmp_path), **{"part-1": rows[:4], "part-2": rows[4:8]})
     newer = [scored("/7", minute=1), rows[8]]
     assert run(results, rows, newer) == Tally(9, Counter(ok=9))
-    merged = Counter(results.parts()) - Counter(["part-1.parquet"])
-    assert opened == merged + Counter(
-        {"part-1.parquet": 1, "part-2.parquet": 2, "part-new.parquet": 2}
-    )
+    assert results.parts() == [
+        "compacted-run-9-00000.parquet",
+        "part-1.parquet",
+        "part-new.parquet",
+    ]
+    assert opened == {
+        "part-1.parquet": 1,
+        "part-2.parquet": 2,  # its index, and its rows for the merged file
+        "part-new.parquet": 1,
+        "compacted-run-9-00000.parquet": 1,
+    }
 
 
 def test_the_final_tally_misses_a_part_that_is_gone(tmp_path: Path) -> None:
@@ -337,9 +346,9 @@ def test_a_full_temporary_disk_is_reported_as_that(
 # Compaction
 
 
-def test_compaction_leaves_the_newest_row_of_each_image_in_one_file(place: str) -> None:
+def test_compaction_leaves_the_newest_row_of_each_image_in_one_file(location: str) -> None:
     parts, current = mixed()
-    results = results_of(place, **parts)
+    results = results_of(location, **parts)
     results.compact("run-8")
     assert read_all(results) == as_read(current)
     (entry,) = results.store.entries()
@@ -397,7 +406,7 @@ def test_compacted_files_reach_the_target_size(
     assert read_all(results) == as_read(rows)
 
 
-def test_compaction_checks_before_each_write_whose_the_output_is(
+def test_compaction_checks_before_each_write_who_holds_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.results.PART_ROWS", 6)
@@ -443,11 +452,11 @@ ALL_CALLS = 12  # of the store: commit, 2 merged files, commit, 7 parts and the 
 WRITTEN_CALLS = 4  # after so many all merged files are written, and the commit says so
 
 
-def kill_compaction(place: str, patch: pytest.MonkeyPatch, survived: int) -> list[Row]:
+def kill_compaction(location: str, patch: pytest.MonkeyPatch, survived: int) -> list[Row]:
     """Parts whose compaction was killed after so many calls; returns the rows that count."""
     patch.setattr("lesioncam.storage.results.PART_ROWS", 6)
     parts, current = mixed()
-    results = results_of(place, **parts)
+    results = results_of(location, **parts)
     kill_after(results, survived)
     with pytest.raises(KeyboardInterrupt):
         results.compact("run-8")
@@ -508,10 +517,10 @@ def test_a_killed_compaction_loses_nothing(
 @pytest.mark.parametrize("next_run", ["run-8", "run-9"])
 @pytest.mark.parametrize("survived", [0, 2, WRITTEN_CALLS, ALL_CALLS - 1])
 def test_compaction_recovers_by_itself(
-    place: str, monkeypatch: pytest.MonkeyPatch, survived: int, next_run: str
+    location: str, monkeypatch: pytest.MonkeyPatch, survived: int, next_run: str
 ) -> None:
-    current = kill_compaction(place, monkeypatch, survived)
-    results = Results(place)
+    current = kill_compaction(location, monkeypatch, survived)
+    results = Results(location)
     results.compact(next_run)
     assert read_all(results) == as_read(current)
     assert len(names_of(results)) == 2
@@ -547,9 +556,9 @@ def test_rows_of_a_later_run_outlive_recovery(
 # What pandas reads
 
 
-def test_pandas_reads_the_output_and_nothing_else(place: str) -> None:
+def test_pandas_reads_the_output_and_nothing_else(location: str) -> None:
     parts, current = mixed()
-    results = results_of(place, **parts)
+    results = results_of(location, **parts)
     results.store.write("_lesioncam/runs/run-1/manifest/000000.parquet", b"no scores")
     results.succeed()
     for compacted in (False, True):
@@ -571,12 +580,12 @@ def test_pandas_reads_the_output_and_nothing_else(place: str) -> None:
 # Refusals
 
 
-def test_the_same_model_is_not_refused(place: str) -> None:
+def test_the_same_model_is_not_refused(location: str) -> None:
     parts, _ = mixed()
-    results = results_of(place, empty=[], **parts)
+    results = results_of(location, empty=[], **parts)
     results.check(CLASSES, MODEL)
     results.compact("run-9")
-    Results(place).check(CLASSES, MODEL)
+    Results(location).check(CLASSES, MODEL)
 
 
 @pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
@@ -594,14 +603,14 @@ def test_one_row_of_another_model_is_refused(tmp_path: Path) -> None:
         results_of(str(tmp_path), a=[scored("/d")], b=rows).check(CLASSES, MODEL)
 
 
-def test_foreign_files_are_refused(place: str) -> None:
-    results = results_of(place, a=[scored("/a")])
+def test_foreign_files_are_refused(location: str) -> None:
+    results = results_of(location, a=[scored("/a")])
     results.write_part("b.parquet", pa.table({"uri": ["/a"], "age": [50]}))
-    with refused("--output", f"{place}/b.parquet", "not written by lesioncam", kind=InputError):
+    with refused("--output", f"{location}/b.parquet", "not written by lesioncam", kind=InputError):
         results.check(CLASSES, MODEL)
     results.store.write("b.parquet", b"no Parquet at all")
-    with refused(f"{place}/b.parquet", "not written by lesioncam", kind=InputError):
-        Results(place).check(CLASSES, MODEL)
+    with refused(f"{location}/b.parquet", "not written by lesioncam", kind=InputError):
+        Results(location).check(CLASSES, MODEL)
 
 
 @pytest.mark.parametrize(
