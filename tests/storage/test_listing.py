@@ -133,9 +133,9 @@ def test_a_location_that_is_not_there_is_refused(location: str) -> None:
         list(Listing(location))
 
 
-def test_the_flag_in_messages_is_the_one_given(location: str) -> None:
-    with refused("--val-images", location, kind=InputError):
-        list(Listing(location, "--val-images"))
+def test_the_flag_in_messages_is_the_one_given(tmp_path: Path) -> None:
+    with refused("--val-images", str(tmp_path), kind=InputError):
+        list(Listing(str(tmp_path), "--val-images"))
 
 
 def test_a_single_image_is_no_source(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def either_way(source: str) -> list[str]:
     return [entry.uri.removeprefix(source + "/") for entry in entries]
 
 
-@pytest.fixture(params=[1000, 7, 1])
+@pytest.fixture(params=[7, 1])
 def keys_a_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of the server hold so many keys and prefixes."""
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", str(request.param))
@@ -220,7 +220,7 @@ def test_many_local_folders_are_listed_either_way(tmp_path: Path) -> None:
     assert either_way(str(tmp_path)) == sorted(names)
 
 
-@pytest.mark.parametrize("keys_at", ["top/", "top/a/", "top/a/b/c/", ""])
+@pytest.mark.parametrize("keys_at", ["top/", "top/a/b/c/"])
 def test_more_keys_than_a_page_holds_are_listed_either_way(bucket: str, keys_at: str) -> None:
     many = [f"{keys_at}{number:04d}.jpg" for number in range(1001)]
     others = [f"top/a/{number}/b.jpg" for number in range(5)] + ["top/a.jpg", "top/z/b.jpg"]
@@ -272,20 +272,20 @@ def test_empty_directory_objects_are_not_listed_either_way(bucket: str, keys_a_p
     assert not listing.skipped
 
 
-def test_unordered_counts_each_skipped_file_once(location: str) -> None:
+def test_unordered_counts_each_skipped_file_once(tmp_path: Path) -> None:
     names = [f"{number % 3}/{number}/notes.txt" for number in range(20)]
-    fill(location, "a.jpg", "a_superpixels.png", "0/b.jpg", *names)
-    listing = Listing(location)
+    fill(str(tmp_path), "a.jpg", "a_superpixels.png", "0/b.jpg", *names)
+    listing = Listing(str(tmp_path))
     assert len(list(listing.unordered())) == 2
     assert listing.skipped == {".txt": 20, "superpixels": 1}
 
 
-def test_a_location_without_images_is_refused_unordered_too(location: str) -> None:
-    fill(location, "notes.txt", "b/a_superpixels.png")
+def test_a_location_without_images_is_refused_unordered_too(tmp_path: Path) -> None:
+    fill(str(tmp_path), "notes.txt", "b/a_superpixels.png")
     with refused(
-        "--images", location, "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
+        "--images", str(tmp_path), "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
     ):
-        list(Listing(location).unordered())
+        list(Listing(str(tmp_path)).unordered())
 
 
 def test_a_location_that_cannot_be_listed_is_refused_unordered_too(
@@ -306,7 +306,7 @@ def test_a_folder_that_may_not_be_read_is_refused_unordered_too(no_access: str) 
         list(Listing(no_access).unordered())
 
 
-@pytest.mark.parametrize("faulty", ["top/00/", "top/17/", "top/49/"])
+@pytest.mark.parametrize("faulty", ["top/00/", "top/49/"])
 @pytest.mark.parametrize(
     ("code", "kind"), [("AccessDenied", InputError), ("InternalError", RunFailedError)]
 )
@@ -372,27 +372,26 @@ def test_closing_a_list_early_leaves_no_threads(
     assert listing_threads() <= before
 
 
-def test_forgetting_a_listing_leaves_no_threads(location: str, threads_wait: None) -> None:
-    fill(location, *(f"{number % 40}/{number}.jpg" for number in range(80)))
+def test_forgetting_a_listing_leaves_no_threads(tmp_path: Path, threads_wait: None) -> None:
+    fill(str(tmp_path), *(f"{number % 40}/{number}.jpg" for number in range(80)))
     before = listing_threads()
-    assert next(Listing(location).unordered())
+    assert next(Listing(str(tmp_path)).unordered())
     assert listing_threads() <= before
 
 
-def test_a_listing_that_was_not_begun_has_no_threads(location: str) -> None:
-    fill(location, "a.jpg", "b/c.jpg")
+def test_a_listing_that_was_not_begun_has_no_threads(tmp_path: Path) -> None:
+    fill(str(tmp_path), "a.jpg", "b/c.jpg")
     before = listing_threads()
-    entries = Listing(location).unordered()
+    entries = Listing(str(tmp_path)).unordered()
     assert listing_threads() <= before
     close(entries)
 
 
-@pytest.mark.parametrize("threads", [1, 3, 50])
-@pytest.mark.parametrize("drawn", [1, 3, 1000])
+@pytest.mark.parametrize(("threads", "batch"), [(1, 3), (3, 1), (50, 1000)])
 def test_merging_gives_what_all_sources_give(
-    monkeypatch: pytest.MonkeyPatch, threads: int, drawn: int
+    monkeypatch: pytest.MonkeyPatch, threads: int, batch: int
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.parallel._BATCH_ITEMS", drawn)
+    monkeypatch.setattr("lesioncam.storage.parallel._BATCH_ITEMS", batch)
     monkeypatch.setattr("lesioncam.storage.parallel._MAX_BATCHES", 2)
     sources = [iter(range(100 * number, 100 * number + number)) for number in range(20)]
     expected = [100 * number + item for number in range(20) for item in range(number)]
@@ -412,17 +411,17 @@ def test_merging_keeps_the_order_of_each_source(threads_wait: None) -> None:
 
 
 def test_merging_draws_only_so_far_ahead(threads_wait: None) -> None:
-    drawn = 0
+    items_read = 0
 
     def source() -> Iterator[int]:
-        nonlocal drawn
+        nonlocal items_read
         for number in range(500):
-            drawn += 1
+            items_read += 1
             yield number
 
     for taken, _ in enumerate(merge_parallel([source()], 1)):
-        assert drawn - taken <= 3 * 2  # in hand, ready, and waiting in the thread
-    assert drawn == 500
+        assert items_read - taken <= 3 * 2  # in hand, ready, and waiting in the thread
+    assert items_read == 500
 
 
 @pytest.mark.parametrize("fault", [ValueError("no good"), KeyboardInterrupt(), SystemExit(3)])
@@ -457,19 +456,19 @@ def test_a_list_keeps_its_order(location: str, ending: str) -> None:
 
 
 @ENDINGS
-def test_repeated_uris_count_as_skipped(location: str, ending: str) -> None:
-    fill(location, "a.jpg", "b.jpg")
-    a, b = f"{location}/a.jpg", f"{location}/b.jpg"
-    listing = Listing(write_list(location, ending, [a, b, a, a]))
+def test_repeated_uris_count_as_skipped(tmp_path: Path, ending: str) -> None:
+    fill(str(tmp_path), "a.jpg", "b.jpg")
+    a, b = f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"
+    listing = Listing(write_list(str(tmp_path), ending, [a, b, a, a]))
     assert uris(listing) == [a, b]
     assert listing.skipped == {LISTED_TWICE: 2}
 
 
 @ENDINGS
-def test_a_listed_file_that_is_not_there_stays_listed(location: str, ending: str) -> None:
-    fill(location, "a.jpg")
-    gone = f"{location}/gone.jpg"
-    entries = list(Listing(write_list(location, ending, [gone, f"{location}/a.jpg"])))
+def test_a_listed_file_that_is_not_there_stays_listed(tmp_path: Path, ending: str) -> None:
+    fill(str(tmp_path), "a.jpg")
+    gone = f"{tmp_path}/gone.jpg"
+    entries = list(Listing(write_list(str(tmp_path), ending, [gone, f"{tmp_path}/a.jpg"])))
     assert entries[0] == Entry(gone, None, None, None)
     assert entries[1].size == 5
 
@@ -496,36 +495,38 @@ def test_file_uris_of_a_list_become_absolute_paths(tmp_path: Path) -> None:
     assert (entry.uri, entry.size) == (str(image), 5)
 
 
-def test_the_ending_of_a_list_counts_in_any_case(location: str) -> None:
-    fill(location, "a.jpg")
-    open_store(location).write("LIST.CSV", f"uri\n{location}/a.jpg\n".encode())
-    assert uris(Listing(f"{location}/LIST.CSV")) == [f"{location}/a.jpg"]
+def test_the_ending_of_a_list_counts_in_any_case(tmp_path: Path) -> None:
+    fill(str(tmp_path), "a.jpg")
+    open_store(str(tmp_path)).write("LIST.CSV", f"uri\n{tmp_path!s}/a.jpg\n".encode())
+    assert uris(Listing(f"{tmp_path}/LIST.CSV")) == [f"{tmp_path}/a.jpg"]
 
 
 @ENDINGS
-def test_a_list_without_the_column_is_refused(location: str, ending: str) -> None:
-    source = write_list(location, ending, ["a.jpg"], column="path")
+def test_a_list_without_the_column_is_refused(tmp_path: Path, ending: str) -> None:
+    source = write_list(str(tmp_path), ending, ["a.jpg"], column="path")
     with refused("--images", source, "'uri'", kind=InputError):
         list(Listing(source))
 
 
-def test_a_list_without_a_header_names_no_image(location: str) -> None:
-    open_store(location).write("list.csv", b"/x/Jane_Doe.jpg\n/x/John_Doe.jpg\n")
+def test_a_list_without_a_header_names_no_image(tmp_path: Path) -> None:
+    open_store(str(tmp_path)).write("list.csv", b"/x/Jane_Doe.jpg\n/x/John_Doe.jpg\n")
     with refused("--images", "'uri'", kind=InputError, without=("Doe",)):
-        list(Listing(f"{location}/list.csv"))
+        list(Listing(f"{tmp_path}/list.csv"))
 
 
 @pytest.mark.parametrize("empty", ["", None])
 @ENDINGS
-def test_a_list_with_an_empty_uri_is_refused(location: str, ending: str, empty: str | None) -> None:
-    source = write_list(location, ending, ["s3://bucket/Jane_Doe.jpg", empty])
+def test_a_list_with_an_empty_uri_is_refused(
+    tmp_path: Path, ending: str, empty: str | None
+) -> None:
+    source = write_list(str(tmp_path), ending, ["s3://bucket/Jane_Doe.jpg", empty])
     with refused("--images", source, "uri", kind=InputError, without=("Doe",)):
         list(Listing(source))
 
 
 @ENDINGS
-def test_a_list_without_rows_is_refused(location: str, ending: str) -> None:
-    source = write_list(location, ending, [])
+def test_a_list_without_rows_is_refused(tmp_path: Path, ending: str) -> None:
+    source = write_list(str(tmp_path), ending, [])
     with refused("--images", source, kind=InputError):
         list(Listing(source))
 
@@ -544,19 +545,19 @@ def test_a_full_temporary_disk_is_reported_as_that(
 
 @ENDINGS
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00junk", b'"\n', b"uri,b\na.jpg,1\nb,1,1,1\n"])
-def test_a_list_that_is_no_table_is_refused(location: str, ending: str, data: bytes) -> None:
-    open_store(location).write(f"list.{ending}", data)
-    with refused("--images", f"{location}/list.{ending}", kind=InputError):
-        list(Listing(f"{location}/list.{ending}"))
+def test_a_list_that_is_no_table_is_refused(tmp_path: Path, ending: str, data: bytes) -> None:
+    open_store(str(tmp_path)).write(f"list.{ending}", data)
+    with refused("--images", f"{tmp_path}/list.{ending}", kind=InputError):
+        list(Listing(f"{tmp_path}/list.{ending}"))
 
 
 @pytest.mark.parametrize(
     "data", [b"uri\ns3://b/x,1.jpg\n", b"uri,label\n/d/a.jpg,mel,\n", b"uri,label\n/a, b.jpg,mel\n"]
 )
-def test_a_list_with_a_comma_too_many_in_every_row_is_refused(location: str, data: bytes) -> None:
-    open_store(location).write("list.csv", data)
-    with refused("--images", f"{location}/list.csv", "more fields", "quotes", kind=InputError):
-        list(Listing(f"{location}/list.csv"))
+def test_a_list_with_a_comma_too_many_in_every_row_is_refused(tmp_path: Path, data: bytes) -> None:
+    open_store(str(tmp_path)).write("list.csv", data)
+    with refused("--images", f"{tmp_path}/list.csv", "more fields", "quotes", kind=InputError):
+        list(Listing(f"{tmp_path}/list.csv"))
 
 
 def test_a_name_that_is_not_utf8_is_refused_in_one_line_if_it_is_an_image_s(tmp_path: Path) -> None:
@@ -584,27 +585,27 @@ def test_a_list_on_a_server_that_is_away_is_one_line(unreachable: str) -> None:
 
 @ENDINGS
 def test_a_list_of_several_chunks_keeps_its_order(
-    location: str, monkeypatch: pytest.MonkeyPatch, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 3)
-    fill(location, "a.jpg", "b.jpg")
-    a, b = f"{location}/a.jpg", f"{location}/b.jpg"
-    gone = [f"{location}/{number}.jpg" for number in range(9)]
-    listing = Listing(write_list(location, ending, [*gone[5:], a, *gone[:5], b, a, b]))
+    fill(str(tmp_path), "a.jpg", "b.jpg")
+    a, b = f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"
+    gone = [f"{tmp_path}/{number}.jpg" for number in range(9)]
+    listing = Listing(write_list(str(tmp_path), ending, [*gone[5:], a, *gone[:5], b, a, b]))
     assert uris(listing) == [*gone[5:], a, *gone[:5], b]
     assert listing.skipped == {LISTED_TWICE: 2}
 
 
 @ENDINGS
-@pytest.mark.parametrize(("fault", "row"), [(0, 1), (2, 3), (3, 4), (7, 8), (9, 10)])
+@pytest.mark.parametrize(("fault", "row"), [(0, 1), (3, 4), (9, 10)])
 def test_a_fault_late_in_a_list_is_reported_before_any_image(
-    location: str, monkeypatch: pytest.MonkeyPatch, ending: str, fault: int, row: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, fault: int, row: int
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 3)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
-    wanted = [f"{location}/{number}.jpg" for number in range(10)]
+    wanted = [f"{tmp_path}/{number}.jpg" for number in range(10)]
     wanted[fault] = "gs://bucket/Jane_Doe.jpg"
-    source = write_list(location, ending, wanted)
+    source = write_list(str(tmp_path), ending, wanted)
     for entries in (iter(Listing(source)), Listing(source).unordered()):
         with refused("--images", source, f"row {row};", kind=InputError, without=("Doe",)):
             next(entries)
@@ -612,12 +613,12 @@ def test_a_fault_late_in_a_list_is_reported_before_any_image(
 
 @ENDINGS
 def test_an_empty_uri_late_in_a_list_is_reported_before_any_image(
-    location: str, monkeypatch: pytest.MonkeyPatch, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
     source = write_list(
-        location, ending, [*(f"{location}/{number}.jpg" for number in range(5)), ""]
+        str(tmp_path), ending, [*(f"{tmp_path}/{number}.jpg" for number in range(5)), ""]
     )
     for entries in (iter(Listing(source)), Listing(source).unordered()):
         with refused("--images", source, "without a uri", kind=InputError):
@@ -625,31 +626,47 @@ def test_an_empty_uri_late_in_a_list_is_reported_before_any_image(
 
 
 def test_a_row_late_in_a_list_that_is_no_row_is_reported_before_any_image(
-    location: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
-    open_store(location).write("list.csv", b"uri,b\n" + b"/a.jpg,1\n" * 7 + b"/a.jpg,1,1,1\n")
+    open_store(str(tmp_path)).write("list.csv", b"uri,b\n" + b"/a.jpg,1\n" * 7 + b"/a.jpg,1,1,1\n")
     for entries in (
-        iter(Listing(f"{location}/list.csv")),
-        Listing(f"{location}/list.csv").unordered(),
+        iter(Listing(f"{tmp_path}/list.csv")),
+        Listing(f"{tmp_path}/list.csv").unordered(),
     ):
-        with refused("--images", f"{location}/list.csv", kind=InputError):
+        with refused("--images", f"{tmp_path}/list.csv", kind=InputError):
             next(entries)
+
+
+def test_a_list_on_s3_is_downloaded_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads: list[tuple[str, str]] = []
+    real = s3_client().download_fileobj
+
+    def download(bucket: str, key: str, file: Any) -> None:
+        downloads.append((bucket, key))
+        real(bucket, key, file)
+
+    monkeypatch.setattr(s3_client(), "download_fileobj", download)
+    fill(f"s3://{bucket}", "a.jpg")
+    for ending in ("csv", "parquet"):
+        source = write_list(f"s3://{bucket}", ending, [f"s3://{bucket}/a.jpg"])
+        assert len(list(Listing(source).unordered())) == 1
+    assert downloads == [(bucket, "list.csv"), (bucket, "list.parquet")]
 
 
 @ENDINGS
 def test_an_unordered_list_gives_repeated_uris_too(
-    location: str, monkeypatch: pytest.MonkeyPatch, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
-    fill(location, "a.jpg", "b.jpg")
-    a, b, gone = (f"{location}/{name}.jpg" for name in ("a", "b", "gone"))
-    listing = Listing(write_list(location, ending, [a, b, a, gone, a, gone]))
+    fill(str(tmp_path), "a.jpg", "b.jpg")
+    a, b, gone = (f"{tmp_path}/{name}.jpg" for name in ("a", "b", "gone"))
+    listing = Listing(write_list(str(tmp_path), ending, [a, b, a, gone, a, gone]))
     entries = list(listing.unordered())
     assert Counter(entry.uri for entry in entries) == {a: 3, gone: 2, b: 1}
     assert not listing.skipped
-    stored = {entry.uri: entry for entry in open_store(location).entries()}
+    stored = {entry.uri: entry for entry in open_store(str(tmp_path)).entries()}
     assert set(entries) == {stored[a], stored[b], Entry(gone, None, None, None)}
 
 
@@ -704,24 +721,24 @@ def test_a_manifest_comes_back_as_it_was(
 
 
 def test_manifest_files_beyond_ten_keep_their_order(
-    location: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 1)
     entries = [Entry(f"/x/{number}.jpg", number, None, None) for number in range(12)]
-    write_manifest(entries, open_store(location))
-    assert read_entries(location) == entries
+    write_manifest(entries, open_store(str(tmp_path)))
+    assert read_entries(str(tmp_path)) == entries
 
 
-def test_a_manifest_file_of_nulls_only_keeps_the_schema(location: str) -> None:
-    write_manifest([ENTRIES[2]], open_store(location))
-    (table,) = read_tables(open_store(location))
+def test_a_manifest_file_of_nulls_only_keeps_the_schema(tmp_path: Path) -> None:
+    write_manifest([ENTRIES[2]], open_store(str(tmp_path)))
+    (table,) = read_tables(open_store(str(tmp_path)))
     assert table.schema.equals(MANIFEST_SCHEMA)
-    assert read_entries(location) == [ENTRIES[2]]
+    assert read_entries(str(tmp_path)) == [ENTRIES[2]]
 
 
-def test_a_manifest_of_nothing_is_no_file(location: str) -> None:
-    assert write_manifest([], open_store(location)) == 0
-    assert list(read_tables(open_store(location))) == []
+def test_a_manifest_of_nothing_is_no_file(tmp_path: Path) -> None:
+    assert write_manifest([], open_store(str(tmp_path))) == 0
+    assert list(read_tables(open_store(str(tmp_path)))) == []
 
 
 def test_a_manifest_of_a_listing_agrees_with_its_store(location: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -73,15 +74,8 @@ def test_the_manifest_is_the_listing(location: str, two_rows_a_file: None) -> No
     assert [Entry(**row) for row in rows.drop_columns(["row", "image_id"]).to_pylist()] == ENTRIES
 
 
-def test_without_rows_all_is_pending(location: str, two_rows_a_file: None) -> None:
-    record = record_at(location)
-    record.record_listing(ENTRIES)
-    assert counts(record.record_pending(partitions_of(record), retry_failed=False)) == (5, 5, 0)
-    assert pending(record) == [0, 1, 2, 3, 4]
-
-
-def test_written_rows_are_not_pending(location: str, two_rows_a_file: None) -> None:
-    record = record_at(location)
+def test_written_rows_are_not_pending(tmp_path: Path, two_rows_a_file: None) -> None:
+    record = record_at(str(tmp_path))
     record.record_listing(ENTRIES)
     assert counts(record.record_pending(partitions_of(record, 0, 2, 3), retry_failed=False)) == (
         5,
@@ -93,7 +87,7 @@ def test_written_rows_are_not_pending(location: str, two_rows_a_file: None) -> N
     assert [Entry(**row) for row in tables.to_pylist()] == [ENTRIES[1], ENTRIES[4]]
 
 
-def test_pending_images_is_in_files_of_a_manifests_size(
+def test_pending_images_are_in_files_of_a_manifests_size(
     location: str, two_rows_a_file: None
 ) -> None:
     record = record_at(location)
@@ -107,16 +101,8 @@ def test_pending_images_is_in_files_of_a_manifests_size(
     assert pending(record) == [0, 1, 4]
 
 
-def test_with_all_rows_nothing_is_pending(location: str, two_rows_a_file: None) -> None:
-    record = record_at(location)
-    record.record_listing(ENTRIES)
-    found = record.record_pending(partitions_of(record, 4, 3, 2, 1, 0), retry_failed=False)
-    assert counts(found) == (5, 0, 0)
-    assert names(record.pending) == []
-
-
-def test_a_changed_object_is_pending(location: str) -> None:
-    record = record_at(location)
+def test_a_changed_object_is_pending(tmp_path: Path) -> None:
+    record = record_at(str(tmp_path))
     record.record_listing(ENTRIES)
     older = partitions_of(record, 0, 1, 2, 3, 4, versions=("5@0", "older", "", "e3", "e4"))
     assert counts(record.record_pending(older, retry_failed=False)) == (5, 2, 0)
@@ -132,35 +118,35 @@ def test_a_changed_object_is_pending(location: str) -> None:
     ],
 )
 def test_failures_are_pending_if_another_try_is_asked_or_may_help(
-    location: str, kind: ErrorKind, retry_failed: bool, expected: list[int]
+    tmp_path: Path, kind: ErrorKind, retry_failed: bool, expected: list[int]
 ) -> None:
-    record = record_at(location)
+    record = record_at(str(tmp_path))
     record.record_listing(ENTRIES)
     found = record.record_pending(partitions_of(record, 1, 2, kind=kind), retry_failed=retry_failed)
     assert counts(found) == (5, len(expected), 0)
     assert pending(record) == expected
 
 
-def test_repeated_images_are_pending_once(location: str, two_rows_a_file: None) -> None:
-    record = record_at(location)
+def test_repeated_images_are_pending_once(tmp_path: Path, two_rows_a_file: None) -> None:
+    record = record_at(str(tmp_path))
     assert record.record_listing([*ENTRIES, ENTRIES[4], ENTRIES[0], ENTRIES[4]]) == 8
     assert counts(record.record_pending(partitions_of(record, 0), retry_failed=False)) == (5, 4, 3)
     assert pending(record) == [1, 2, 3, 4]
 
 
 def test_what_several_partitions_leave_is_pending(
-    location: str, monkeypatch: pytest.MonkeyPatch, two_rows_a_file: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_rows_a_file: None
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 2)
-    record = record_at(location)
+    record = record_at(str(tmp_path))
     record.record_listing([*ENTRIES, *ENTRIES])
     assert counts(record.record_pending(partitions_of(record, 2), retry_failed=False)) == (5, 4, 5)
     assert sorted(pending(record)) == [0, 1, 3, 4]
     assert max(table.num_rows for table in read_tables(record.pending)) <= 2
 
 
-def test_a_run_knows_when_the_newest_row_was_scored(location: str) -> None:
-    record = record_at(location)
+def test_a_run_knows_when_the_newest_row_was_scored(tmp_path: Path) -> None:
+    record = record_at(str(tmp_path))
     record.record_listing(ENTRIES)
     times = [datetime(2031, 5, day, tzinfo=UTC) for day in (2, 9, 4)]
     rows = [
@@ -172,19 +158,10 @@ def test_a_run_knows_when_the_newest_row_was_scored(location: str) -> None:
     assert times[1] < found.after < times[1] + timedelta(seconds=1)
 
 
-def test_without_partitions_nothing_is_pending(location: str) -> None:
-    record = record_at(location)
+def test_without_partitions_nothing_is_pending(tmp_path: Path) -> None:
+    record = record_at(str(tmp_path))
     assert counts(record.record_pending([], retry_failed=False)) == (0, 0, 0)
     assert names(record.pending) == []
-
-
-def test_arrow_finds_pending_images(location: str) -> None:
-    record = record_at(location)
-    record.record_listing(ENTRIES)
-    record.record_pending(partitions_of(record), retry_failed=False)
-    filesystem, root = record.pending.arrow()
-    found = filesystem.get_file_info(pa.fs.FileSelector(root))
-    assert [info.base_name for info in found] == ["000000000000.parquet"]
 
 
 def test_a_sample_is_of_listed_uris(location: str, two_rows_a_file: None) -> None:
@@ -196,8 +173,8 @@ def test_a_sample_is_of_listed_uris(location: str, two_rows_a_file: None) -> Non
     assert drawn == listed
 
 
-def test_a_sample_may_be_larger_than_the_listing(location: str) -> None:
-    record = record_at(location)
+def test_a_sample_may_be_larger_than_the_listing(tmp_path: Path) -> None:
+    record = record_at(str(tmp_path))
     record.record_listing(ENTRIES[1:2])
     assert record.sample(3) == ["/x/1 é#.jpg"] * 3
 
@@ -224,25 +201,20 @@ def test_finish_writes_the_summary_and_ends_the_progress(location: str) -> None:
     assert json.loads(store.read("_lesioncam/runs/run-1/summary.json")) == {"outcome": "done"}
 
 
-def test_finish_needs_no_progress(location: str) -> None:
-    record_at(location).finish({"outcome": "done"})
-    assert names(open_store(location)) == ["_lesioncam/runs/run-1/summary.json"]
-
-
-def test_runs_keep_apart(location: str) -> None:
-    one, other = (RunRecord(open_store(location), run_id) for run_id in ("run-1", "run-10"))
+def test_runs_keep_apart(tmp_path: Path) -> None:
+    one, other = (RunRecord(open_store(str(tmp_path)), run_id) for run_id in ("run-1", "run-10"))
     one.record_listing(ENTRIES)
     other.record_listing(ENTRIES[:2])
     assert pa.concat_tables(one.manifest()).num_rows == 5
     assert pa.concat_tables(other.manifest()).num_rows == 2
 
 
-def test_records_are_no_scores(location: str) -> None:
-    record = record_at(location)
+def test_records_are_no_scores(tmp_path: Path) -> None:
+    record = record_at(str(tmp_path))
     record.record_listing(ENTRIES)
     record.record_pending(partitions_of(record), retry_failed=False)
     record.finish({})
-    assert Results(location).parts() == []
+    assert Results(str(tmp_path)).parts() == []
 
 
 def test_run_ids_are_distinct_and_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
