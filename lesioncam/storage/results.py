@@ -79,21 +79,21 @@ class Results:
         rows = images + sum(self._index.sizes.values())
         return partitions(listed, self._index.tables(), rows)
 
-    def read(self, columns: list[str], image_ids: Collection[str] | None = None) -> pa.Table:
-        """These columns of the newest row of each image, or of those that have one of these ids.
+    def read(self, columns: list[str], image_ids: Collection[str]) -> pa.Table:
+        """These columns of the newest row of each image that has one of these ids.
 
         There must be a part. Memory holds a few parts at a time, and the rows returned. The same
         with or without `_SUCCESS`: a current run may have scored an image again.
         """
-        names = self.parts()
-        ids = None if image_ids is None else pa.array(image_ids, pa.string())
+        names, ids = self.parts(), pa.array(image_ids, pa.string())
         order = [("part", "ascending"), ("row_in_part", "ascending")]
         with ThreadPoolExecutor(_READ_THREADS) as threads:
             found = threads.map(self._find, repeat(ids), range(len(names)), names)
             newest = split_newest(pa.concat_tables(found))[0].sort_by(order)
             bounds = np.searchsorted(newest["part"].to_numpy(), np.arange(len(names) + 1))
             rows = [newest["row_in_part"].slice(a, b - a) for a, b in pairwise(bounds)]
-            read = threads.map(lambda name, rows: self._read(name, columns).take(rows), names, rows)
+            wanted = [n for n in range(len(names)) if len(rows[n])] or [0]
+            read = threads.map(lambda n: self._read(names[n], columns).take(rows[n]), wanted)
             return pa.concat_tables(read)
 
     def count_by_status(self) -> Counter[str]:
@@ -208,14 +208,12 @@ class Results:
         with open_part(self.store, name) as part:
             return part.read(columns)
 
-    def _find(self, image_ids: pa.Array | None, number: int, name: str) -> pa.Table:
+    def _find(self, image_ids: pa.Array, number: int, name: str) -> pa.Table:
         """`uri`, `scored_at`, `part` and `row_in_part` of a part's rows of these images."""
         with open_part(self.store, name) as part:
-            table = part.read(["uri", "image_id", "scored_at"])
-        rows = pa.array(range(table.num_rows), pa.int64())
-        if image_ids is not None:
-            rows = rows.filter(pc.is_in(table["image_id"], image_ids).combine_chunks())
-        table = table.take(rows).drop_columns("image_id")
+            found = pc.is_in(part.read(["image_id"])["image_id"], image_ids)
+            rows = pa.array(np.flatnonzero(found), pa.int64())
+            table = part.read(["uri", "scored_at"]).take(rows)
         numbers = pa.repeat(pa.scalar(number, pa.int32()), len(rows))
         return table.append_column("part", numbers).append_column("row_in_part", rows)
 
