@@ -153,7 +153,7 @@ def test_a_store_that_was_away_too_long_ends_the_run(
         later = time.time() + lease.LEASE_SECONDS + 1
         with monkeypatch.context() as patch:
             patch.setattr("lesioncam.storage.lease.time.time", lambda: later)
-            with pytest.raises(RunFailedError, match="ran out"):
+            with pytest.raises(RunFailedError, match="expired"):
                 held.check()
 
 
@@ -179,11 +179,11 @@ def test_swap_of_a_file_that_is_gone(location: str) -> None:
 
 def test_a_worker_writes_only_while_its_run_has_the_output(location: str) -> None:
     output = open_store(location)
-    with pytest.raises(RunFailedError, match="not run run-1's any more"):
+    with pytest.raises(RunFailedError, match="run run-1 no longer holds"):
         check_holder(output, "run-1")
     with Lease(output, "run-1"):
         check_holder(output, "run-1")
-        with pytest.raises(RunFailedError, match="not run run-2's any more"):
+        with pytest.raises(RunFailedError, match="run run-2 no longer holds"):
             check_holder(output, "run-2")
 
 

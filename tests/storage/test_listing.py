@@ -504,7 +504,7 @@ def test_the_ending_of_a_list_counts_in_any_case(tmp_path: Path) -> None:
 @ENDINGS
 def test_a_list_without_the_column_is_refused(tmp_path: Path, ending: str) -> None:
     source = write_list(str(tmp_path), ending, ["a.jpg"], column="path")
-    with refused("--images", source, "'uri'", kind=InputError):
+    with refused("--images", source, "no 'uri' column (found: note, path)", kind=InputError):
         list(Listing(source))
 
 

@@ -515,8 +515,10 @@ def test_a_killed_compaction_loses_nothing(
     assert len(names_of(results)) == 2
 
 
-@pytest.mark.parametrize("next_run", ["run-8", "run-9"])
-@pytest.mark.parametrize("survived", [0, 2, WRITTEN_CALLS, ALL_CALLS - 1])
+@pytest.mark.parametrize(
+    ("survived", "next_run"),
+    [(0, "run-9"), (2, "run-8"), (WRITTEN_CALLS, "run-8"), (ALL_CALLS - 1, "run-9")],
+)
 def test_compaction_recovers_by_itself(
     location: str, monkeypatch: pytest.MonkeyPatch, survived: int, next_run: str
 ) -> None:
