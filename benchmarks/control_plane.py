@@ -1,4 +1,4 @@
-r"""The control plane of a large collection: listing, pending images, compaction, final count.
+r"""The control plane of a large collection: listing, pending images, compaction, final tally.
 
     python -m benchmarks.control_plane --images 10000000
 
@@ -32,6 +32,7 @@ from lesioncam.storage.runs import RunRecord
 from lesioncam.storage.store import Entry
 
 _CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
+_MODEL = "0" * 64
 _MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 _RUN_ROWS = 2048  # rows a part, as a run with GPUs writes them
 _MAX_FILES = 1_000_000  # listed at most: each has to be created and removed
@@ -82,6 +83,7 @@ def write_part(
         "size": numbers % 10**6,
         "etag": pa.array([f"{n:032x}" for n in numbers.tolist()]),
         "last_modified": pa.array([_MOMENT] * len(numbers)),
+        "model": pa.array([_MODEL] * len(numbers)),
         "scored_at": pa.array([scored_at] * len(numbers)),
     }
     columns = [known.get(f.name, pa.nulls(len(numbers), f.type)) for f in schema]
@@ -157,6 +159,9 @@ def measure(images: int, folder: Path) -> Iterator[Step]:
     found = sum(1 for _ in Listing(str(folder / "images")).unordered())
     yield step("local folders listed", found, started)
     started = time.monotonic()
+    results.check(_CLASSES, _MODEL)
+    yield step("earlier rows read and checked", images, started)
+    started = time.monotonic()
     rows = record.record_listing(entries(images))
     yield step("manifest written", images, started)
     started = time.monotonic()
@@ -170,7 +175,7 @@ def measure(images: int, folder: Path) -> Iterator[Step]:
     started = time.monotonic()
     partitions = results.partitions(record.manifest(), rows)
     tally = sum((partition.tally() for partition in partitions), start=Tally())
-    yield step(f"count at the end: {tally.without_row:,} without a row", images, started)
+    yield step(f"final tally: {tally.without_row:,} without a row", images, started)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Names and kinds that every layer shares: statuses, error kinds, columns of the scores.
+"""Names and kinds that all layers use: statuses, error kinds, columns of the scores.
 
 Imports nothing beyond the standard library, so that the decoder process and `--help` stay small.
 The Arrow schemas of the same columns are in `lesioncam.schema`.
@@ -65,6 +65,6 @@ def probability_columns(classes: Iterable[str], stage: str = "final") -> list[st
 
 
 def classes_of(columns: Iterable[str]) -> tuple[str, ...]:
-    """Read the class order back from the columns of a score file; empty where it is not one."""
+    """The class order, from the columns of a score file; empty for any other file."""
     prefix = STAGE_PREFIXES["final"]
     return tuple(name.removeprefix(prefix) for name in columns if name.startswith(prefix))

@@ -158,7 +158,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainSettings:
-    """The training recipe. Every field can stand in the file that `--config` names.
+    """The training recipe. `--config` names a file that may set any field.
 
     Attributes:
         backbone: a key of `BACKBONES`.

@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from lesioncam.cluster import connected
 from lesioncam.settings import BACKBONES, CropRule, ModelSettings
 from lesioncam.storage.bundle import Bundle, save_bundle
-from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.s3_client import s3_client
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.faults.proxy import Proxy
 from tests.faults.servers import KEY
@@ -117,7 +117,8 @@ def proxy(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     """A proxy in front of the S3 server; clients retry its faults at once; `a.png` is `BODY`."""
     boto3.client("s3").put_object(Bucket=bucket, Key="a.png", Body=BODY)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
-    monkeypatch.setattr("lesioncam.storage.s3._PAUSES", (0, 0, 0, 0))
+    monkeypatch.setattr("lesioncam.storage.s3.RETRY_PAUSES_S", (0, 0, 0, 0))
+    monkeypatch.setattr("lesioncam.storage.s3_client.RETRY_PAUSES_S", (0, 0, 0, 0))
     with Proxy(s3_server) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         s3_client.cache_clear()

@@ -1,1 +1,1 @@
-"""Storage: places, listing and manifest, labels, bundles and result files. No Ray."""
+"""Storage: stores, listing and manifest, labels, bundles and score files. No Ray."""

@@ -1,4 +1,4 @@
-"""Bundle: a trained model as a directory that is strict, digest-checked and runs no code."""
+"""Bundle: a trained model as a directory; loading is strict, checks digests and runs no code."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ class Bundle:
     """A trained model.
 
     Attributes:
-        settings: what scoring needs beside the weights.
+        settings: what inference needs beside the weights.
         stage1: the tensors of stage 1 by name.
         stage2: the tensors of stage 2 by name.
-        digest: of the whole bundle; what score files call `model`. Empty until it is saved.
+        digest: of the whole bundle, `model` in the scores. Empty until it is saved.
         training: facts of the training run, for people.
-        metrics: what it reached, for people.
+        metrics: its results, for people.
     """
 
     settings: ModelSettings
@@ -57,7 +57,7 @@ class _BundleFile:
 
 
 def save_bundle(bundle: Bundle, uri: str, card: str) -> str:
-    """Write a bundle; `bundle.json` last, so that a bundle that has it is whole.
+    """Write a bundle; `bundle.json` last, so that a bundle that has it is complete.
 
     Args:
         bundle: its `digest` is not used.
@@ -88,7 +88,7 @@ def save_bundle(bundle: Bundle, uri: str, card: str) -> str:
 
 
 def bundle_exists(uri: str) -> bool:
-    """Whether a finished bundle stands there."""
+    """Whether there is a complete bundle."""
     return open_store(uri).exists(BUNDLE_FILE)
 
 
@@ -96,8 +96,9 @@ def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
     """Read and check a bundle.
 
     Raises:
-        InputError: a file is missing, was changed after it was written, or says what this version
-            does not know.
+        InputError: a file is missing, was changed after it was written, or has content that this
+            version does not know.
+        RunFailedError: its store cannot be reached.
     """
     store = open_store(uri)
     data = _read(store, BUNDLE_FILE, flag)
@@ -106,13 +107,13 @@ def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
         content = json.loads(data)
         unchanged = data == _render(content) and content.pop("digest") == _digest(content)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(f"{where} is damaged; copy the bundle again or train it anew") from error
+        raise InputError(f"{where} is damaged; copy the bundle again or train a new one") from error
     if not unchanged:
-        raise InputError(f"{where} was changed; copy the bundle again or train it anew")
+        raise InputError(f"{where} was changed; copy the bundle again or train a new one")
     if content.get("format") != FORMAT:
         raise InputError(
-            f"{where} has format {content.get('format')!r}, this version reads {FORMAT}; train it "
-            f"anew"
+            f"{where} has format {content.get('format')!r}, this version reads {FORMAT}; train a "
+            f"new one"
         )
     parsed = parse(_BundleFile, json.loads(data), where)
     stages = {name: _read_stage(store, name, parsed, flag) for name in STAGES}
@@ -140,8 +141,8 @@ def _check_digest(store: Store, name: str, parsed: _BundleFile, flag: str) -> by
     data = _read(store, name, flag)
     if hashlib.sha256(data).hexdigest() != parsed.files.get(name):
         raise InputError(
-            f"{flag}: {store.uri}/{name} is not the file that {BUNDLE_FILE} was written for "
-            f"(its digest differs); copy the bundle again or train it anew"
+            f"{flag}: {store.uri}/{name} does not have the digest in {BUNDLE_FILE}; copy the "
+            f"bundle again or train a new one"
         )
     return data
 

@@ -25,7 +25,7 @@ class Labels:
         target_classes: the classes whose mean AUC is reported: those with a column of their own
             (for ISIC-2017 melanoma and seborrheic keratosis, the official metric).
         ids: image ids, each once.
-        class_indices: (n,) int64, for each id its class's place in `classes`.
+        class_indices: (n,) int64, the class of each id, as an index into `classes`.
     """
 
     classes: tuple[str, ...]
@@ -35,12 +35,12 @@ class Labels:
 
     @cached_property
     def by_id(self) -> Mapping[str, int]:
-        """Image id -> place in `classes`."""
+        """Image id -> index into `classes`."""
         return dict(zip(self.ids, self.class_indices.tolist(), strict=True))
 
-    def missing_classes(self, indices: np.ndarray) -> list[str]:
-        """Classes that do not occur among `indices`."""
-        counts = np.bincount(indices, minlength=len(self.classes))
+    def missing_classes(self, class_indices: np.ndarray) -> list[str]:
+        """The classes that do not occur among these."""
+        counts = np.bincount(class_indices, minlength=len(self.classes))
         return [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
 
 
@@ -53,35 +53,28 @@ def read_labels(uri: str, rest_class: str, flag: str = "--labels") -> Labels:
         InputError: the file cannot be read, has no id column, a value other than 0 and 1, a row
             with two classes, or an id that occurs twice.
     """
-    frame = _read_csv(uri, flag)
     where = f"{flag}: {uri}"
-    id_column = next((name for name in _ID_COLUMNS if name in frame.columns), None)
-    if id_column is None:
-        raise InputError(
-            f"{where} has no id column; its first line must name one of its {len(frame.columns)} "
-            f"columns {' or '.join(_ID_COLUMNS)}"
-        )
-    if frame.empty:
-        raise InputError(f"{where} has no rows")
+    frame = _read_csv(uri, where)
+    id_column = _id_column(frame, where)
     ids = frame[id_column].str.strip()
     columns = [name for name in frame.columns if name != id_column]
-    if not columns or set(columns) & set(_ID_COLUMNS):
-        raise InputError(
-            f"{where}: expected one id column, {' or '.join(_ID_COLUMNS)}, and one column per class"
-        )
     values = frame[columns].apply(pd.to_numeric, errors="coerce")
     for name in columns:
         wrong = frame.index[~values[name].isin([0, 1])]
         if len(wrong):
             raise InputError(
                 f"{where}: column {name!r} holds {_shown(frame[name][wrong[0]])} in "
-                f"{_lines(wrong)}; "
-                f"expected 0 or 1 (if it is not a class, remove the column)"
+                f"{_lines(wrong)}; expected 0 or 1 (if it is not a class, remove the column)"
             )
-    _refuse(where, frame.index[values.sum(axis=1) > 1], "more than one class", "mark one")
-    _refuse(where, frame.index[ids == ""], "no image id", "fill it in")
-    _refuse(where, frame.index[ids.duplicated()], "an id seen before", "keep one row per image")
-    rest = values.sum(axis=1) == 0
+    ones = values.sum(axis=1)
+    for wrong_rows, problem, fix in (
+        (ones > 1, "more than one class", "mark one"),
+        (ids == "", "no image id", "fill it in"),
+        (ids.duplicated(), "an id seen before", "keep one row per image"),
+    ):
+        if wrong_rows.any():
+            raise InputError(f"{where}: {_lines(frame.index[wrong_rows])} have {problem}; {fix}")
+    rest = ones == 0
     classes = list(columns)
     if rest.any():
         if rest_class in columns:
@@ -99,11 +92,11 @@ class Matched:
     """Which of some images have a label.
 
     Attributes:
-        rows: (m,) int64: which of the images.
-        class_indices: (m,) int64: their classes.
-        unlabeled: images left over.
-        unused: labels left over.
-        duplicates: images left over because an earlier one has the same id.
+        rows: (m,) int64, the numbers of these images.
+        class_indices: (m,) int64, their classes.
+        unlabeled: how many images have no label.
+        unused: how many labels have no image.
+        duplicates: how many images have the id of an earlier one, and are not used.
     """
 
     rows: np.ndarray
@@ -117,13 +110,13 @@ def match(labels: Labels, image_ids: Iterable[str]) -> Matched:
     """Join images to labels by id. Of several images with one id, the first counts."""
     found: dict[str, int] = {}
     unlabeled = duplicates = 0
-    for position, name in enumerate(image_ids):
+    for row, name in enumerate(image_ids):
         if name not in labels.by_id:
             unlabeled += 1
         elif name in found:
             duplicates += 1
         else:
-            found[name] = position
+            found[name] = row
     return Matched(
         np.fromiter(found.values(), np.int64, len(found)),
         np.fromiter((labels.by_id[name] for name in found), np.int64, len(found)),
@@ -133,27 +126,38 @@ def match(labels: Labels, image_ids: Iterable[str]) -> Matched:
     )
 
 
-def _read_csv(uri: str, flag: str) -> pd.DataFrame:
+def _read_csv(uri: str, where: str) -> pd.DataFrame:
+    """The cells as text, without blank rows; the index plus 1 is the line in the file."""
     try:
         data = read_uri(uri)
     except StoreError as error:
-        raise refusal(f"{flag}: {uri}", error) from error
+        raise refusal(where, error) from error
     try:
         rows = pd.read_csv(
             io.BytesIO(data), header=None, dtype=str, keep_default_na=False, skip_blank_lines=False
         ).fillna("")
     except (ValueError, pd.errors.ParserError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{flag}: {uri} is not a CSV file: {reason}") from error
+        raise InputError(f"{where} is not a CSV file: {reason}") from error
     frame = rows.iloc[1:].set_axis(rows.iloc[0].tolist(), axis=1)
     if not frame.columns.is_unique:
-        raise InputError(f"{flag}: {uri}: a column occurs twice; each class needs its own")
+        raise InputError(f"{where}: a column occurs twice; each class needs its own")
     return frame[(frame != "").any(axis=1)]
 
 
-def _refuse(where: str, rows: pd.Index, problem: str, mend: str) -> None:
-    if len(rows):
-        raise InputError(f"{where}: {_lines(rows)} have {problem}; {mend}")
+def _id_column(frame: pd.DataFrame, where: str) -> str:
+    wanted = " or ".join(_ID_COLUMNS)
+    found = [name for name in _ID_COLUMNS if name in frame.columns]
+    if not found:
+        raise InputError(
+            f"{where} has no id column; its first line must name one of its {len(frame.columns)} "
+            f"columns {wanted}"
+        )
+    if frame.empty:
+        raise InputError(f"{where} has no rows")
+    if len(found) > 1 or len(frame.columns) == 1:
+        raise InputError(f"{where}: expected one id column, {wanted}, and one column per class")
+    return found[0]
 
 
 def _shown(cell: str) -> str:

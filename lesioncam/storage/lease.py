@@ -1,9 +1,12 @@
 """Lease: one run at a time on an output or a bundle, and a dead run blocks nobody.
 
-`_lesioncam/lease.json` says whose run is at work and until when. Whoever holds it writes it anew
-every few seconds; taking and renewing it are conditional writes, so of two runs that try at once
-one gets it. On the same machine a holder whose process is gone is followed at once, elsewhere when
-its time has run out; that compares two machines' clocks, which may differ by some seconds.
+`_lesioncam/lease.json` names the run that holds it and when it expires. Its holder renews it every
+few seconds. Taking and renewing are conditional writes: of two runs that try at once, one gets it.
+On the holder's machine another run takes over as soon as the holder's process is gone, elsewhere
+when the lease has expired; that compares two machines' clocks, which may differ by some seconds.
+
+Our own because a lock service would be one more thing to run, and a lock file without an expiry
+would outlive its holder.
 """
 
 import json
@@ -23,7 +26,7 @@ from lesioncam.storage.store import Store, read_if_there
 LEASE_FILE = "_lesioncam/lease.json"
 LEASE_SECONDS = 60.0
 _RENEW_SECONDS = 15.0
-_ATTEMPTS = 5  # to take a lease that others take and give back meanwhile
+_MAX_ATTEMPTS = 5  # to take a lease that others take and release meanwhile
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class Holder:
     Attributes:
         run_id: of the run.
         host: the machine's name.
-        machine: what else tells it apart: its boot and its space of process numbers.
+        machine: its boot id and process namespace; empty if unknown.
         pid: of the process.
-        process_started: in clock ticks since that boot; a number may be used again.
-        until: when the lease runs out if it is not renewed, in seconds since 1970.
+        process_started: in clock ticks since that boot, because process ids are reused.
+        until: when the lease expires unless renewed, in seconds since 1970.
     """
 
     run_id: str
@@ -47,7 +50,7 @@ class Holder:
     until: float
 
     def is_alive(self) -> bool:
-        """Whether the run may still be at work."""
+        """Whether the run may still be running."""
         if self.machine and self.machine == _machine() and self.host == socket.gethostname():
             started = _process_started(self.pid)
             if started is not None or not _hidden(self.pid):
@@ -56,19 +59,19 @@ class Holder:
 
 
 class LeaseLostError(RunFailedError):
-    """Another run has what a run was at work on, or nobody."""
+    """The output is no longer held by this run."""
 
 
 class Lease:
-    """Holds an output for one run, as a context.
+    """Holds an output for one run; a context manager.
 
     Args:
-        output: where the scores, or the bundle, go.
+        output: the store of the scores, or of the bundle.
         run_id: of the run.
-        flag: that named the output, for messages.
+        flag: the one that named the output, for messages.
 
     Raises:
-        InputError: on entering, another run is at work there.
+        InputError: on entering, another run holds it.
     """
 
     def __init__(self, output: Store, run_id: str, flag: str = "--output"):
@@ -81,12 +84,12 @@ class Lease:
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             if self._write(refuse_other_run(self._output, self._flag)):
                 self._renewer.start()
                 return self
         raise RunFailedError(
-            f"{self._flag}: {self._output.uri} is being taken by others; try again"
+            f"{self._flag}: other runs are starting on {self._output.uri}; try again"
         )
 
     def __exit__(
@@ -97,31 +100,31 @@ class Lease:
     ) -> None:
         self._over.set()
         self._renewer.join()
-        with suppress(LesioncamError):  # the store may be away: then the lease runs out
+        with suppress(LesioncamError):  # the store may be unreachable: then the lease expires
             if not self._lost.is_set() and self._output.read_quickly(LEASE_FILE) == self._held:
                 self._output.delete(LEASE_FILE)
 
     def check(self) -> None:
-        """Make sure that the output is still this run's.
+        """Raise unless the output is still held by this run.
 
         Raises:
-            RunFailedError: it could not be renewed in time, or another run has it.
+            RunFailedError: the lease could not be renewed in time, or another run holds it.
         """
         if self._lost.is_set() or time.time() > self._until:
             raise RunFailedError(
-                f"this run's lease on {self._output.uri} ran out, as it could not be renewed in "
-                f"time; run the same command again"
+                f"this run's lease on {self._output.uri} expired: it could not be renewed in time; "
+                f"run the same command again"
             )
 
-    def _write(self, standing: bytes | None) -> bool:
-        """Take or renew the lease, if what stands there is still `standing`."""
+    def _write(self, current: bytes | None) -> bool:
+        """Take or renew the lease if its file still holds `current`."""
         until = time.time() + LEASE_SECONDS
         holder = Holder(
             self.run_id, socket.gethostname(), _machine(), os.getpid(),
             _process_started(os.getpid()) or 0, until,
         )  # fmt: skip
         content = json.dumps(asdict(holder)).encode()
-        if not self._output.swap(LEASE_FILE, standing, content):
+        if not self._output.swap(LEASE_FILE, current, content):
             return False
         self._held, self._until = content, until
         return True
@@ -133,52 +136,52 @@ class Lease:
                     self._lost.set()
                     return
             except LesioncamError:
-                continue  # the store is away for a moment; `check` knows when it was too long
+                continue  # a store that stays unreachable is noticed by `check`
 
     def _renew_unanswered(self) -> bool:
-        """Renew once more where our own last renewal stands, though its answer was lost."""
-        standing = self._output.read_quickly(LEASE_FILE)
-        holder = _parse(standing)
-        return holder is not None and holder.run_id == self.run_id and self._write(standing)
+        """Renew again if the last renewal was written but its answer was lost."""
+        current = self._output.read_quickly(LEASE_FILE)
+        holder = _parse(current)
+        return holder is not None and holder.run_id == self.run_id and self._write(current)
 
 
 def refuse_other_run(output: Store, flag: str = "--output") -> bytes | None:
-    """Refuse an output, which `flag` named, that another run is at work on.
+    """Refuse an output, named by `flag`, that another run holds.
 
     Returns:
-        What stands there: None, or what a run left that died.
+        The content of the lease file of a dead run; None if there is none.
 
     Raises:
         InputError: with that run's id, process and machine.
     """
-    standing = read_if_there(output, LEASE_FILE)
-    holder = _parse(standing)
+    current = read_if_there(output, LEASE_FILE)
+    holder = _parse(current)
     if holder is not None and holder.is_alive():
         raise InputError(
             f"{flag}: {output.uri} is being written by run {holder.run_id} (process {holder.pid} "
-            f"on {holder.host}); wait for it or stop it, or name another place. If it died, it "
-            f"is followed in {max(0, holder.until - time.time()):.0f} s"
+            f"on {holder.host}); wait for it, stop it or choose another directory; if that run is "
+            f"dead, retry in {max(0, holder.until - time.time()):.0f} s"
         )
-    return standing
+    return current
 
 
 def check_holder(output: Store, run_id: str) -> None:
-    """Make sure that a run still has the output; its workers may outlive it on other machines.
+    """Raise unless a run still holds the output; its workers on other machines may outlive it.
 
     Raises:
-        LeaseLostError: nobody has it, or another run.
+        LeaseLostError: no run holds it, or another one.
         RunFailedError: its store cannot be reached.
-        InputError: its store refuses.
+        InputError: its store refuses access.
     """
     holder = _parse(read_if_there(output, LEASE_FILE))
     if holder is None or holder.run_id != run_id:
         raise LeaseLostError(
-            f"{output.uri} is not run {run_id}'s any more; run the same command again"
+            f"run {run_id} no longer holds {output.uri}; run the same command again"
         )
 
 
 def _parse(content: bytes | None) -> Holder | None:
-    """The holder; None where nobody holds it, or what is there cannot be understood."""
+    """The holder; None if there is none or the file is damaged."""
     if content is None:
         return None
     try:
@@ -189,7 +192,7 @@ def _parse(content: bytes | None) -> Holder | None:
 
 @cache
 def _machine() -> str:
-    """This boot and this space of process numbers; empty where they cannot be told."""
+    """This machine's boot id and process namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -208,7 +211,7 @@ def _process_started(pid: int) -> int | None:
 
 
 def _hidden(pid: int) -> bool:
-    """Whether there is such a process of another user, which /proc may be mounted not to show."""
+    """Whether this is another user's process, which /proc may be mounted to hide."""
     try:
         os.kill(pid, 0)
     except OSError as error:

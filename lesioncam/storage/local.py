@@ -1,4 +1,7 @@
-"""Local: a directory of this machine, or one that is mounted, as a place."""
+"""Local: a directory, on this machine or mounted, as a store.
+
+Knows nothing about images or scores.
+"""
 
 import errno
 import fcntl
@@ -26,12 +29,12 @@ from lesioncam.storage.store import (
 )
 
 _TEMPORARY, _LOCK = ".tmp-", ".lock-"
-_MAX_LISTINGS = 32  # pieces at max_bytes that a directory is listed in, side by side
-_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+_MAX_LISTINGS = 32  # that a directory's folders are divided between
+_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class LocalStore(Store):
-    """A local directory; made at the first write."""
+    """A local directory; created by the first write."""
 
     def __init__(self, path: str):
         self._root = Path(os.path.abspath(path))  # noqa: PTH100  takes `..` out, follows no link
@@ -46,7 +49,7 @@ class LocalStore(Store):
                 yield _entry_of(item)
 
     def parallel_listings(self) -> list[Iterator[Entry]]:
-        """Memory holds the folders' names; each folder's files are listed while it is read."""
+        """Memory holds the folders' names; a folder's files are listed when they are asked for."""
         folders = list(self._folders())
         count = min(_MAX_LISTINGS, len(folders))
         return [self._entries_in(folders[number::count]) for number in range(count)]
@@ -58,7 +61,7 @@ class LocalStore(Store):
         return (_entry_of(item) for folder in folders for item in self._files(folder))
 
     def _folders(self) -> Iterator[str]:
-        """This folder and all below it, each once though links lead there, by names alone."""
+        """This folder and all below it in the order of names, each once even if linked twice."""
         seen: set[tuple[int, int]] = set()
         waiting = [self.uri]
         while waiting:
@@ -66,7 +69,7 @@ class LocalStore(Store):
             try:
                 stat = Path(folder).stat()
             except OSError as error:
-                self._unlisted(error)
+                self._refuse_unlisted(error)
                 continue
             if (stat.st_dev, stat.st_ino) not in seen:
                 seen.add((stat.st_dev, stat.st_ino))
@@ -84,19 +87,19 @@ class LocalStore(Store):
             with os.scandir(folder) as items:
                 yield from items
         except OSError as error:
-            self._unlisted(error)
+            self._refuse_unlisted(error)
 
     def _is_folder(self, item: "os.DirEntry[str]") -> bool:
         try:
             return item.is_dir()
-        except PermissionError as error:  # a link to where nobody may look
-            self._unlisted(error)
-        except OSError:  # a link to itself: reading it will say why
+        except PermissionError as error:  # a link into a folder without access
+            self._refuse_unlisted(error)
+        except OSError:  # a link to itself: reading it will report why
             pass
         return False
 
-    def _unlisted(self, error: OSError) -> None:
-        """Images in a folder that cannot be listed would go missing without a word."""
+    def _refuse_unlisted(self, error: OSError) -> None:
+        """Images in a folder that cannot be listed would be missing without a trace."""
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise InputError(f"cannot list all of {self.uri}: {error.strerror}") from error
 
@@ -137,10 +140,10 @@ class LocalStore(Store):
         return read_if_there(self, name)
 
     def _unwritable(self, error: OSError) -> LesioncamError:
-        """A full disk breaks the run; a place that is no place to write is the user's to mend."""
+        """A full disk fails the run; a directory that cannot be written to is bad input."""
         message = f"cannot write to {self.uri}: {error.strerror}"
-        if error.errno in _PASSING:
-            return RunFailedError(f"{message}; mend that and run the same command again")
+        if error.errno in _TRANSIENT:
+            return RunFailedError(f"{message}; fix that and run the same command again")
         return InputError(message)
 
     def delete(self, name: str) -> None:
@@ -150,8 +153,8 @@ class LocalStore(Store):
             raise self._unwritable(error) from error
 
     def remove_temporary_files(self) -> None:
-        for half in self._root.glob(f"{_TEMPORARY}*"):
-            self.delete(half.name)
+        for file in self._root.glob(f"{_TEMPORARY}*"):
+            self.delete(file.name)
 
     def exists(self, name: str) -> bool:
         return (self._root / name).is_file()
@@ -161,14 +164,14 @@ class LocalStore(Store):
 
 
 def local_path(uri: str) -> str:
-    """The path of a local `uri`: what `file://` stands before is unescaped, a path is itself."""
+    """The path of a local `uri`; one with `file://` is unescaped."""
     return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
 
 
 def read_local(path: str, max_bytes: int | None = None) -> bytes:
     """Read a file of at max_bytes `max_bytes` bytes; `StoreError` as in `read_uri`."""
     try:
-        with open(path, "rb", opener=_at_once) as file:
+        with open(path, "rb", opener=_open_nonblocking) as file:
             check_size(_regular(os.fstat(file.fileno())).st_size, max_bytes)
             return file.read()
     except (OSError, ValueError) as error:
@@ -177,7 +180,7 @@ def read_local(path: str, max_bytes: int | None = None) -> bytes:
 
 @contextmanager
 def open_local(path: str) -> Iterator[BinaryIO]:
-    """Open a file to read in pieces; `StoreError` as in `read_uri`."""
+    """Open a file; `StoreError` as in `read_uri`."""
     with ExitStack() as files:
         try:
             file = files.enter_context(Path(path).open("rb"))
@@ -187,7 +190,7 @@ def open_local(path: str) -> Iterator[BinaryIO]:
 
 
 def stat_local(path: str) -> Entry:
-    """What a listing shows of a local file; `StoreError` as in `read_uri`."""
+    """The entry of one file; `StoreError` as in `read_uri`."""
     try:
         stat = _regular(Path(path).stat())
     except (OSError, ValueError) as error:
@@ -201,20 +204,20 @@ def _entry_of(item: "os.DirEntry[str]") -> Entry:
 
 
 def _regular(stat: os.stat_result) -> os.stat_result:
-    """The same; a device or a pipe may never end, or hang whoever reads it."""
+    """The same, unless it is a device or a pipe, which may block its reader or never end."""
     if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
         raise StoreError(ErrorKind.NOT_FOUND, "a device or a pipe, not a file")
     return stat
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Opens a file; does not wait for a writer where a pipe has an image's name."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open a file, or a pipe without waiting for its writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock; others wait, on other machines too, as NFS locks files that may be written."""
+    """Hold an exclusive lock, also against other machines: NFS locks writable files."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,7 +1,6 @@
 """Masks: lesion outlines as PNG files, one an image, in the image's own frame.
 
-Used to pull maps onto the lesion, and to check where maps and boxes sit. Needs neither
-torch nor Ray.
+Training and evaluation compare maps and boxes with them. Needs neither torch nor Ray.
 """
 
 import io
@@ -35,17 +34,17 @@ def find_masks(uri: str) -> Mapping[str, str]:
 
 
 def read_mask(uri: str, side: int | None = None) -> np.ndarray:
-    """Read a mask as (h, w) bool, or squashed to (side, side).
+    """Read a mask as (h, w) bool, or resized to (side, side) whatever its shape.
 
     Raises:
-        InputError: it may not be read, or not as an image.
+        InputError: there is no such file, access is refused, or it is no PNG image.
         RunFailedError: its store cannot be reached.
     """
-    place = f"--masks: a file in {uri.rpartition('/')[0]}"  # its own name may be a patient's
+    where = f"--masks: a file in {uri.rpartition('/')[0]}"  # its own name may be a patient's
     try:
         content = read_uri(uri)
     except StoreError as error:
-        raise refusal(f"{place} cannot be read", error) from error
+        raise refusal(f"{where} cannot be read", error) from error
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             gray = image.convert("L")
@@ -53,4 +52,4 @@ def read_mask(uri: str, side: int | None = None) -> np.ndarray:
                 gray = gray.resize((side, side), Image.Resampling.BOX)
             return np.asarray(gray) > 127
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{place} is not a PNG mask; remove it") from error
+        raise InputError(f"{where} is not a PNG mask; remove it") from error

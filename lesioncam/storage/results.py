@@ -1,7 +1,7 @@
 """Results: the Parquet under an output, which is also the checkpoint.
 
-Part files appear whole or not at all. Settling merges them once a run is through: what replaces
-what is recorded before anything is removed, so that whoever comes next can finish or undo it.
+Part files appear whole or not at all. A finished run compacts them: what replaces what is recorded
+before anything is removed, so that the next run can finish or undo an interrupted compaction.
 """
 
 import json
@@ -9,9 +9,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count, pairwise, repeat
 
 import numpy as np
 import pyarrow as pa
@@ -21,35 +20,29 @@ import pyarrow.parquet as pq
 from lesioncam.columns import classes_of
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.schema import scores_schema
+from lesioncam.storage.index import Index, open_part, part_names
 from lesioncam.storage.listing import write_table
-from lesioncam.storage.pending import (
-    INDEX_SCHEMA,
-    Partition,
-    partitions,
-    split_newest,
-    with_version,
-)
+from lesioncam.storage.pending import Partition, partitions, split_newest
 from lesioncam.storage.uris import open_store
 
 log = logging.getLogger("lesioncam")
 
 SUCCESS = "_SUCCESS"
-PART_ROWS = 200_000  # rows a settled file aims at
+PART_ROWS = 200_000  # target for the rows of a compacted file
 COMMIT_FILE = "_lesioncam/commit.json"
 
-_VERSION_COLUMNS = ["size", "etag", "last_modified"]
-_FOOTER_THREADS = 16
-_INDEX_THREADS = 4  # parts read at once; a settled one takes some 40 MB
+_THREADS = 16  # files read or deleted at once
+_READ_THREADS = 4  # whole parts in memory at once
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A settling under way: what is added and what is removed.
+    """A compaction under way: what is added and what is removed.
 
     Attributes:
         added: names of the merged files.
         removed: names of the files that they replace.
-        written: whether all that is added stands; only then is anything removed.
+        written: whether all of `added` are written; only then is anything removed.
     """
 
     added: list[str]
@@ -58,14 +51,19 @@ class Commit:
 
 
 class Results:
-    """Everything a scoring run reads and writes under `--output`."""
+    """Everything a scoring run reads and writes under `--output`.
+
+    Reads each part's footer and index columns once, however many of its methods need them; the
+    copy in a temporary directory is removed with this object.
+    """
 
     def __init__(self, uri: str):
         self.store = open_store(uri)
+        self._index = Index(self.store)
 
     def parts(self) -> list[str]:
         """Names of the Parquet files, sorted."""
-        return [n for n in self.store.names() if n.endswith(".parquet") and n[0] != "_"]
+        return part_names(self.store)
 
     def check(self, classes: Sequence[str], model: str) -> None:
         """Refuse an output that another model, or another program, wrote.
@@ -73,93 +71,80 @@ class Results:
         Raises:
             InputError: with both digests and what to do.
         """
-        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-            for _ in threads.map(lambda name: self._check(name, classes, model), self.parts()):
-                pass  # the first refusal is raised here
-
-    def sizes(self) -> dict[str, int]:
-        """Name -> rows of each part, older rows included."""
-        names = self.parts()
-        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-            return dict(zip(names, threads.map(self._size, names), strict=True))
+        self._index.update(lambda name, part: self._check(name, part, classes, model))
 
     def partitions(self, listed: Iterable[pa.Table] = (), images: int = 0) -> Iterator[Partition]:
         """All rows, beside a listing of so many images, a partition at a time."""
-        sizes = self.sizes()
-        return partitions(listed, self._index(list(sizes)), images + sum(sizes.values()))
+        self._index.update()
+        rows = images + sum(self._index.sizes.values())
+        return partitions(listed, self._index.tables(), rows)
 
     def read(self, columns: list[str], image_ids: Collection[str]) -> pa.Table:
         """These columns of the newest row of each image that has one of these ids.
 
         There must be a part. Memory holds a few parts at a time, and the rows returned. The same
-        with or without `_SUCCESS`: a run under way may have written an image anew.
+        with or without `_SUCCESS`: a current run may have scored an image again.
         """
         names, ids = self.parts(), pa.array(image_ids, pa.string())
         order = [("part", "ascending"), ("row_in_part", "ascending")]
-        with ThreadPoolExecutor(_INDEX_THREADS) as threads:
-            found = threads.map(lambda n: self._find(ids, n, names[n]), range(len(names)))
+        with ThreadPoolExecutor(_READ_THREADS) as threads:
+            found = threads.map(self._find, repeat(ids), range(len(names)), names)
             newest = split_newest(pa.concat_tables(found))[0].sort_by(order)
             bounds = np.searchsorted(newest["part"].to_numpy(), np.arange(len(names) + 1))
-            rows = [
-                newest["row_in_part"].slice(start, end - start) for start, end in pairwise(bounds)
-            ]
+            rows = [newest["row_in_part"].slice(a, b - a) for a, b in pairwise(bounds)]
             wanted = [n for n in range(len(names)) if len(rows[n])] or [0]
             read = threads.map(lambda n: self._read(names[n], columns).take(rows[n]), wanted)
             return pa.concat_tables(read)
 
     def count_by_status(self) -> Counter[str]:
         """How many images have a newest row of each status."""
-        names = self.parts()
         if not self.store.exists(SUCCESS):
             newest = (partition.newest for partition in self.partitions())
-            return sum(map(_statuses, newest), start=Counter())
-        with ThreadPoolExecutor(_INDEX_THREADS) as threads:  # compacted: one row an image
-            counts = threads.map(lambda name: _statuses(self._read(name, ["status"])), names)
-            return sum(counts, start=Counter())
+            return sum(map(_count_statuses, newest), start=Counter())
+        with ThreadPoolExecutor(_READ_THREADS) as threads:  # compacted: one row an image
+            tables = threads.map(lambda name: self._read(name, ["status"]), self.parts())
+            return sum(map(_count_statuses, tables), start=Counter())
 
     def schema(self) -> pa.Schema | None:
-        """The schema of what is written; None if nothing is."""
+        """The schema of the scores; None if there are none."""
         names = self.parts()
         if not names:
             return None
-        filesystem, root = self.store.arrow()
-        return pq.read_schema(f"{root}/{names[0]}", filesystem=filesystem)
+        with open_part(self.store, names[0]) as part:
+            return part.schema_arrow
 
     def write_part(self, name: str, table: pa.Table) -> None:
         """Write rows as one Parquet file, whole or not at all."""
         write_table(self.store, name, table)
 
     def compact(self, run_id: str, check: Callable[[], None] = lambda: None) -> None:
-        """Leave one row an image, in few files: drop older rows and merge small parts.
+        """Drop all rows but the newest of each image, and merge small parts.
 
-        What is to be added and removed is recorded first, and nothing is removed before all that
-        replaces it stands; a settling that broke off is finished or undone by `recover`.
+        What is added and removed is recorded first, and nothing is removed before all that
+        replaces it is written; an interrupted compaction is finished or undone by `recover`.
 
         Args:
             run_id: names the merged files.
             check: raises if the output is not this run's any more; called before each write.
         """
         self.recover()
-        sizes = self.sizes()
-        older = pa.concat_tables([one.older for one in self.partitions()])
-        stale = {item["values"]: item["counts"] for item in _counts(older["part"])}
-        current = {name: size - stale.get(n, 0) for n, (name, size) in enumerate(sizes.items())}
+        older = self._older_rows()
+        sizes = self._index.sizes
         small = {name for name, size in sizes.items() if size < PART_ROWS // 2}
-        replaced = {name for name, size in sizes.items() if current[name] < size}
-        replaced |= small if len(small) > 1 else set()
-        groups = _group([(name, current[name]) for name in sizes if name in replaced])
+        replaced = older.keys() | (small if len(small) > 1 else set())
         if not replaced:
             return
+        current = ((n, sizes[n] - len(older.get(n, ()))) for n in sizes if n in replaced)
         names = _unused_names(f"compacted-{run_id}", sizes)
-        added = {next(names): group for group in groups}
+        added = {next(names): group for group in _group(current)}
         log.info("merging %s parts into %s", f"{len(replaced):,}", f"{len(added):,}")
         check()
         self._record(Commit(list(added), sorted(replaced), written=False))
-        numbers = {name: number for number, name in enumerate(sizes)}
         for name, group in added.items():
-            with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-                parts = threads.map(lambda n: self._without(n, numbers[n], older), group)
-                merged = pa.concat_tables(parts)
+            with ThreadPoolExecutor(_THREADS) as threads:
+                merged = pa.concat_tables(
+                    threads.map(lambda n: self._read_without(n, older.get(n)), group)
+                )
             check()
             self.write_part(name, merged)
         check()
@@ -167,7 +152,7 @@ class Results:
         self.recover()
 
     def recover(self) -> None:
-        """Finish a settling that broke off after it had written all its files, else undo it.
+        """Finish an interrupted compaction if all its files are written, else undo it.
 
         Raises:
             RunFailedError: a file that replaces others is gone; nothing is removed then.
@@ -181,34 +166,29 @@ class Results:
                 f"{self.store.uri}: {len(missing)} merged files are missing that replace "
                 f"{len(commit.removed)} others; remove {COMMIT_FILE} and run the same command again"
             )
-        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-            gone = commit.removed if commit.written else commit.added
-            for _ in threads.map(self.store.delete, gone):
-                pass  # what a deletion raises is raised here
+        with ThreadPoolExecutor(_THREADS) as threads:
+            superseded = commit.removed if commit.written else commit.added
+            for _ in threads.map(self.store.delete, superseded):
+                pass  # an exception of a deletion is raised here
         self.store.delete(COMMIT_FILE)
 
     def begin(self) -> None:
-        """From here on the output is not complete; what killed writers left half is removed."""
+        """Mark the output as incomplete, and remove what killed writers left unfinished."""
         self.store.remove_temporary_files()
         self.store.delete(SUCCESS)
 
     def succeed(self) -> None:
-        """Every listed image has its row."""
+        """Mark the output as complete: every listed image has its row."""
         self.store.write(SUCCESS, b"")
 
-    def _check(self, name: str, classes: Sequence[str], model: str) -> None:
-        filesystem, root = self.store.arrow()
-        try:
-            with self._told(name):
-                schema = pq.read_schema(f"{root}/{name}", filesystem=filesystem)
-        except pa.ArrowInvalid:  # not Parquet at all
-            schema = pa.schema([])
+    def _check(self, name: str, part: pq.ParquetFile, classes: Sequence[str], model: str) -> None:
+        schema = part.schema_arrow
         if "model" not in schema.names or not classes_of(schema.names):
             raise InputError(
-                f"--output: {self.store.uri}/{name} was not written by lesioncam; "
-                f"name another output"
+                f"--output: {self.store.uri}/{name} was not written by lesioncam; name another "
+                f"output"
             )
-        models = pc.unique(self._read(name, ["model"])["model"]).to_pylist()
+        models = pc.unique(part.read(["model"])["model"]).to_pylist()
         other = [found for found in models if found != model]
         if other:
             raise InputError(
@@ -225,65 +205,39 @@ class Results:
         self.store.write(COMMIT_FILE, json.dumps(vars(commit)).encode())
 
     def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        filesystem, root = self.store.arrow()
-        with self._told(name):
-            return pq.read_table(
-                f"{root}/{name}", columns=columns, filesystem=filesystem, partitioning=None
-            )
-
-    def _size(self, name: str) -> int:
-        filesystem, root = self.store.arrow()
-        with self._told(name), filesystem.open_input_file(f"{root}/{name}") as file:
-            return int(pq.read_metadata(file).num_rows)
-
-    @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """What pyarrow cannot read, in our own words."""
-        try:
-            yield
-        except OSError as error:
-            raise RunFailedError(f"cannot read {self.store.uri}/{name}: {error}") from error
-
-    def _index(self, names: Sequence[str]) -> Iterator[pa.Table]:
-        """Each part's rows as the ledger wants them; a few parts are read at once."""
-        with ThreadPoolExecutor(_INDEX_THREADS) as threads:
-            for start in range(0, len(names), _INDEX_THREADS):
-                numbers = range(start, min(start + _INDEX_THREADS, len(names)))
-                yield from threads.map(
-                    lambda number: self._index_of(number, names[number]), numbers
-                )
-
-    def _index_of(self, number: int, name: str) -> pa.Table:
-        columns = ["uri", "status", "error_kind", *_VERSION_COLUMNS, "scored_at"]
-        table = with_version(self._read(name, columns))
-        part = pa.array([number] * table.num_rows, pa.int32())
-        row_in_part = pa.array(range(table.num_rows), pa.int64())
-        table = table.append_column("part", part).append_column("row_in_part", row_in_part)
-        return table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+        with open_part(self.store, name) as part:
+            return part.read(columns)
 
     def _find(self, image_ids: pa.Array, number: int, name: str) -> pa.Table:
         """`uri`, `scored_at`, `part` and `row_in_part` of a part's rows of these images."""
-        found = pc.is_in(self._read(name, ["image_id"])["image_id"], image_ids)
-        rows = pa.array(np.flatnonzero(found), pa.int64())
-        table = self._read(name, ["uri", "scored_at"]).take(rows)
-        part = pa.array(np.full(len(rows), number), pa.int32())
-        return table.append_column("part", part).append_column("row_in_part", rows)
+        with open_part(self.store, name) as part:
+            found = pc.is_in(part.read(["image_id"])["image_id"], image_ids)
+            rows = pa.array(np.flatnonzero(found), pa.int64())
+            table = part.read(["uri", "scored_at"]).take(rows)
+        numbers = pa.repeat(pa.scalar(number, pa.int32()), len(rows))
+        return table.append_column("part", numbers).append_column("row_in_part", rows)
 
-    def _without(self, name: str, number: int, older: pa.Table) -> pa.Table:
-        """A part without the rows at its places in `older`."""
+    def _older_rows(self) -> dict[str, np.ndarray]:
+        """Name -> (n,) int64, the rows of a part that are not the newest; only parts with any."""
+        older = pa.concat_tables([partition.older for partition in self.partitions()])
+        older = older.sort_by("part")
+        parts, rows = older["part"].to_numpy(), older["row_in_part"].to_numpy()
+        names = list(self._index.sizes)
+        bounds = pairwise(np.searchsorted(parts, np.arange(len(names) + 1)))
+        return {name: rows[a:b] for name, (a, b) in zip(names, bounds, strict=True) if a < b}
+
+    def _read_without(self, name: str, rows: np.ndarray | None) -> pa.Table:
         table = self._read(name)
-        gone = older["row_in_part"].filter(pc.equal(older["part"], number))
-        places = pa.array(range(table.num_rows), pa.int64())
-        return table.filter(pc.invert(pc.is_in(places, gone.combine_chunks())))
+        if rows is None:
+            return table
+        keep = np.ones(table.num_rows, bool)
+        keep[rows] = False
+        return table.filter(pa.array(keep))
 
 
-def _counts(column: pa.ChunkedArray) -> list[dict[str, int]]:
-    counts: list[dict[str, int]] = pc.value_counts(column).to_pylist()
-    return counts
-
-
-def _statuses(rows: pa.Table) -> Counter[str]:
-    return Counter({str(item["values"]): item["counts"] for item in _counts(rows["status"])})
+def _count_statuses(rows: pa.Table) -> Counter[str]:
+    counts = pc.value_counts(rows["status"]).to_pylist()
+    return Counter({str(item["values"]): item["counts"] for item in counts})
 
 
 def _group(parts: Iterable[tuple[str, int]]) -> Iterator[list[str]]:

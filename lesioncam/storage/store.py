@@ -1,6 +1,9 @@
-"""Place: what the rest knows of a local directory or an `s3://` prefix, whichever it is.
+"""Store: the interface of a local directory and of an `s3://` prefix.
 
-A write appears whole or not at all in both. Knows nothing about images or scores.
+A write appears whole or not at all. Knows nothing about images or scores.
+
+Our own protocol instead of fsspec: it has the atomic swap that a lease needs, and errors with the
+kinds of the schema.
 """
 
 import os
@@ -33,9 +36,9 @@ class Entry:
 
     Attributes:
         uri: absolute path, or `s3://bucket/key`, unescaped.
-        size: bytes; None where it could not be found out.
+        size: bytes; None if unknown.
         etag: S3's, without quotes; None for local files.
-        last_modified: UTC; None where it could not be found out.
+        last_modified: UTC; None if unknown.
     """
 
     uri: str
@@ -50,16 +53,16 @@ class Store(Protocol):
     uri: str
 
     def join(self, name: str) -> "Store":
-        """The place below this one."""
+        """The store below this one."""
 
     def entries(self) -> Iterator[Entry]:
-        """Every file below this place, at any depth, always in the same order."""
+        """Every file in this store, at any depth, always in the same order."""
 
     def parallel_listings(self) -> list[Iterator[Entry]]:
-        """What `entries` gives, in any order, as iterators that threads may read in parallel."""
+        """The entries in any order, as iterators that threads may read in parallel."""
 
     def names(self) -> list[str]:
-        """Names of the files directly at this place, sorted."""
+        """Names of the files at the top level, sorted."""
 
     def read(self, name: str) -> bytes:
         """Read a file whole; `StoreError` if that fails."""
@@ -68,44 +71,47 @@ class Store(Protocol):
         """Write a file whole; it appears complete or not at all, and replaces an older one."""
 
     def swap(self, name: str, expected: bytes | None, data: bytes) -> bool:
-        """Write a file if it still holds `expected` (None: if there is none); False if it does not.
+        """Write a file only if it holds `expected` (None: if there is none).
 
-        Of several that try at once, one succeeds.
+        Of several processes that try at once, one succeeds.
+
+        Returns:
+            Whether it was written.
         """
 
     def read_quickly(self, name: str) -> bytes | None:
-        """Read a file whole, None if there is none; for what must not wait as long as `read`."""
+        """Read a file whole with few retries; None if there is none."""
 
     def delete(self, name: str) -> None:
         """Remove a file; no error if there is none."""
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
 
     def check_writable(self) -> None:
-        """Write and remove a file, by a name that pyarrow has too; else an error of one line."""
+        """Raise a `LesioncamError` unless a file can be written, by a name pyarrow accepts too."""
         self.arrow()
         name = f"_writable-{os.getpid()}"
         self.write(name, b"")
         self.delete(name)
 
     def remove_temporary_files(self) -> None:
-        """Remove what killed writers left unfinished; nobody else may be writing."""
+        """Remove the unfinished files of killed writers; no other process may be writing."""
         return
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        """The same place for pyarrow."""
+        """A filesystem of pyarrow, and the path of this store in it."""
 
 
 def check_size(size: int, max_bytes: int | None) -> None:
-    """Refuse what is larger than `max_bytes` bytes; None for any number."""
+    """Raise a `StoreError` for more than `max_bytes` bytes; None for no limit."""
     if max_bytes is not None and size > max_bytes:
         limit = f"{max_bytes / 2**30:g} GiB"
         raise StoreError(ErrorKind.TOO_LARGE, f"{size:,} bytes; the limit is {limit}")
 
 
 def stat_or_unknown(stat: Callable[[str], Entry], uri: str) -> Entry:
-    """What `stat` finds out of a file; where that is nothing, reading it will say why."""
+    """The entry by `stat`, or one without size and time: reading the file will report why."""
     try:
         return stat(uri)
     except StoreError:
@@ -113,13 +119,13 @@ def stat_or_unknown(stat: Callable[[str], Entry], uri: str) -> Entry:
 
 
 def refusal(what: str, failure: StoreError) -> LesioncamError:
-    """A store's failure outside any one image: the user's to mend, or the store's."""
+    """The error that reports a store's failure outside any one image."""
     kind = RunFailedError if failure.kind is ErrorKind.UNREACHABLE else InputError
     return kind(f"{what}: {failure.message}")
 
 
 def read_if_there(store: Store, name: str) -> bytes | None:
-    """Read a file whole with all of a store's patience; None if there is none."""
+    """Read a file whole with all retries; None if there is none."""
     try:
         return store.read(name)
     except StoreError as error:

@@ -1,4 +1,4 @@
-"""Store: the place that a flag names, and one file or object by its `uri`."""
+"""URIs: the store that a flag names, and one file or object by its `uri`."""
 
 from contextlib import AbstractContextManager
 from typing import BinaryIO
@@ -10,7 +10,7 @@ from lesioncam.storage.store import Entry, Store
 
 
 def open_store(uri: str) -> Store:
-    """The place a flag names: a local path, `file://` or `s3://bucket/prefix`."""
+    """The store at a local path, `file://` or `s3://bucket/prefix`."""
     scheme = uri.partition("://")[0] if "://" in uri else ""
     if scheme == "s3":
         return S3Store(uri)
@@ -35,12 +35,12 @@ def read_uri(uri: str, max_bytes: int | None = None) -> bytes:
 
 
 def open_uri(uri: str) -> AbstractContextManager[BinaryIO]:
-    """Open one file or object of any size, to read in pieces; `StoreError` as in `read_uri`."""
+    """Open one file or object of any size; `StoreError` as in `read_uri`."""
     return open_s3(uri) if _is_s3(uri) else open_local(local_path(uri))
 
 
 def stat_uri(uri: str) -> Entry:
-    """What a listing would show of one `uri`; `StoreError` as in `read_uri`."""
+    """The entry of one `uri`; `StoreError` as in `read_uri`."""
     return stat_s3(uri) if _is_s3(uri) else stat_local(local_path(uri))
 
 

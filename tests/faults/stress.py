@@ -22,7 +22,7 @@ import torch
 
 from lesioncam.settings import BACKBONES, CropRule, ModelSettings
 from lesioncam.storage.bundle import Bundle, save_bundle
-from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.s3_client import s3_client
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.faults.proxy import Proxy
 from tests.faults.scenarios import LOCAL, REMOTE, Scenario

@@ -1,4 +1,4 @@
-"""Fixtures and words for what has a local and an s3:// form: one test runs against both."""
+"""Fixtures for what can be local and on s3://: one test runs against both."""
 
 import errno
 import os
@@ -11,20 +11,20 @@ import pytest
 from botocore.stub import Stubber
 
 from lesioncam.errors import LesioncamError
-from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.s3_client import s3_client
 from lesioncam.storage.uris import open_store
 
 
 @pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place, as a local directory and as a prefix of a bucket."""
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty location: a local directory, and a prefix of a bucket."""
     if request.param == "s3":
-        return f"s3://{request.getfixturevalue('bucket')}/top/place"
-    return str(tmp_path / "top" / "place")
+        return f"s3://{request.getfixturevalue('bucket')}/top/below"
+    return str(tmp_path / "top" / "below")
 
 
 @pytest.fixture
-def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def no_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder with images, one of its folders not to be listed; root may list any."""
     store = open_store(str(tmp_path))
     store.write("open/a.jpg", b"1")
@@ -44,7 +44,7 @@ def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def refused(
     *parts: str, kind: type[LesioncamError] = LesioncamError, without: tuple[str, ...] = ()
 ) -> Iterator[None]:
-    """Expect an error told in one line that holds every part and nothing of `without`."""
+    """Expect an error of one line that has every part and nothing of `without`."""
     with pytest.raises(kind) as caught:
         yield
     message = str(caught.value)

@@ -49,9 +49,9 @@ def rendered(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def rewrite(place: str, change: Callable[[Content], None]) -> None:
+def rewrite(location: str, change: Callable[[Content], None]) -> None:
     """Change `bundle.json` as someone would who also fixes its digest."""
-    store = open_store(place)
+    store = open_store(location)
     content = json.loads(store.read("bundle.json"))
     del content["digest"]
     change(content)
@@ -59,20 +59,20 @@ def rewrite(place: str, change: Callable[[Content], None]) -> None:
     store.write("bundle.json", rendered(content))
 
 
-def put_in(place: str, name: str, data: bytes) -> None:
+def put_in(location: str, name: str, data: bytes) -> None:
     """Replace a file and fix all digests."""
-    open_store(place).write(name, data)
+    open_store(location).write(name, data)
     rewrite(
-        place, lambda content: content["files"].update({name: hashlib.sha256(data).hexdigest()})
+        location, lambda content: content["files"].update({name: hashlib.sha256(data).hexdigest()})
     )
 
 
 # Round trip
 
 
-def test_comes_back_as_it_was_saved(place: str, bundle: Bundle) -> None:
-    digest = save_bundle(bundle, place, CARD)
-    loaded = load_bundle(place)
+def test_comes_back_as_it_was_saved(location: str, bundle: Bundle) -> None:
+    digest = save_bundle(bundle, location, CARD)
+    loaded = load_bundle(location)
     assert loaded.settings == bundle.settings
     assert loaded.digest == digest
     assert loaded.training == bundle.training
@@ -82,7 +82,7 @@ def test_comes_back_as_it_was_saved(place: str, bundle: Bundle) -> None:
         assert saved.keys() == found.keys()
         assert all(torch.equal(saved[name], found[name]) for name in saved)
         assert all(saved[name].dtype == found[name].dtype for name in saved)
-    store = open_store(place)
+    store = open_store(location)
     assert store.read("README.md").decode() == CARD
     assert {entry.uri.removeprefix(store.uri + "/") for entry in store.entries()} == set(FILES)
 
@@ -262,7 +262,7 @@ BAD: dict[str, tuple[Callable[[Content], None], str]] = {
     "no model": (lambda content: content.pop("model"), "missing model"),
     "model a list": (lambda content: content.update(model=[]), "model is []"),
     "files a list": (lambda content: content.update(files=[]), "files is []"),
-    "a file left out": (lambda content: content["files"].pop("README.md"), "README.md"),
+    "a file missing": (lambda content: content["files"].pop("README.md"), "README.md"),
     "unknown model key": (model(more=1), "'model.more'"),
     "more classes than tensors": (model(classes=["a", "b", "c", "d"]), "stage1.safetensors"),
     "another backbone": (model(backbone="vgg11"), "stage1.safetensors"),
@@ -295,7 +295,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[by
 WRONG_TENSORS: dict[str, Callable[[bytes], bytes]] = {
     "shape": tensors(lambda state: state.update({"linear.bias": torch.zeros(4)})),
     "order of axes": tensors(lambda state: state.update({"linear.weight": torch.zeros(4, 3)})),
-    "one left out": tensors(lambda state: state.pop("linear.bias")),
+    "one missing": tensors(lambda state: state.pop("linear.bias")),
     "one too many": tensors(lambda state: state.update({"more": torch.zeros(1)})),
     "cut short": lambda data: data[:-4],
     "huge header": lambda data: b"\xff" * 8 + data[8:],
@@ -328,8 +328,8 @@ class Trap:
 def test_a_pickle_is_refused_and_does_not_run(
     tmp_path: Path, bundle: Bundle, torch_file: bool
 ) -> None:
-    place = str(tmp_path / "bundle")
-    save_bundle(bundle, place, CARD)
+    location = str(tmp_path / "bundle")
+    save_bundle(bundle, location, CARD)
     sprung = tmp_path / "sprung"
     if torch_file:
         torch.save({"linear.bias": Trap(sprung)}, tmp_path / "trap.pt")
@@ -339,7 +339,7 @@ def test_a_pickle_is_refused_and_does_not_run(
         pickle.loads(data)
         assert sprung.exists()  # the trap works
         sprung.unlink()
-    put_in(place, "stage1.safetensors", data)
+    put_in(location, "stage1.safetensors", data)
     with refused("--bundle", "stage1.safetensors", kind=InputError):
-        load_bundle(place)
+        load_bundle(location)
     assert not sprung.exists()

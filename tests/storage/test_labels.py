@@ -20,17 +20,17 @@ OFFICIAL = (
 )
 
 
-def read(place: str, text: str | bytes, rest_class: str = "nevus") -> Labels:
-    open_store(place).write("labels.csv", text if isinstance(text, bytes) else text.encode())
-    return read_labels(f"{place}/labels.csv", rest_class)
+def read(location: str, text: str | bytes, rest_class: str = "nevus") -> Labels:
+    open_store(location).write("labels.csv", text if isinstance(text, bytes) else text.encode())
+    return read_labels(f"{location}/labels.csv", rest_class)
 
 
 def by_name(labels: Labels) -> dict[str, str]:
     return {name: labels.classes[index] for name, index in labels.by_id.items()}
 
 
-def test_reads_the_official_format(place: str) -> None:
-    labels = read(place, OFFICIAL)
+def test_reads_the_official_format(location: str) -> None:
+    labels = read(location, OFFICIAL)
     assert labels.classes == CLASSES
     assert labels.target_classes == ("melanoma", "seborrheic_keratosis")
     assert labels.ids == ("ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4")
@@ -52,37 +52,37 @@ def test_reads_the_official_format(place: str) -> None:
     ],
     ids=["image", "crlf", "whole numbers", "no last newline", "blank end", "mark", "blanks"],
 )
-def test_reads_its_variants_alike(place: str, text: str) -> None:
-    labels, official = read(place, text), read(place, OFFICIAL)
+def test_reads_its_variants_alike(location: str, text: str) -> None:
+    labels, official = read(location, text), read(location, OFFICIAL)
     assert by_name(labels) == by_name(official)
     assert labels.classes == official.classes
     assert labels.target_classes == official.target_classes
 
 
-def test_the_id_column_may_stand_anywhere(place: str) -> None:
-    labels = read(place, "b,image,a\n0,x,1\n1,y,0\n")
+def test_the_id_column_may_stand_anywhere(location: str) -> None:
+    labels = read(location, "b,image,a\n0,x,1\n1,y,0\n")
     assert labels.classes == ("b", "a")
     assert by_name(labels) == {"x": "a", "y": "b"}
 
 
-def test_ids_stay_text(place: str) -> None:
-    assert read(place, "image,a\n007,1\n7,0\nNA,1\n1e3,0\n").ids == ("007", "7", "NA", "1e3")
+def test_ids_stay_text(location: str) -> None:
+    assert read(location, "image,a\n007,1\n7,0\nNA,1\n1e3,0\n").ids == ("007", "7", "NA", "1e3")
 
 
-def test_rows_without_a_1_are_of_the_rest_class(place: str) -> None:
-    labels = read(place, OFFICIAL, rest_class="other")
+def test_rows_without_a_1_are_of_the_rest_class(location: str) -> None:
+    labels = read(location, OFFICIAL, rest_class="other")
     assert labels.classes == ("melanoma", "seborrheic_keratosis", "other")
     assert by_name(labels)["ISIC_4"] == "other"
 
 
-def test_a_fully_one_hot_file_has_no_rest_class(place: str) -> None:
-    labels = read(place, "image,MEL,NV,BCC\na,1,0,0\nb,0,1,0\nc,0,0,1\n", rest_class="NV")
+def test_a_fully_one_hot_file_has_no_rest_class(location: str) -> None:
+    labels = read(location, "image,MEL,NV,BCC\na,1,0,0\nb,0,1,0\nc,0,0,1\n", rest_class="NV")
     assert labels.classes == labels.target_classes == ("MEL", "NV", "BCC")
     assert labels.class_indices.tolist() == [0, 1, 2]
 
 
-def test_missing_classes_are_those_that_do_not_occur(place: str) -> None:
-    labels = read(place, OFFICIAL)
+def test_missing_classes_are_those_that_do_not_occur(location: str) -> None:
+    labels = read(location, OFFICIAL)
     assert labels.missing_classes(labels.class_indices) == []
     assert labels.missing_classes(np.array([2, 2, 0])) == ["seborrheic_keratosis"]
     assert labels.missing_classes(np.array([], np.int64)) == list(CLASSES)
@@ -137,14 +137,14 @@ def test_refuses_in_one_line_without_ids(tmp_path: Path, text: str, parts: list[
 @pytest.mark.parametrize(
     "data", [b"\x89PNG\r\n\x1a\n\xff\xfe", b"\x00" * 100, b"image,a\n\xff,1\n"]
 )
-def test_refuses_what_is_not_a_csv(place: str, data: bytes) -> None:
-    with refused("--labels", f"{place}/labels.csv", kind=InputError):
-        read(place, data)
+def test_refuses_what_is_not_a_csv(location: str, data: bytes) -> None:
+    with refused("--labels", f"{location}/labels.csv", kind=InputError):
+        read(location, data)
 
 
-def test_refuses_a_file_that_is_not_there(place: str) -> None:
-    with refused("--labels", f"{place}/labels.csv", "no such", kind=InputError):
-        read_labels(f"{place}/labels.csv", "nevus")
+def test_refuses_a_file_that_is_not_there(location: str) -> None:
+    with refused("--labels", f"{location}/labels.csv", "no such", kind=InputError):
+        read_labels(f"{location}/labels.csv", "nevus")
 
 
 def test_a_server_that_is_away_is_one_line(unreachable: str) -> None:
@@ -152,16 +152,16 @@ def test_a_server_that_is_away_is_one_line(unreachable: str) -> None:
         read_labels(f"{unreachable}/labels.csv", "nevus")
 
 
-def test_names_the_flag_it_was_given(place: str) -> None:
+def test_names_the_flag_it_was_given(location: str) -> None:
     with refused("--val-labels", kind=InputError, without=("--labels",)):
-        read_labels(f"{place}/labels.csv", "nevus", "--val-labels")
+        read_labels(f"{location}/labels.csv", "nevus", "--val-labels")
 
 
 # Images and labels
 
 
-def test_match_joins_by_id_and_counts_the_rest(place: str) -> None:
-    labels = read(place, OFFICIAL)
+def test_match_joins_by_id_and_counts_the_rest(location: str) -> None:
+    labels = read(location, OFFICIAL)
     found = match(labels, ["ISIC_9", "ISIC_3", "ISIC_1", "ISIC_3", "ISIC_8", "ISIC_1", "ISIC_9"])
     assert found.rows.tolist() == [1, 2]
     assert found.class_indices.tolist() == [1, 2]
@@ -169,14 +169,14 @@ def test_match_joins_by_id_and_counts_the_rest(place: str) -> None:
     assert (found.unlabeled, found.unused, found.duplicates) == (3, 2, 2)
 
 
-def test_match_of_nothing_leaves_all_labels(place: str) -> None:
-    found = match(read(place, OFFICIAL), [])
+def test_match_of_nothing_leaves_all_labels(location: str) -> None:
+    found = match(read(location, OFFICIAL), [])
     assert found.rows.tolist() == found.class_indices.tolist() == []
     assert (found.unlabeled, found.unused, found.duplicates) == (0, 4, 0)
 
 
-def test_match_of_all_leaves_nothing(place: str) -> None:
-    labels = read(place, OFFICIAL)
+def test_match_of_all_leaves_nothing(location: str) -> None:
+    labels = read(location, OFFICIAL)
     found = match(labels, iter(reversed(labels.ids)))
     assert found.rows.tolist() == [0, 1, 2, 3]
     assert found.class_indices.tolist() == labels.class_indices.tolist()[::-1]

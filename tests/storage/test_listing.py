@@ -32,18 +32,18 @@ from lesioncam.storage.listing import (
     write_manifest,
 )
 from lesioncam.storage.parallel import merge_parallel
-from lesioncam.storage.s3 import s3_client
+from lesioncam.storage.s3_client import s3_client
 from lesioncam.storage.store import Entry
 from lesioncam.storage.uris import open_store
 from tests.storage.conftest import refused
 
 
-def fill(place: str, *names: str) -> None:
+def fill(location: str, *names: str) -> None:
     for name in names:
-        open_store(place).write(name, b"12345")
+        open_store(location).write(name, b"12345")
 
 
-def write_list(place: str, ending: str, uris: Sequence[str | None], column: str = "uri") -> str:
+def write_list(location: str, ending: str, uris: Sequence[str | None], column: str = "uri") -> str:
     """A list of uris beside other columns; returns its own uri."""
     frame = pd.DataFrame({"note": ["x"] * len(uris), column: list(uris)})
     sink = io.BytesIO()
@@ -51,8 +51,8 @@ def write_list(place: str, ending: str, uris: Sequence[str | None], column: str 
         frame.to_csv(sink, index=False)
     else:
         frame.to_parquet(sink)
-    open_store(place).write(f"list.{ending}", sink.getvalue())
-    return f"{place}/list.{ending}"
+    open_store(location).write(f"list.{ending}", sink.getvalue())
+    return f"{location}/list.{ending}"
 
 
 def uris(listing: Listing) -> list[str]:
@@ -65,13 +65,13 @@ ENDINGS = pytest.mark.parametrize("ending", ["csv", "parquet"])
 # Directories and prefixes
 
 
-def test_lists_recursively(place: str) -> None:
-    fill(place, "a.jpg", "b/c.jpg", "b/d/e/f.png")
-    expected = {f"{place}/a.jpg", f"{place}/b/c.jpg", f"{place}/b/d/e/f.png"}
-    listing = Listing(place)
+def test_lists_recursively(location: str) -> None:
+    fill(location, "a.jpg", "b/c.jpg", "b/d/e/f.png")
+    expected = {f"{location}/a.jpg", f"{location}/b/c.jpg", f"{location}/b/d/e/f.png"}
+    listing = Listing(location)
     assert set(uris(listing)) == expected
     assert not listing.skipped
-    assert set(uris(Listing(place + "/"))) == expected
+    assert set(uris(Listing(location + "/"))) == expected
 
 
 def test_describes_what_was_skipped() -> None:
@@ -80,16 +80,18 @@ def test_describes_what_was_skipped() -> None:
     assert describe_skipped({LISTED_TWICE: 1}) == "skipped 1 file: 1 listed twice"
 
 
-def test_lists_what_the_store_knows(place: str) -> None:
-    fill(place, "a.jpg")
-    assert list(Listing(place)) == list(open_store(place).entries())
+def test_lists_what_the_store_knows(location: str) -> None:
+    fill(location, "a.jpg")
+    assert list(Listing(location)) == list(open_store(location).entries())
 
 
-def test_counts_what_is_not_an_image_as_ignored(place: str) -> None:
-    fill(place, "a.jpg", "a_superpixels.png", "b/A_Superpixels.PNG", "notes.txt", "jpg", "x/.jpg")
-    fill(place, "b.jpg.part", "c.csv")
-    listing = Listing(place)
-    assert uris(listing) == [f"{place}/a.jpg"]
+def test_counts_what_is_not_an_image_as_skipped(location: str) -> None:
+    fill(
+        location, "a.jpg", "a_superpixels.png", "b/A_Superpixels.PNG", "notes.txt", "jpg", "x/.jpg"
+    )
+    fill(location, "b.jpg.part", "c.csv")
+    listing = Listing(location)
+    assert uris(listing) == [f"{location}/a.jpg"]
     assert listing.skipped == {"superpixels": 2, ".txt": 1, ".csv": 1, "other": 3}
 
 
@@ -109,16 +111,16 @@ def test_takes_nothing_else_for_an_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["/x/superpixels.png", "/x/a_superpixels.jpg", "/x/a.b.jpg"])
-def test_takes_names_that_only_look_ignored(name: str) -> None:
+def test_takes_names_that_only_seem_skipped(name: str) -> None:
     assert is_image_name(name)
 
 
-def test_a_place_without_images_is_refused(place: str) -> None:
-    fill(place, "notes.txt", "a_superpixels.png")
+def test_a_location_without_images_is_refused(location: str) -> None:
+    fill(location, "notes.txt", "a_superpixels.png")
     with refused(
-        "--images", place, "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
+        "--images", location, "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
     ):
-        list(Listing(place))
+        list(Listing(location))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -126,17 +128,17 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         list(Listing(str(tmp_path)))
 
 
-def test_a_place_that_is_not_there_is_refused(place: str) -> None:
-    with refused("--images", place, kind=InputError):
-        list(Listing(place))
+def test_a_location_that_is_not_there_is_refused(location: str) -> None:
+    with refused("--images", location, kind=InputError):
+        list(Listing(location))
 
 
-def test_the_flag_in_messages_is_the_one_given(place: str) -> None:
-    with refused("--val-images", place, kind=InputError):
-        list(Listing(place, "--val-images"))
+def test_the_flag_in_messages_is_the_one_given(tmp_path: Path) -> None:
+    with refused("--val-images", str(tmp_path), kind=InputError):
+        list(Listing(str(tmp_path), "--val-images"))
 
 
-def test_a_single_image_is_no_place(tmp_path: Path) -> None:
+def test_a_single_image_is_no_source(tmp_path: Path) -> None:
     fill(str(tmp_path), "a.jpg")
     with refused("--images", "a.jpg", kind=InputError):
         list(Listing(str(tmp_path / "a.jpg")))
@@ -147,7 +149,7 @@ def test_a_bucket_that_is_not_there_is_refused(s3_server: str) -> None:
         list(Listing("s3://no-such-bucket/x"))
 
 
-def test_a_server_that_is_away_breaks_the_run(unreachable: str) -> None:
+def test_a_server_that_is_away_fails_the_run(unreachable: str) -> None:
     with refused(unreachable, kind=RunFailedError):
         list(Listing(unreachable))
 
@@ -173,7 +175,7 @@ def put(bucket: str, keys: Iterable[str]) -> None:
 
 
 def either_way(source: str) -> list[str]:
-    """The names of a place's images, sorted, which are the same in order and unordered."""
+    """The names of a source's images, sorted, which are the same in order and unordered."""
     in_order, unordered = Listing(source), Listing(source)
     entries = sorted(in_order, key=lambda entry: entry.uri)
     assert sorted(unordered.unordered(), key=lambda entry: entry.uri) == entries
@@ -181,16 +183,16 @@ def either_way(source: str) -> list[str]:
     return [entry.uri.removeprefix(source + "/") for entry in entries]
 
 
-@pytest.fixture(params=[1000, 7, 1])
+@pytest.fixture(params=[7, 1])
 def keys_a_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of the server hold so many keys and prefixes."""
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", str(request.param))
 
 
-def test_a_tree_is_listed_either_way(place: str) -> None:
+def test_a_tree_is_listed_either_way(location: str) -> None:
     names = ["a.jpg", "b/c.jpg", "b/d/e/f.png", "b/d/g.jpg", "h/i/j/k/l/m.jpg", "h/i.jpg", "z.jpg"]
-    fill(place, *names)
-    assert either_way(place) == sorted(names)
+    fill(location, *names)
+    assert either_way(location) == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_many_local_folders_are_listed_either_way(tmp_path: Path) -> None:
     assert either_way(str(tmp_path)) == sorted(names)
 
 
-@pytest.mark.parametrize("keys_at", ["top/", "top/a/", "top/a/b/c/", ""])
+@pytest.mark.parametrize("keys_at", ["top/", "top/a/b/c/"])
 def test_more_keys_than_a_page_holds_are_listed_either_way(bucket: str, keys_at: str) -> None:
     many = [f"{keys_at}{number:04d}.jpg" for number in range(1001)]
     others = [f"top/a/{number}/b.jpg" for number in range(5)] + ["top/a.jpg", "top/z/b.jpg"]
@@ -240,10 +242,10 @@ ODD_PARTS = [
 ]  # fmt: skip
 
 
-def test_odd_names_are_listed_either_way(place: str) -> None:
+def test_odd_names_are_listed_either_way(location: str) -> None:
     names = [f"{part}/{part}.jpg" for part in ODD_PARTS] + [f"{part}.jpg" for part in ODD_PARTS]
-    fill(place, *names)
-    assert either_way(place) == sorted(names)
+    fill(location, *names)
+    assert either_way(location) == sorted(names)
 
 
 def test_keys_that_are_no_paths_are_listed_either_way(bucket: str, keys_a_page: None) -> None:
@@ -270,23 +272,23 @@ def test_empty_directory_objects_are_not_listed_either_way(bucket: str, keys_a_p
     assert not listing.skipped
 
 
-def test_unordered_counts_each_ignored_file_once(place: str) -> None:
+def test_unordered_counts_each_skipped_file_once(tmp_path: Path) -> None:
     names = [f"{number % 3}/{number}/notes.txt" for number in range(20)]
-    fill(place, "a.jpg", "a_superpixels.png", "0/b.jpg", *names)
-    listing = Listing(place)
+    fill(str(tmp_path), "a.jpg", "a_superpixels.png", "0/b.jpg", *names)
+    listing = Listing(str(tmp_path))
     assert len(list(listing.unordered())) == 2
     assert listing.skipped == {".txt": 20, "superpixels": 1}
 
 
-def test_a_place_without_images_is_refused_unordered_too(place: str) -> None:
-    fill(place, "notes.txt", "b/a_superpixels.png")
+def test_a_location_without_images_is_refused_unordered_too(tmp_path: Path) -> None:
+    fill(str(tmp_path), "notes.txt", "b/a_superpixels.png")
     with refused(
-        "--images", place, "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
+        "--images", str(tmp_path), "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
     ):
-        list(Listing(place).unordered())
+        list(Listing(str(tmp_path)).unordered())
 
 
-def test_a_place_that_cannot_be_listed_is_refused_unordered_too(
+def test_a_location_that_cannot_be_listed_is_refused_unordered_too(
     s3_server: str, tmp_path: Path
 ) -> None:
     for source in ("s3://no-such-bucket/x", "gs://bucket/x", str(tmp_path / "none")):
@@ -294,21 +296,21 @@ def test_a_place_that_cannot_be_listed_is_refused_unordered_too(
             list(Listing(source).unordered())
 
 
-def test_a_server_that_is_away_breaks_the_run_unordered_too(unreachable: str) -> None:
+def test_a_server_that_is_away_fails_the_run_unordered_too(unreachable: str) -> None:
     with refused(unreachable, kind=RunFailedError):
         list(Listing(unreachable).unordered())
 
 
-def test_a_folder_that_may_not_be_read_is_told_unordered_too(shut: str) -> None:
-    with refused(shut, kind=InputError):
-        list(Listing(shut).unordered())
+def test_a_folder_that_may_not_be_read_is_refused_unordered_too(no_access: str) -> None:
+    with refused(no_access, kind=InputError):
+        list(Listing(no_access).unordered())
 
 
-@pytest.mark.parametrize("faulty", ["top/00/", "top/17/", "top/49/"])
+@pytest.mark.parametrize("faulty", ["top/00/", "top/49/"])
 @pytest.mark.parametrize(
     ("code", "kind"), [("AccessDenied", InputError), ("InternalError", RunFailedError)]
 )
-def test_a_fault_in_one_branch_is_raised(
+def test_a_fault_in_one_listing_is_raised(
     bucket: str, monkeypatch: pytest.MonkeyPatch, faulty: str, code: str, kind: type[Any]
 ) -> None:
     put(bucket, [f"top/{number:02d}/{name}.jpg" for number in range(50) for name in "abc"])
@@ -338,16 +340,16 @@ def close(entries: Iterator[Any]) -> None:
 
 @pytest.fixture
 def threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads soon have drawn more than they may, and wait."""
+    """Threads soon have read as much as they may, and wait."""
     monkeypatch.setattr("lesioncam.storage.parallel._BATCH_ITEMS", 2)
     monkeypatch.setattr("lesioncam.storage.parallel._MAX_BATCHES", 1)
 
 
 @pytest.mark.parametrize("taken", [1, 30])
-def test_closing_early_leaves_no_threads(place: str, threads_wait: None, taken: int) -> None:
-    fill(place, *(f"{number % 40}/{number}.jpg" for number in range(80)))
+def test_closing_early_leaves_no_threads(location: str, threads_wait: None, taken: int) -> None:
+    fill(location, *(f"{number % 40}/{number}.jpg" for number in range(80)))
     before = listing_threads()
-    entries = Listing(place).unordered()
+    entries = Listing(location).unordered()
     for _ in range(taken):
         next(entries)
     assert listing_threads() > before
@@ -370,57 +372,56 @@ def test_closing_a_list_early_leaves_no_threads(
     assert listing_threads() <= before
 
 
-def test_forgetting_a_listing_leaves_no_threads(place: str, threads_wait: None) -> None:
-    fill(place, *(f"{number % 40}/{number}.jpg" for number in range(80)))
+def test_forgetting_a_listing_leaves_no_threads(tmp_path: Path, threads_wait: None) -> None:
+    fill(str(tmp_path), *(f"{number % 40}/{number}.jpg" for number in range(80)))
     before = listing_threads()
-    assert next(Listing(place).unordered())
+    assert next(Listing(str(tmp_path)).unordered())
     assert listing_threads() <= before
 
 
-def test_a_listing_that_was_not_begun_has_no_threads(place: str) -> None:
-    fill(place, "a.jpg", "b/c.jpg")
+def test_a_listing_that_was_not_begun_has_no_threads(tmp_path: Path) -> None:
+    fill(str(tmp_path), "a.jpg", "b/c.jpg")
     before = listing_threads()
-    entries = Listing(place).unordered()
+    entries = Listing(str(tmp_path)).unordered()
     assert listing_threads() <= before
     close(entries)
 
 
-@pytest.mark.parametrize("threads", [1, 3, 50])
-@pytest.mark.parametrize("drawn", [1, 3, 1000])
-def test_side_by_side_gives_what_all_sources_give(
-    monkeypatch: pytest.MonkeyPatch, threads: int, drawn: int
+@pytest.mark.parametrize(("threads", "batch"), [(1, 3), (3, 1), (50, 1000)])
+def test_merging_gives_what_all_sources_give(
+    monkeypatch: pytest.MonkeyPatch, threads: int, batch: int
 ) -> None:
-    monkeypatch.setattr("lesioncam.storage.parallel._BATCH_ITEMS", drawn)
+    monkeypatch.setattr("lesioncam.storage.parallel._BATCH_ITEMS", batch)
     monkeypatch.setattr("lesioncam.storage.parallel._MAX_BATCHES", 2)
     sources = [iter(range(100 * number, 100 * number + number)) for number in range(20)]
     expected = [100 * number + item for number in range(20) for item in range(number)]
     assert sorted(merge_parallel(sources, threads)) == expected
 
 
-def test_side_by_side_of_nothing_is_nothing() -> None:
+def test_merging_of_nothing_is_nothing() -> None:
     assert list(merge_parallel([], 3)) == []
     assert list(merge_parallel([iter(()), iter(())], 3)) == []
 
 
-def test_side_by_side_keeps_the_order_of_each_source(threads_wait: None) -> None:
+def test_merging_keeps_the_order_of_each_source(threads_wait: None) -> None:
     sources = [iter([(number, item) for item in range(50)]) for number in range(4)]
     found = list(merge_parallel(sources, 4))
     for number in range(4):
         assert [item for source, item in found if source == number] == list(range(50))
 
 
-def test_side_by_side_draws_only_so_far_ahead(threads_wait: None) -> None:
-    drawn = 0
+def test_merging_draws_only_so_far_ahead(threads_wait: None) -> None:
+    items_read = 0
 
     def source() -> Iterator[int]:
-        nonlocal drawn
+        nonlocal items_read
         for number in range(500):
-            drawn += 1
+            items_read += 1
             yield number
 
     for taken, _ in enumerate(merge_parallel([source()], 1)):
-        assert drawn - taken <= 3 * 2  # in hand, ready, and waiting in the thread
-    assert drawn == 500
+        assert items_read - taken <= 3 * 2  # in hand, ready, and waiting in the thread
+    assert items_read == 500
 
 
 @pytest.mark.parametrize("fault", [ValueError("no good"), KeyboardInterrupt(), SystemExit(3)])
@@ -443,31 +444,31 @@ def test_a_fault_of_one_source_is_raised_and_ends_the_others(
 
 
 @ENDINGS
-def test_a_list_keeps_its_order(place: str, ending: str) -> None:
-    fill(place, "a b.jpg", "é#%20.jpg", "c.png")
-    wanted = [f"{place}/{name}" for name in ("é#%20.jpg", "c.png", "a b.jpg")]
-    listing = Listing(write_list(place, ending, wanted))
+def test_a_list_keeps_its_order(location: str, ending: str) -> None:
+    fill(location, "a b.jpg", "é#%20.jpg", "c.png")
+    wanted = [f"{location}/{name}" for name in ("é#%20.jpg", "c.png", "a b.jpg")]
+    listing = Listing(write_list(location, ending, wanted))
     entries = list(listing)
     assert [entry.uri for entry in entries] == wanted
     assert {entry.size for entry in entries} == {5}
-    assert set(entries) <= set(open_store(place).entries())
+    assert set(entries) <= set(open_store(location).entries())
     assert not listing.skipped
 
 
 @ENDINGS
-def test_repeated_uris_count_as_ignored(place: str, ending: str) -> None:
-    fill(place, "a.jpg", "b.jpg")
-    a, b = f"{place}/a.jpg", f"{place}/b.jpg"
-    listing = Listing(write_list(place, ending, [a, b, a, a]))
+def test_repeated_uris_count_as_skipped(tmp_path: Path, ending: str) -> None:
+    fill(str(tmp_path), "a.jpg", "b.jpg")
+    a, b = f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"
+    listing = Listing(write_list(str(tmp_path), ending, [a, b, a, a]))
     assert uris(listing) == [a, b]
     assert listing.skipped == {LISTED_TWICE: 2}
 
 
 @ENDINGS
-def test_a_listed_file_that_is_not_there_stays_listed(place: str, ending: str) -> None:
-    fill(place, "a.jpg")
-    gone = f"{place}/gone.jpg"
-    entries = list(Listing(write_list(place, ending, [gone, f"{place}/a.jpg"])))
+def test_a_listed_file_that_is_not_there_stays_listed(tmp_path: Path, ending: str) -> None:
+    fill(str(tmp_path), "a.jpg")
+    gone = f"{tmp_path}/gone.jpg"
+    entries = list(Listing(write_list(str(tmp_path), ending, [gone, f"{tmp_path}/a.jpg"])))
     assert entries[0] == Entry(gone, None, None, None)
     assert entries[1].size == 5
 
@@ -494,41 +495,43 @@ def test_file_uris_of_a_list_become_absolute_paths(tmp_path: Path) -> None:
     assert (entry.uri, entry.size) == (str(image), 5)
 
 
-def test_the_ending_of_a_list_counts_in_any_case(place: str) -> None:
-    fill(place, "a.jpg")
-    open_store(place).write("LIST.CSV", f"uri\n{place}/a.jpg\n".encode())
-    assert uris(Listing(f"{place}/LIST.CSV")) == [f"{place}/a.jpg"]
+def test_the_ending_of_a_list_counts_in_any_case(tmp_path: Path) -> None:
+    fill(str(tmp_path), "a.jpg")
+    open_store(str(tmp_path)).write("LIST.CSV", f"uri\n{tmp_path!s}/a.jpg\n".encode())
+    assert uris(Listing(f"{tmp_path}/LIST.CSV")) == [f"{tmp_path}/a.jpg"]
 
 
 @ENDINGS
-def test_a_list_without_the_column_is_refused(place: str, ending: str) -> None:
-    source = write_list(place, ending, ["a.jpg"], column="path")
-    with refused("--images", source, "'uri'", kind=InputError):
+def test_a_list_without_the_column_is_refused(tmp_path: Path, ending: str) -> None:
+    source = write_list(str(tmp_path), ending, ["a.jpg"], column="path")
+    with refused("--images", source, "no 'uri' column (found: note, path)", kind=InputError):
         list(Listing(source))
 
 
-def test_a_list_without_a_header_names_no_image(place: str) -> None:
-    open_store(place).write("list.csv", b"/x/Jane_Doe.jpg\n/x/John_Doe.jpg\n")
+def test_a_list_without_a_header_names_no_image(tmp_path: Path) -> None:
+    open_store(str(tmp_path)).write("list.csv", b"/x/Jane_Doe.jpg\n/x/John_Doe.jpg\n")
     with refused("--images", "'uri'", kind=InputError, without=("Doe",)):
-        list(Listing(f"{place}/list.csv"))
+        list(Listing(f"{tmp_path}/list.csv"))
 
 
 @pytest.mark.parametrize("empty", ["", None])
 @ENDINGS
-def test_a_list_with_an_empty_uri_is_refused(place: str, ending: str, empty: str | None) -> None:
-    source = write_list(place, ending, ["s3://bucket/Jane_Doe.jpg", empty])
+def test_a_list_with_an_empty_uri_is_refused(
+    tmp_path: Path, ending: str, empty: str | None
+) -> None:
+    source = write_list(str(tmp_path), ending, ["s3://bucket/Jane_Doe.jpg", empty])
     with refused("--images", source, "uri", kind=InputError, without=("Doe",)):
         list(Listing(source))
 
 
 @ENDINGS
-def test_a_list_without_rows_is_refused(place: str, ending: str) -> None:
-    source = write_list(place, ending, [])
+def test_a_list_without_rows_is_refused(tmp_path: Path, ending: str) -> None:
+    source = write_list(str(tmp_path), ending, [])
     with refused("--images", source, kind=InputError):
         list(Listing(source))
 
 
-def test_a_full_temporary_disk_is_told_as_the_runs_trouble(
+def test_a_full_temporary_disk_is_reported_as_that(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> None:
@@ -542,19 +545,19 @@ def test_a_full_temporary_disk_is_told_as_the_runs_trouble(
 
 @ENDINGS
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00junk", b'"\n', b"uri,b\na.jpg,1\nb,1,1,1\n"])
-def test_a_list_that_is_no_table_is_refused(place: str, ending: str, data: bytes) -> None:
-    open_store(place).write(f"list.{ending}", data)
-    with refused("--images", f"{place}/list.{ending}", kind=InputError):
-        list(Listing(f"{place}/list.{ending}"))
+def test_a_list_that_is_no_table_is_refused(tmp_path: Path, ending: str, data: bytes) -> None:
+    open_store(str(tmp_path)).write(f"list.{ending}", data)
+    with refused("--images", f"{tmp_path}/list.{ending}", kind=InputError):
+        list(Listing(f"{tmp_path}/list.{ending}"))
 
 
 @pytest.mark.parametrize(
     "data", [b"uri\ns3://b/x,1.jpg\n", b"uri,label\n/d/a.jpg,mel,\n", b"uri,label\n/a, b.jpg,mel\n"]
 )
-def test_a_list_with_a_comma_too_many_in_every_row_is_refused(place: str, data: bytes) -> None:
-    open_store(place).write("list.csv", data)
-    with refused("--images", f"{place}/list.csv", "more fields", "quotes", kind=InputError):
-        list(Listing(f"{place}/list.csv"))
+def test_a_list_with_a_comma_too_many_in_every_row_is_refused(tmp_path: Path, data: bytes) -> None:
+    open_store(str(tmp_path)).write("list.csv", data)
+    with refused("--images", f"{tmp_path}/list.csv", "more fields", "quotes", kind=InputError):
+        list(Listing(f"{tmp_path}/list.csv"))
 
 
 def test_a_name_that_is_not_utf8_is_refused_in_one_line_if_it_is_an_image_s(tmp_path: Path) -> None:
@@ -570,9 +573,9 @@ def test_a_name_that_is_not_utf8_is_refused_in_one_line_if_it_is_an_image_s(tmp_
 
 
 @ENDINGS
-def test_a_list_that_is_not_there_is_refused(place: str, ending: str) -> None:
-    with refused("--images", f"{place}/none.{ending}", kind=InputError):
-        list(Listing(f"{place}/none.{ending}"))
+def test_a_list_that_is_not_there_is_refused(location: str, ending: str) -> None:
+    with refused("--images", f"{location}/none.{ending}", kind=InputError):
+        list(Listing(f"{location}/none.{ending}"))
 
 
 def test_a_list_on_a_server_that_is_away_is_one_line(unreachable: str) -> None:
@@ -582,67 +585,88 @@ def test_a_list_on_a_server_that_is_away_is_one_line(unreachable: str) -> None:
 
 @ENDINGS
 def test_a_list_of_several_chunks_keeps_its_order(
-    place: str, monkeypatch: pytest.MonkeyPatch, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 3)
-    fill(place, "a.jpg", "b.jpg")
-    a, b = f"{place}/a.jpg", f"{place}/b.jpg"
-    gone = [f"{place}/{number}.jpg" for number in range(9)]
-    listing = Listing(write_list(place, ending, [*gone[5:], a, *gone[:5], b, a, b]))
+    fill(str(tmp_path), "a.jpg", "b.jpg")
+    a, b = f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"
+    gone = [f"{tmp_path}/{number}.jpg" for number in range(9)]
+    listing = Listing(write_list(str(tmp_path), ending, [*gone[5:], a, *gone[:5], b, a, b]))
     assert uris(listing) == [*gone[5:], a, *gone[:5], b]
     assert listing.skipped == {LISTED_TWICE: 2}
 
 
 @ENDINGS
-@pytest.mark.parametrize(("fault", "row"), [(0, 1), (2, 3), (3, 4), (7, 8), (9, 10)])
-def test_a_fault_late_in_a_list_is_told_before_any_image(
-    place: str, monkeypatch: pytest.MonkeyPatch, ending: str, fault: int, row: int
+@pytest.mark.parametrize(("fault", "row"), [(0, 1), (3, 4), (9, 10)])
+def test_a_fault_late_in_a_list_is_reported_before_any_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, fault: int, row: int
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 3)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
-    wanted = [f"{place}/{number}.jpg" for number in range(10)]
+    wanted = [f"{tmp_path}/{number}.jpg" for number in range(10)]
     wanted[fault] = "gs://bucket/Jane_Doe.jpg"
-    source = write_list(place, ending, wanted)
+    source = write_list(str(tmp_path), ending, wanted)
     for entries in (iter(Listing(source)), Listing(source).unordered()):
         with refused("--images", source, f"row {row};", kind=InputError, without=("Doe",)):
             next(entries)
 
 
 @ENDINGS
-def test_an_empty_uri_late_in_a_list_is_told_before_any_image(
-    place: str, monkeypatch: pytest.MonkeyPatch, ending: str
+def test_an_empty_uri_late_in_a_list_is_reported_before_any_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
-    source = write_list(place, ending, [*(f"{place}/{number}.jpg" for number in range(5)), ""])
+    source = write_list(
+        str(tmp_path), ending, [*(f"{tmp_path}/{number}.jpg" for number in range(5)), ""]
+    )
     for entries in (iter(Listing(source)), Listing(source).unordered()):
         with refused("--images", source, "without a uri", kind=InputError):
             next(entries)
 
 
-def test_a_row_late_in_a_list_that_is_no_row_is_told_before_any_image(
-    place: str, monkeypatch: pytest.MonkeyPatch
+def test_a_row_late_in_a_list_that_is_no_row_is_reported_before_any_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
     monkeypatch.setattr("lesioncam.storage.listing.stat_or_unknown", unexpected)
-    open_store(place).write("list.csv", b"uri,b\n" + b"/a.jpg,1\n" * 7 + b"/a.jpg,1,1,1\n")
-    for entries in (iter(Listing(f"{place}/list.csv")), Listing(f"{place}/list.csv").unordered()):
-        with refused("--images", f"{place}/list.csv", kind=InputError):
+    open_store(str(tmp_path)).write("list.csv", b"uri,b\n" + b"/a.jpg,1\n" * 7 + b"/a.jpg,1,1,1\n")
+    for entries in (
+        iter(Listing(f"{tmp_path}/list.csv")),
+        Listing(f"{tmp_path}/list.csv").unordered(),
+    ):
+        with refused("--images", f"{tmp_path}/list.csv", kind=InputError):
             next(entries)
+
+
+def test_a_list_on_s3_is_downloaded_once(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads: list[tuple[str, str]] = []
+    real = s3_client().download_fileobj
+
+    def download(bucket: str, key: str, file: Any) -> None:
+        downloads.append((bucket, key))
+        real(bucket, key, file)
+
+    monkeypatch.setattr(s3_client(), "download_fileobj", download)
+    fill(f"s3://{bucket}", "a.jpg")
+    for ending in ("csv", "parquet"):
+        source = write_list(f"s3://{bucket}", ending, [f"s3://{bucket}/a.jpg"])
+        assert len(list(Listing(source).unordered())) == 1
+    assert downloads == [(bucket, "list.csv"), (bucket, "list.parquet")]
 
 
 @ENDINGS
 def test_an_unordered_list_gives_repeated_uris_too(
-    place: str, monkeypatch: pytest.MonkeyPatch, ending: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.uri_list._CHUNK_ROWS", 2)
-    fill(place, "a.jpg", "b.jpg")
-    a, b, gone = (f"{place}/{name}.jpg" for name in ("a", "b", "gone"))
-    listing = Listing(write_list(place, ending, [a, b, a, gone, a, gone]))
+    fill(str(tmp_path), "a.jpg", "b.jpg")
+    a, b, gone = (f"{tmp_path}/{name}.jpg" for name in ("a", "b", "gone"))
+    listing = Listing(write_list(str(tmp_path), ending, [a, b, a, gone, a, gone]))
     entries = list(listing.unordered())
     assert Counter(entry.uri for entry in entries) == {a: 3, gone: 2, b: 1}
     assert not listing.skipped
-    stored = {entry.uri: entry for entry in open_store(place).entries()}
+    stored = {entry.uri: entry for entry in open_store(str(tmp_path)).entries()}
     assert set(entries) == {stored[a], stored[b], Entry(gone, None, None, None)}
 
 
@@ -674,9 +698,9 @@ ENTRIES = [
 ]
 
 
-def read_entries(place: str) -> list[Entry]:
+def read_entries(location: str) -> list[Entry]:
     rows = (
-        pa.concat_tables(read_tables(open_store(place)))
+        pa.concat_tables(read_tables(open_store(location)))
         .drop_columns(["row", "image_id"])
         .to_pylist()
     )
@@ -685,43 +709,43 @@ def read_entries(place: str) -> list[Entry]:
 
 @pytest.mark.parametrize(("rows", "files"), [(1, 5), (2, 3), (5, 1), (100, 1)])
 def test_a_manifest_comes_back_as_it_was(
-    place: str, monkeypatch: pytest.MonkeyPatch, rows: int, files: int
+    location: str, monkeypatch: pytest.MonkeyPatch, rows: int, files: int
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", rows)
-    assert write_manifest(iter(ENTRIES), open_store(place)) == 5
-    assert read_entries(place) == ENTRIES
-    tables = list(read_tables(open_store(place)))
+    assert write_manifest(iter(ENTRIES), open_store(location)) == 5
+    assert read_entries(location) == ENTRIES
+    tables = list(read_tables(open_store(location)))
     assert len(tables) == files
     assert all(table.schema.equals(MANIFEST_SCHEMA) for table in tables)
     assert pa.concat_tables(tables)["row"].to_pylist() == [0, 1, 2, 3, 4]
 
 
 def test_manifest_files_beyond_ten_keep_their_order(
-    place: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lesioncam.storage.listing.MANIFEST_ROWS", 1)
     entries = [Entry(f"/x/{number}.jpg", number, None, None) for number in range(12)]
-    write_manifest(entries, open_store(place))
-    assert read_entries(place) == entries
+    write_manifest(entries, open_store(str(tmp_path)))
+    assert read_entries(str(tmp_path)) == entries
 
 
-def test_a_manifest_file_of_nulls_only_keeps_the_schema(place: str) -> None:
-    write_manifest([ENTRIES[2]], open_store(place))
-    (table,) = read_tables(open_store(place))
+def test_a_manifest_file_of_nulls_only_keeps_the_schema(tmp_path: Path) -> None:
+    write_manifest([ENTRIES[2]], open_store(str(tmp_path)))
+    (table,) = read_tables(open_store(str(tmp_path)))
     assert table.schema.equals(MANIFEST_SCHEMA)
-    assert read_entries(place) == [ENTRIES[2]]
+    assert read_entries(str(tmp_path)) == [ENTRIES[2]]
 
 
-def test_a_manifest_of_nothing_is_no_file(place: str) -> None:
-    assert write_manifest([], open_store(place)) == 0
-    assert list(read_tables(open_store(place))) == []
+def test_a_manifest_of_nothing_is_no_file(tmp_path: Path) -> None:
+    assert write_manifest([], open_store(str(tmp_path))) == 0
+    assert list(read_tables(open_store(str(tmp_path)))) == []
 
 
-def test_a_manifest_of_a_listing_agrees_with_its_store(place: str) -> None:
-    fill(place, "a.jpg", "b/c d.jpg")
-    records = open_store(place).join("_records")
-    assert write_manifest(Listing(place), records) == 2
-    images = [entry for entry in open_store(place).entries() if entry.uri.endswith(".jpg")]
+def test_a_manifest_of_a_listing_agrees_with_its_store(location: str) -> None:
+    fill(location, "a.jpg", "b/c d.jpg")
+    records = open_store(location).join("_records")
+    assert write_manifest(Listing(location), records) == 2
+    images = [entry for entry in open_store(location).entries() if entry.uri.endswith(".jpg")]
     assert read_entries(records.uri) == images
 
 

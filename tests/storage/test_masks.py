@@ -25,7 +25,7 @@ def test_masks_are_found_by_id_with_or_without_the_archive_ending(tmp_path: Path
     }
 
 
-def test_a_place_without_masks_is_refused(tmp_path: Path) -> None:
+def test_a_location_without_masks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--masks: no masks in"):
         find_masks(str(tmp_path))
 
@@ -49,9 +49,9 @@ def test_a_broken_mask_is_refused(tmp_path: Path) -> None:
 def test_a_mask_that_its_store_does_not_give_is_not_called_broken(unreachable: str) -> None:
     with pytest.raises(
         RunFailedError, match=f"--masks: a file in {unreachable} cannot be read: "
-    ) as told:
+    ) as caught:
         read_mask(f"{unreachable}/JANE_DOE.png")
-    assert "JANE_DOE" not in str(told.value)
+    assert "JANE_DOE" not in str(caught.value)
 
 
 def test_a_mask_that_is_gone_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from lesioncam.storage.pending import (
     Partition,
     Tally,
     partitions,
-    pending_rows,
     regroup,
     split_newest,
     with_version,
@@ -56,7 +55,7 @@ def row(
 
 
 def written(*rows: Row) -> pa.Table:
-    """Rows as the ledger wants them."""
+    """Rows in `INDEX_SCHEMA`."""
     fields = [*MANIFEST_SCHEMA, *INDEX_SCHEMA]
     schema = pa.schema({field.name: field for field in fields if field.name != "version"}.values())
     return with_version(pa.Table.from_pylist(rows, schema)).select(INDEX_SCHEMA.names)
@@ -84,21 +83,21 @@ def pending(manifest: pa.Table, rows: pa.Table, *, retry_failed: bool = False) -
     return uris
 
 
-# What is left to do
+# Pending images
 
 
-def test_with_nothing_written_all_is_left() -> None:
+def test_with_nothing_written_all_are_pending() -> None:
     manifest = listed(row("/b"), row("/a", etag=None), row("/c", size=None))
     assert pending(manifest, written()) == ["/b", "/a", "/c"]
 
 
-def test_written_rows_are_not_left() -> None:
+def test_written_rows_are_not_pending() -> None:
     rows = [row("/a"), row("/b", etag=None), row("/c", ErrorKind.EMPTY)]
     assert pending(listed(*rows), written(*rows)) == []
     assert pending(listed(row("/new"), *rows), written(*rows)) == ["/new"]
 
 
-def test_what_is_left_keeps_the_order_and_columns_of_the_manifest() -> None:
+def test_pending_images_keep_the_order_and_columns_of_the_manifest() -> None:
     rows = [row(f"/{number}", size=number) for number in (5, 3, 9, 1, 7)]
     manifest = listed(*rows)
     found = one_partition(manifest, written(rows[2])).pending(retry_failed=False)
@@ -116,15 +115,10 @@ def test_what_is_left_keeps_the_order_and_columns_of_the_manifest() -> None:
     ],
     ids=["etag", "size", "time", "known now"],
 )
-def test_a_changed_object_is_left(before: Any, after: Any) -> None:
+def test_a_changed_object_is_pending(before: Any, after: Any) -> None:
     rows = written(row("/a", **before), row("/b"))
     assert pending(listed(row("/a", **after), row("/b")), rows) == ["/a"]
     assert pending(listed(row("/a", **before), row("/b")), rows) == []
-
-
-def test_an_object_with_the_same_etag_is_the_same() -> None:
-    later = row("/a", modified=NOON + timedelta(1), size=11)
-    assert pending(listed(later), written(row("/a"))) == []
 
 
 def test_the_version_is_the_newest_rows() -> None:
@@ -134,19 +128,19 @@ def test_the_version_is_the_newest_rows() -> None:
 
 
 @pytest.mark.parametrize("kind", ErrorKind)
-def test_transient_failures_are_left(kind: ErrorKind) -> None:
+def test_transient_failures_are_pending(kind: ErrorKind) -> None:
     rows = [row("/ok"), row("/failed", kind)]
     expected = ["/failed"] if kind in ("permission", "unreachable") else []
     assert pending(listed(*rows), written(*rows)) == expected
 
 
-def test_retrying_leaves_all_that_failed() -> None:
+def test_retrying_makes_all_failures_pending() -> None:
     rows = [row("/ok"), *(row(f"/{kind}", kind) for kind in ErrorKind)]
     found = pending(listed(*rows), written(*rows), retry_failed=True)
     assert found == [f"/{kind}" for kind in ErrorKind]
 
 
-def test_what_could_not_be_looked_at_counts_once_written() -> None:
+def test_what_could_not_be_examined_counts_once_written() -> None:
     gone = row("/gone", ErrorKind.NOT_FOUND, etag=None, size=None, modified=None)
     assert pending(listed(gone), written(gone)) == []
 
@@ -201,7 +195,7 @@ def test_the_newest_of_one_part_counts() -> None:
     assert newest(*rows) == [("/a", 0, 1)]
 
 
-def test_the_other_rows_are_told_by_part_and_place() -> None:
+def test_the_other_rows_are_given_by_part_and_row() -> None:
     rows = [
         row("/a", part=3, row_in_part=1),
         row("/a", minute=1),
@@ -240,11 +234,6 @@ def test_the_tally_counts_rows_against_the_listing() -> None:
     )
 
 
-def test_a_failed_image_has_its_row() -> None:
-    rows = [row(f"/{kind}", kind) for kind in ErrorKind]
-    assert one_partition(listed(*rows), written(*rows)).tally().without_row == 0
-
-
 def test_rows_beside_the_newest_are_doubled() -> None:
     rows = [row("/a"), row("/a", part=1), row("/b"), row("/a", minute=1), row("/x"), row("/x")]
     tally = one_partition(listed(row("/a"), row("/b")), written(*rows)).tally()
@@ -266,16 +255,10 @@ def test_tallies_add() -> None:
     assert one + Tally() == one
 
 
-def test_adding_leaves_both_tallies_as_they_were() -> None:
-    one, other = Tally(1, Counter(ok=1)), Tally(1, Counter(ok=1))
-    assert (one + other).outcomes == Counter(ok=2)
-    assert one == other == Tally(1, Counter(ok=1))
-
-
 # An image that is listed more than once
 
 
-def test_repeated_uris_are_left_once_and_counted() -> None:
+def test_repeated_uris_are_pending_once_and_counted() -> None:
     manifest = listed(row("/a"), row("/b"), row("/a"), row("/a", etag="e2"))
     partition = one_partition(manifest, written())
     assert partition.repeated == 2
@@ -309,7 +292,7 @@ def in_pieces(table: pa.Table, draw: random.Random) -> list[pa.Table]:
     return [table.slice(start, end - start) for start, end in bounds]
 
 
-def drawn(seed: int) -> tuple[list[Row], list[Row]]:
+def random_case(seed: int) -> tuple[list[Row], list[Row]]:
     """What is listed, with repeats, and what is written, with several rows an image."""
     draw = random.Random(seed)
     stems = ["ISIC_{}", "é ü/{}", "画像/{}", "e\u0301{}", "😀{}", "a b#%20/{}", "../{}", "//{}"]
@@ -353,8 +336,8 @@ def version(row: Row) -> Any:
     return (row["size"], row["last_modified"]) if row["size"] is not None else ""
 
 
-def expected_left(images: list[Row], rows: list[Row], *, retry_failed: bool) -> list[int]:
-    """The rule once more, in plain Python: which rows of the manifest are left."""
+def expected_pending(images: list[Row], rows: list[Row], *, retry_failed: bool) -> list[int]:
+    """The rule once more, in plain Python: which rows of the manifest are pending."""
     counting = counting_rows(rows)
     seen: set[str] = set()
     numbers = []
@@ -390,112 +373,65 @@ def expected_tally(images: list[Row], rows: list[Row]) -> Tally:
     )
 
 
-def numbers_left(found_partitions: Iterable[Partition], *, retry_failed: bool) -> list[int]:
-    tables = [partition.pending(retry_failed=retry_failed) for partition in found_partitions]
+def pending_numbers(found: Iterable[Partition], *, retry_failed: bool) -> list[int]:
+    tables = [partition.pending(retry_failed=retry_failed) for partition in found]
     return sorted(number for table in tables for number in table["row"].to_pylist())
 
 
-def test_every_image_is_in_one_share(small_partitions: None) -> None:
-    images, rows = drawn(1)
-    found_partitions = list(partitions(*piled(images, rows)))
-    assert len(found_partitions) > 10
-    in_listings = [
-        uri for partition in found_partitions for uri in partition.listed["uri"].to_pylist()
-    ]
-    assert sorted(in_listings) == sorted({image["uri"] for image in images})
-    in_rows = [uri for partition in found_partitions for uri in partition.newest["uri"].to_pylist()]
-    assert sorted(in_rows) == sorted({row["uri"] for row in rows})
-    found = [
-        {*partition.listed["uri"].to_pylist(), *partition.newest["uri"].to_pylist()}
-        for partition in found_partitions
-    ]
-    assert sum(map(len, found)) == len(set.union(*found))
-
-
-def test_every_row_is_in_one_share(small_partitions: None) -> None:
-    images, rows = drawn(2)
-    tables = [
-        table
-        for partition in partitions(*piled(images, rows))
-        for table in (partition.newest, partition.older)
-    ]
-    places = [row_in_part for table in tables for row_in_part in table["row_in_part"].to_pylist()]
-    assert sorted(places) == list(range(len(rows)))
-
-
-def test_shares_take_a_part_of_the_rows_each(small_partitions: None) -> None:
-    images, rows = drawn(3)
-    found_partitions = list(partitions(*piled(images, rows)))
-    sizes = [
-        partition.listed.num_rows + partition.newest.num_rows + partition.older.num_rows
-        for partition in found_partitions
-    ]
+def test_all_rows_of_an_image_are_in_one_partition(small_partitions: None) -> None:
+    images, rows = random_case(1)
+    found = list(partitions(*piled(images, rows)))
+    assert len(found) > 10
+    listed_uris = [uri for one in found for uri in one.listed["uri"].to_pylist()]
+    assert sorted(listed_uris) == sorted({image["uri"] for image in images})
+    row_uris = [uri for one in found for uri in one.newest["uri"].to_pylist()]
+    assert sorted(row_uris) == sorted({row["uri"] for row in rows})
+    uris = [{*one.listed["uri"].to_pylist(), *one.newest["uri"].to_pylist()} for one in found]
+    assert sum(map(len, uris)) == len(set.union(*uris))
+    tables = [table for one in found for table in (one.newest, one.older)]
+    numbers = [number for table in tables for number in table["row_in_part"].to_pylist()]
+    assert sorted(numbers) == list(range(len(rows)))
+    sizes = [one.listed.num_rows + one.newest.num_rows + one.older.num_rows for one in found]
     assert max(sizes) < 2 * 90
 
 
-@pytest.mark.parametrize("retry_failed", [False, True])
-@pytest.mark.parametrize("seed", range(5))
-def test_several_shares_leave_what_one_leaves(
-    monkeypatch: pytest.MonkeyPatch, seed: int, retry_failed: bool
-) -> None:
-    images, rows = drawn(seed)
-    once = list(partitions(*piled(images, rows)))
-    assert len(once) == 1
-    expected = expected_left(images, rows, retry_failed=retry_failed)
-    assert 50 < len(expected) < 400
-    assert numbers_left(once, retry_failed=retry_failed) == expected
+@pytest.mark.parametrize("seed", range(3))
+def test_several_partitions_give_what_one_gives(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    images, rows = random_case(seed)
+    tally = expected_tally(images, rows)
+    assert min(tally.without_row, tally.unlisted, tally.doubled) > 50
     monkeypatch.setattr("lesioncam.storage.pending._CHUNK_ROWS", 64)
-    for share_rows in (1000, 90, 7):
-        monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", share_rows)
-        found_partitions = list(partitions(*piled(images, rows, seed)))
-        assert len(found_partitions) > 1
-        assert numbers_left(found_partitions, retry_failed=retry_failed) == expected
+    for partition_rows in (250_000, 1000, 90):
+        monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", partition_rows)
+        found = list(partitions(*piled(images, rows, seed)))
+        assert (len(found) == 1) == (partition_rows == 250_000)
+        assert sum((one.tally() for one in found), start=Tally()) == tally
+        assert sum(one.repeated for one in found) == 80
+        for retry_failed in (False, True):
+            expected = expected_pending(images, rows, retry_failed=retry_failed)
+            assert 50 < len(expected) < 400
+            assert pending_numbers(found, retry_failed=retry_failed) == expected
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_several_shares_count_what_one_counts(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    images, rows = drawn(seed)
-    (once,) = partitions(*piled(images, rows))
-    expected = expected_tally(images, rows)
-    assert min(expected.without_row, expected.unlisted, expected.doubled) > 50
-    assert once.tally() == expected
-    monkeypatch.setattr("lesioncam.storage.pending._CHUNK_ROWS", 64)
-    for share_rows in (1000, 90, 7):
-        monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", share_rows)
-        found_partitions = list(partitions(*piled(images, rows, seed)))
-        assert sum((partition.tally() for partition in found_partitions), start=Tally()) == expected
-        assert sum(partition.repeated for partition in found_partitions) == once.repeated == 80
-
-
-def test_many_images_do_not_become_too_many_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_do_not_become_too_many_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
     monkeypatch.setattr("lesioncam.storage.pending._MAX_PARTITIONS", 7)
-    images, rows = drawn(4)
-    found_partitions = list(partitions(*piled(images, rows)))
-    assert len(found_partitions) == 7
-    expected = expected_left(images, rows, retry_failed=False)
-    assert numbers_left(found_partitions, retry_failed=False) == expected
+    images, rows = random_case(4)
+    found = list(partitions(*piled(images, rows)))
+    assert len(found) == 7
+    expected = expected_pending(images, rows, retry_failed=False)
+    assert pending_numbers(found, retry_failed=False) == expected
 
 
-def test_a_share_may_have_nothing_listed_or_nothing_written(small_partitions: None) -> None:
-    images, rows = drawn(5)
+def test_a_partition_may_have_nothing_listed_or_nothing_written(small_partitions: None) -> None:
+    images, rows = random_case(5)
     of_rows = list(partitions([], [written(*rows)], len(rows)))
     assert len(of_rows) > 1
-    assert numbers_left(of_rows, retry_failed=True) == []
-    assert sum(partition.tally().unlisted for partition in of_rows) == len(counting_rows(rows))
+    assert pending_numbers(of_rows, retry_failed=True) == []
+    assert sum(one.tally().unlisted for one in of_rows) == len(counting_rows(rows))
     of_images = list(partitions([listed(*images)], [], len(images)))
     assert len(of_images) > 1
-    assert len(numbers_left(of_images, retry_failed=True)) == len(images) - 80
-
-
-def test_more_shares_than_images_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 1)
-    rows = [row("/a"), row("/b", ErrorKind.UNREACHABLE)]
-    found_partitions = list(partitions([listed(*rows)], [written(*rows)], 50))
-    assert len(found_partitions) == 50
-    assert numbers_left(found_partitions, retry_failed=False) == [1]
-    tally = sum((partition.tally() for partition in found_partitions), start=Tally())
-    assert tally == Tally(2, Counter(ok=1, unreachable=1))
+    assert len(pending_numbers(of_images, retry_failed=True)) == len(images) - 80
 
 
 # What waits on disk
@@ -508,28 +444,28 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_partitions: N
     return tmp_path
 
 
-def test_nothing_waits_once_all_shares_are_taken(waiting: Path) -> None:
-    for _ in partitions(*piled(*drawn(6))):
+def test_nothing_waits_once_all_partitions_are_taken(waiting: Path) -> None:
+    for _ in partitions(*piled(*random_case(6))):
         assert len(list(waiting.iterdir())) == 1
     assert list(waiting.iterdir()) == []
 
 
-def test_a_share_that_is_taken_waits_no_longer(waiting: Path) -> None:
-    counts = [len(list(waiting.rglob("*"))) for _ in partitions(*piled(*drawn(6)))]
+def test_a_partition_that_is_taken_waits_no_longer(waiting: Path) -> None:
+    counts = [len(list(waiting.rglob("*"))) for _ in partitions(*piled(*random_case(6)))]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == len(counts)
 
 
-def test_nothing_waits_once_the_shares_are_closed(waiting: Path) -> None:
-    found_partitions = partitions(*piled(*drawn(6)))
-    next(found_partitions)
+def test_nothing_waits_once_the_partitions_are_closed(waiting: Path) -> None:
+    found = partitions(*piled(*random_case(6)))
+    next(found)
     assert list(waiting.iterdir()) != []
-    found_partitions.close()  # type: ignore[attr-defined]
+    found.close()  # type: ignore[attr-defined]
     assert list(waiting.iterdir()) == []
 
 
-def test_nothing_waits_once_the_shares_are_forgotten(waiting: Path) -> None:
-    assert next(partitions(*piled(*drawn(6)))).listed.num_rows
+def test_nothing_waits_once_the_partitions_are_forgotten(waiting: Path) -> None:
+    assert next(partitions(*piled(*random_case(6)))).listed.num_rows
     assert list(waiting.iterdir()) == []
 
 
@@ -539,7 +475,7 @@ def test_nothing_waits_after_a_fault(waiting: Path, faulty: int) -> None:
         yield from tables[:-1]
         raise OSError("away")
 
-    images, rows, count = piled(*drawn(6))
+    images, rows, count = piled(*random_case(6))
     sources: list[Iterable[pa.Table]] = [images, rows]
     sources[faulty] = broken([images, rows][faulty])
     with pytest.raises(OSError, match="away"):
@@ -569,13 +505,7 @@ def test_tables_are_put_together(sizes: list[int], expected: list[int]) -> None:
     assert together == [number for size in sizes for number in range(size)]
 
 
-def test_left_to_do_is_what_has_no_row_of_the_same_object() -> None:
-    rows = [row("/b"), row("/a"), row("/c", etag=None)]
-    found = pending_rows(listed(*rows), written(rows[1]).select(["uri", "version"]))
-    assert found["row"].to_pylist() == [0, 2]
-
-
-def test_an_image_that_could_not_be_looked_at_keeps_its_row() -> None:
+def test_an_image_that_could_not_be_examined_keeps_its_row() -> None:
     unknown: Row = {"etag": None, "size": None, "last_modified": None}
     manifest = listed(*(row(uri) | unknown for uri in ("/a", "/b", "/c")))
     rows = written(row("/a"), row("/b", ErrorKind.UNREACHABLE))

@@ -1,4 +1,4 @@
-"""Places: the same behavior for a local directory and an s3:// prefix."""
+"""Stores: the same behavior for a local directory and an s3:// prefix."""
 
 import errno
 import hashlib
@@ -21,7 +21,8 @@ from lesioncam.columns import TRANSIENT_KINDS, ErrorKind
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.storage.listing import write_table
 from lesioncam.storage.local import LocalStore
-from lesioncam.storage.s3 import S3Store, arrow_s3, s3_client
+from lesioncam.storage.s3 import S3Store
+from lesioncam.storage.s3_client import arrow_s3, s3_client
 from lesioncam.storage.store import Entry, Store, StoreError
 from lesioncam.storage.uris import open_store, read_uri, stat_uri
 from tests.conftest import SECRET
@@ -49,23 +50,23 @@ def kind_of(uri: str) -> ErrorKind:
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", bytes(range(256)) * 5000])
-def test_reads_what_was_written(place: str, data: bytes) -> None:
-    store = open_store(place)
+def test_reads_what_was_written(location: str, data: bytes) -> None:
+    store = open_store(location)
     store.write("deep/er/file.bin", data)
     assert store.read("deep/er/file.bin") == data
-    assert read_uri(f"{place}/deep/er/file.bin") == data
+    assert read_uri(f"{location}/deep/er/file.bin") == data
 
 
-def test_writing_again_replaces(place: str) -> None:
-    store = open_store(place)
+def test_writing_again_replaces(location: str) -> None:
+    store = open_store(location)
     store.write("a", b"a longer first content")
     store.write("a", b"second")
     assert store.read("a") == b"second"
     assert names(store) == ["a"]
 
 
-def test_exists_once_written_until_deleted(place: str) -> None:
-    store = open_store(place)
+def test_exists_once_written_until_deleted(location: str) -> None:
+    store = open_store(location)
     assert not store.exists("dir/a")
     store.write("dir/a", b"")
     assert store.exists("dir/a")
@@ -75,32 +76,32 @@ def test_exists_once_written_until_deleted(place: str) -> None:
     assert names(store) == []
 
 
-def test_deleting_what_is_not_there_is_no_error(place: str) -> None:
-    store = open_store(place)
+def test_deleting_what_is_not_there_is_no_error(location: str) -> None:
+    store = open_store(location)
     store.delete("nothing")
     store.write("kept", b"1")
     store.delete("nothing")
     assert names(store) == ["kept"]
 
 
-def test_join_is_the_place_below(place: str) -> None:
-    store = open_store(place)
+def test_join_is_the_location_below(location: str) -> None:
+    store = open_store(location)
     below = store.join("a").join("b/c")
     below.write("d", b"1")
-    assert below.uri == f"{place}/a/b/c"
+    assert below.uri == f"{location}/a/b/c"
     assert names(store) == ["a/b/c/d"]
     assert names(below) == ["d"]
 
 
-def test_a_place_that_is_not_there_has_no_entries(place: str) -> None:
-    assert list(open_store(place).entries()) == []
+def test_a_location_that_is_not_there_has_no_entries(location: str) -> None:
+    assert list(open_store(location).entries()) == []
 
 
 # Entries
 
 
-def test_entries_are_recursive(place: str) -> None:
-    store = open_store(place)
+def test_entries_are_recursive(location: str) -> None:
+    store = open_store(location)
     written = {"z", "a/1", "a/b/c/d/2", "b/3.jpg", "a.txt"}
     for name in written:
         store.write(name, b"1")
@@ -108,8 +109,8 @@ def test_entries_are_recursive(place: str) -> None:
     assert len(names(store)) == len(written)
 
 
-def test_names_are_those_of_the_files_directly_there(place: str) -> None:
-    store = open_store(place)
+def test_names_are_those_of_the_files_directly_there(location: str) -> None:
+    store = open_store(location)
     assert store.names() == []
     for name in ("b", "a é#", "c/d", "e/f/g"):
         store.write(name, b"1")
@@ -117,8 +118,8 @@ def test_names_are_those_of_the_files_directly_there(place: str) -> None:
     assert store.join("e/f").names() == ["g"]
 
 
-def test_parallel_listings_together_give_the_entries(place: str) -> None:
-    store = open_store(place)
+def test_parallel_listings_together_give_the_entries(location: str) -> None:
+    store = open_store(location)
     for number in range(40):
         store.write(f"{number}/{number % 3}/x", b"1")
     store.write("y", b"1")
@@ -131,8 +132,8 @@ def test_parallel_listings_together_give_the_entries(place: str) -> None:
     assert len(found) == 41
 
 
-def test_entries_come_in_an_order_of_names_alone(place: str) -> None:
-    store = open_store(place)
+def test_entries_come_in_an_order_of_names_alone(location: str) -> None:
+    store = open_store(location)
     written = ["b/2", "a", "b/10", "c/x/1", "b.txt", "B"]
     one, other = store.join("one"), store.join("other")
     for name in written:
@@ -142,10 +143,10 @@ def test_entries_come_in_an_order_of_names_alone(place: str) -> None:
     assert names(one) == names(other)
 
 
-def test_entries_leave_out_neighbors_with_the_same_beginning(place: str) -> None:
-    open_store(place).write("in", b"1")
-    open_store(place + "2").write("out", b"1")
-    assert names(open_store(place)) == ["in"]
+def test_entries_leave_out_neighbors_with_the_same_beginning(location: str) -> None:
+    open_store(location).write("in", b"1")
+    open_store(location + "2").write("out", b"1")
+    assert names(open_store(location)) == ["in"]
 
 
 def test_entries_span_many_pages(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,16 +221,16 @@ def test_dots_lead_to_one_uri(tmp_path: Path) -> None:
     assert entry.uri == f"{tmp_path}/im/a.jpg"
 
 
-def test_a_folder_that_may_not_be_read_is_not_passed_over(shut: str) -> None:
-    with refused(shut):
-        list(open_store(shut).entries())
+def test_a_folder_that_may_not_be_read_is_not_passed_over(no_access: str) -> None:
+    with refused(no_access):
+        list(open_store(no_access).entries())
 
 
-def test_an_entry_knows_size_and_time(place: str) -> None:
-    store = open_store(place)
+def test_an_entry_knows_size_and_time(location: str) -> None:
+    store = open_store(location)
     store.write("a", b"12345")
     (entry,) = store.entries()
-    assert entry.uri == f"{place}/a"
+    assert entry.uri == f"{location}/a"
     assert entry.size == 5
     assert entry.last_modified is not None
     assert entry.last_modified.tzinfo is UTC
@@ -252,13 +253,13 @@ def test_local_entries_have_no_etag_and_microseconds(tmp_path: Path) -> None:
     assert entry.last_modified == datetime(2023, 11, 14, 22, 13, 20, 123456, UTC)
 
 
-def test_odd_names_come_back_as_they_are(place: str) -> None:
-    store = open_store(place)
+def test_odd_names_come_back_as_they_are(location: str) -> None:
+    store = open_store(location)
     for name in ODD_NAMES:
         store.write(name, name.encode())
     assert set(names(store)) == set(ODD_NAMES)
     for entry in store.entries():
-        content = entry.uri.removeprefix(place + "/").encode()
+        content = entry.uri.removeprefix(location + "/").encode()
         assert read_uri(entry.uri) == content
         assert store.read(content.decode()) == content
         assert stat_uri(entry.uri) == entry
@@ -325,8 +326,8 @@ def test_a_failed_s3_write_leaves_things_as_they_were(bucket: str) -> None:
     assert names(store) == ["a"]
 
 
-def test_a_reader_never_sees_half_a_file(place: str) -> None:
-    store = open_store(place)
+def test_a_reader_never_sees_half_a_file(location: str) -> None:
+    store = open_store(location)
     contents = {bytes([letter]) * 200_000 for letter in b"ab"}
     store.write("a", min(contents))
     done = threading.Event()
@@ -349,8 +350,8 @@ def test_a_reader_never_sees_half_a_file(place: str) -> None:
     assert set(seen) <= contents
 
 
-def test_threads_write_the_same_file_without_harm(place: str) -> None:
-    store = open_store(place)
+def test_threads_write_the_same_file_without_harm(location: str) -> None:
+    store = open_store(location)
     contents = [bytes([number]) * 50_000 for number in range(6)]
     threads = [threading.Thread(target=store.write, args=("a", content)) for content in contents]
     for thread in threads:
@@ -364,12 +365,12 @@ def test_threads_write_the_same_file_without_harm(place: str) -> None:
 # What went wrong
 
 
-def test_reading_what_is_not_there(place: str) -> None:
-    open_store(place).write("a", b"1")
-    assert kind_of(f"{place}/b") is ErrorKind.NOT_FOUND
-    assert kind_of(f"{place}/a/b") is ErrorKind.NOT_FOUND
+def test_reading_what_is_not_there(location: str) -> None:
+    open_store(location).write("a", b"1")
+    assert kind_of(f"{location}/b") is ErrorKind.NOT_FOUND
+    assert kind_of(f"{location}/a/b") is ErrorKind.NOT_FOUND
     with pytest.raises(StoreError) as caught:
-        stat_uri(f"{place}/b")
+        stat_uri(f"{location}/b")
     assert caught.value.kind is ErrorKind.NOT_FOUND
 
 
@@ -467,7 +468,7 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("call", ["entries", "write", "delete"])  # a HEAD cannot tell the two apart
+@pytest.mark.parametrize("call", ["entries", "write", "delete"])  # a HEAD answers 404 either way
 def test_a_bucket_that_is_not_there_is_bad_input(s3_server: str, call: str) -> None:
     with refused("s3://no-such-bucket/x", kind=InputError):
         CALLS[call](open_store("s3://no-such-bucket/x"))
@@ -480,7 +481,7 @@ def test_a_name_that_is_no_bucket_is_bad_input(s3_server: str, call: str) -> Non
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_server_that_is_away_breaks_the_run(unreachable: str, call: str) -> None:
+def test_a_server_that_is_away_fails_the_run(unreachable: str, call: str) -> None:
     with refused(unreachable, kind=RunFailedError, without=(SECRET,)):
         CALLS[call](open_store(unreachable))
 
@@ -520,16 +521,16 @@ def test_credentials_are_in_no_store_error(s3_server: str) -> None:
     assert SECRET not in caught.value.message + str(caught.value)
 
 
-# Names of places
+# URIs of stores
 
 
-def test_local_places_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_stores_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_store("a/b/").uri == str(tmp_path / "a" / "b")
     assert isinstance(open_store("a"), LocalStore)
 
 
-def test_file_places_are_unescaped(tmp_path: Path) -> None:
+def test_file_stores_are_unescaped(tmp_path: Path) -> None:
     open_store((tmp_path / "a b#%").as_uri()).write("c", b"1")
     assert (tmp_path / "a b#%" / "c").read_bytes() == b"1"
 
@@ -540,7 +541,7 @@ def test_file_uris_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/a", "s3://bucket/a/", "s3://bucket/a//"])
-def test_s3_places_end_without_a_slash(uri: str) -> None:
+def test_s3_stores_end_without_a_slash(uri: str) -> None:
     store = open_store(uri)
     assert isinstance(store, S3Store)
     assert store.uri == "s3://bucket/a"
@@ -561,9 +562,9 @@ def test_s3_without_a_bucket_is_refused(uri: str) -> None:
 # For pyarrow
 
 
-def test_arrow_reads_what_write_wrote(place: str) -> None:
+def test_arrow_reads_what_write_wrote(location: str) -> None:
     table = pa.table({"a": [1, 2, 3]})
-    store = open_store(place)
+    store = open_store(location)
     for name in ["plain.parquet", "deep/er.parquet", "a b#%20+é?.parquet"]:
         write_table(store, name, table)
         filesystem, root = store.arrow()
@@ -589,8 +590,8 @@ def test_the_region_of_other_aws_programs_counts(
     s3_client.cache_clear()
 
 
-def test_a_place_that_arrow_cannot_name_is_refused(bucket: str) -> None:
-    with refused(f"s3://{bucket}/a//b", "between two slashes", kind=InputError):
+def test_a_location_that_arrow_cannot_name_is_refused(bucket: str) -> None:
+    with refused(f"s3://{bucket}/a//b", "two slashes", kind=InputError):
         open_store(f"s3://{bucket}/a//b").arrow()
 
 
