@@ -34,7 +34,7 @@ from benchmarks.predictions import (
     read_predictions,
     weights_table,
 )
-from lesioncam.cli import read_config
+from lesioncam import api
 from lesioncam.errors import InputError
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings, parse
@@ -61,7 +61,7 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 def read_settings(flags: argparse.Namespace) -> TrainSettings:
     """The recipe of `--config`, with the other flags over it."""
-    settings = read_config(flags.config) if flags.config else TrainSettings()
+    settings = api.read_settings(flags.config) if flags.config else TrainSettings()
     given = {"weights": flags.weights, "seed": flags.seed}
     given = {name: value for name, value in given.items() if value is not None}
     return replace(settings, **given).resolved()

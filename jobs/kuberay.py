@@ -1,55 +1,58 @@
-"""Run a verb as the entry point of KubeRay's RayJob, whose retries then fit the exit codes.
+"""Entry point of a KubeRay RayJob: runs a verb, and lets KubeRay retry only what a retry can fix.
 
         python jobs/kuberay.py score --images s3://bucket/images --bundle ... --output ...
 
-KubeRay starts a new cluster for every Ray job that FAILED, whatever its exit code. That mends a run
-that broke (1), but not one that was refused (2) or had too many failed images (3): such a job stops
-itself, since one that is STOPPED is neither retried nor taken for a success.
+KubeRay starts a new cluster for every Ray job that FAILED, whatever its exit code. That continues a
+run that failed (1). It does not help a run that was refused (2) or had too many failed images (3).
+Such a job stops itself: a job that is STOPPED is not retried, and does not count as a success.
 
-A job whose head was lost is submitted again within seconds, while the output, or the bundle that it
-trains, still counts as the lost run's: that is waited for, as what is refused is final.
+When a head is lost, KubeRay submits the job again within seconds. The lost run still holds its
+lease on the output or bundle then. The job waits for the lease to expire, as a refusal is final.
 """
 
-import argparse
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 from ray.job_submission import JobSubmissionClient
 
-from lesioncam.cli import main
-from lesioncam.errors import LesioncamError
-from lesioncam.logs import JsonLines
+from lesioncam.cli import main, parse
+from lesioncam.errors import InputError, LesioncamError
 from lesioncam.storage.lease import LEASE_SECONDS, refuse_other_run
 from lesioncam.storage.uris import open_store
 
+_PROG = "python jobs/kuberay.py"
 _FINAL = (2, 3)  # exit codes that the same command would give again
-_MARGIN = 5.0  # seconds that two machines' clocks may differ
-_PATIENCE = 60.0  # seconds for Ray's signal to come
-_POLL_SECONDS = 1.0
+_CLOCK_SKEW_S = 5.0  # between two machines
+_SIGNAL_TIMEOUT_S = 60.0  # for Ray's signal to arrive
+_POLL_S = 1.0
 
 
-def written_by(arguments: list[str]) -> str | None:
-    """What a verb with these flags writes: the bundle that is trained, or the output."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    flags.add_argument("--bundle" if arguments[:1] == ["train"] else "--output", dest="written")
+def leased_uri(arguments: Sequence[str]) -> str | None:
+    """What a verb with these flags takes a lease on: the bundle to train, or the scores' output.
+
+    Returns:
+        None for other verbs, and for bad flags, which the verb reports.
+    """
     try:
-        written: str | None = flags.parse_known_args(arguments)[0].written
-    except argparse.ArgumentError:  # no value follows; the verb says so
+        flags = parse(arguments, prog=_PROG)
+    except InputError:
         return None
-    return written
+    written: dict[str, str] = {"train": "bundle", "score": "output"}
+    return getattr(flags, written[flags.verb]) if flags.verb in written else None
 
 
-def wait_for_a_lost_run(output: str) -> None:
-    """Give another run on the same place the time after which it must be dead; `main` tells."""
-    deadline = time.monotonic() + LEASE_SECONDS + _MARGIN
+def wait_for_lost_run(uri: str) -> None:
+    """Wait until no other run holds the lease, or for as long as a lost run can hold it."""
+    deadline = time.monotonic() + LEASE_SECONDS + _CLOCK_SKEW_S
     while time.monotonic() < deadline:
         try:
-            refuse_other_run(open_store(output))
+            refuse_other_run(open_store(uri))
         except LesioncamError:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_S)
         else:
             return
 
@@ -59,13 +62,13 @@ def stop_this_job() -> None:
     job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's own handler would print a stack
     JobSubmissionClient().stop_job(job)
-    time.sleep(_PATIENCE)
+    time.sleep(_SIGNAL_TIMEOUT_S)
 
 
 if __name__ == "__main__":
-    if (written := written_by(sys.argv[1:])) is not None:
-        wait_for_a_lost_run(written)
-    code = main(sys.argv[1:], JsonLines())
+    if (uri := leased_uri(sys.argv[1:])) is not None:
+        wait_for_lost_run(uri)
+    code = main(sys.argv[1:], prog=_PROG, json_logs=True)
     if code in _FINAL:
         sys.stdout.flush()
         stop_this_job()

@@ -8,7 +8,6 @@ ray job submit --address http://HEAD:8265 --working-dir . -- \
 import sys
 
 from lesioncam.cli import main
-from lesioncam.logs import JsonLines
 
 if __name__ == "__main__":
-    sys.exit(main(["score", *sys.argv[1:]], JsonLines()))
+    sys.exit(main(sys.argv[1:], verb="score", prog="python jobs/score.py", json_logs=True))

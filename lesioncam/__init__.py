@@ -1,11 +1,49 @@
-"""lesioncam: scores skin-lesion images in bulk with a two-stage, CAM-guided classifier.
+"""lesioncam: classifies skin-lesion images in bulk with a two-stage, CAM-guided network.
 
-Importing this package does nothing: no torch, no Ray, no directories, no logging set-up.
+`load(bundle)` gives a classifier that runs in this process; `score`, `train` and `evaluate` are the
+verbs of the command line. Importing the package does nothing: what these need, such as torch and
+Ray, is imported when one of them is used.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("lesioncam")
-except PackageNotFoundError:  # run from a working directory shipped by `ray job submit`
-    __version__ = "0.1.0+source"
+if TYPE_CHECKING:
+    from lesioncam.api import evaluate, score, train
+    from lesioncam.predict import load
+
+    __version__: str
+
+__all__ = ["__version__", "evaluate", "load", "score", "train"]
+
+_MODULES = {
+    "evaluate": "lesioncam.api",
+    "load": "lesioncam.predict",
+    "score": "lesioncam.api",
+    "train": "lesioncam.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module 'lesioncam' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    try:
+        return version("lesioncam")
+    except PackageNotFoundError:  # run from a working directory shipped by `ray job submit`
+        return "0.1.0+source"

@@ -1,28 +1,30 @@
-"""The verbs: flags in, one summary and an exit code out. One definition serves verbs and jobs.
+"""The command line: flags in; a summary and an exit code out.
 
-Each verb imports what it needs when it runs, so that `--help` is quick and `evaluate` needs
-neither torch nor Ray.
+One parser serves the `lesioncam` command and the scripts in jobs/. Modules are imported when a verb
+needs them, so that `--help` is quick and `evaluate` needs neither torch nor Ray.
 """
 
 import argparse
-import logging
+import difflib
 import os
 import sys
-import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from lesioncam import __version__
 from lesioncam.columns import DEFAULT_REST_CLASS
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
-from lesioncam.logs import PLAIN, log_to_stderr
-from lesioncam.settings import TrainSettings, parse
+
+if TYPE_CHECKING:
+    from lesioncam.settings import TrainSettings
 
 TOO_MANY_FAILED = 3
 
-_RECIPE = TrainSettings()
+_SHELLS = ("bash", "zsh", "tcsh")
+_PATHS = ("URI", "CSV", "TOML", "DIR")  # metavars of flags that shells complete with file names
+
+Flags = dict[str, Any]
 
 
 def run() -> NoReturn:
@@ -30,235 +32,421 @@ def run() -> NoReturn:
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
 
 
-def main(arguments: Sequence[str], layout: logging.Formatter = PLAIN) -> int:
+def main(
+    arguments: Sequence[str],
+    *,
+    verb: str | None = None,
+    prog: str = "lesioncam",
+    json_logs: bool = False,
+) -> int:
     """Run one verb.
 
     Args:
-        arguments: the verb and its flags.
-        layout: of the log lines.
+        arguments: the verb and its flags; only the flags if `verb` is given.
+        verb: the verb of a program that has only this one.
+        prog: how the program is called, for help and errors.
+        json_logs: log one JSON object per line instead of text.
 
     Returns:
-        0 done, 1 the run broke, 2 bad input or refused, 3 done but too many images failed.
+        0 done, 1 the run failed, 2 bad input or refused, 3 done but too many images failed.
     """
     try:
-        flags = _parser().parse_args(arguments)
-        log_to_stderr(layout)
-        verb: Callable[[argparse.Namespace], int] = flags.verb
-        return verb(flags)
+        flags = vars(parse(arguments, verb=verb, prog=prog))
+        from lesioncam.logs import log_to_stderr  # noqa: PLC0415
+
+        log_to_stderr(as_json=json_logs)
+        return VERBS[flags.pop("verb")].run(flags)
     except LesioncamError as error:
         print(f"lesioncam: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("lesioncam: interrupted; the same command goes on from here", file=sys.stderr)
+        print("lesioncam: interrupted; run the same command again to continue", file=sys.stderr)
         return RunFailedError.exit_code
 
 
+def parse(
+    arguments: Sequence[str], *, verb: str | None = None, prog: str = "lesioncam"
+) -> argparse.Namespace:
+    """Parse a command line. `--help`, `--version` and `--print-completion` print and exit.
+
+    Args:
+        arguments: as for `main`.
+        verb: likewise.
+        prog: likewise.
+
+    Returns:
+        `verb` and the flags that were given. A flag that was not given has no attribute: its
+        default is that of the function in `lesioncam.api`.
+
+    Raises:
+        InputError: an unknown or missing verb or flag, or a bad value.
+    """
+    if verb is None:
+        if not arguments or arguments[0].startswith("-"):
+            return _main_parser(prog).parse(arguments)
+        verb, *arguments = arguments
+        if verb not in VERBS:
+            raise InputError(f"unknown verb {verb}; {_hint(verb, VERBS, prog)}")
+        prog = f"{prog} {verb}"
+    parser = _Parser(prog=prog)
+    _add_verb(parser, VERBS[verb])
+    flags = parser.parse(arguments)
+    flags.verb = verb
+    return flags
+
+
+def _hint(name: str, known: Iterable[str], prog: str) -> str:
+    """What a misspelled verb or flag was probably meant to be."""
+    names = {one.lstrip("-"): one for one in known}
+    near = difflib.get_close_matches(name.lstrip("-"), names, n=1)
+    return f"did you mean {names[near[0]]}?" if near else f"see {prog} --help"
+
+
 class _Parser(argparse.ArgumentParser):
-    """Reports bad flags like any other bad input: in one line."""
+    """Accepts no abbreviated flags, and raises InputError for bad ones."""
+
+    def __init__(self, **options: Any):
+        super().__init__(
+            **options,
+            add_help=False,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Report an unknown flag before a missing one: it may be that one, misspelled."""
+        for argument in arguments:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions:
+                hint = _hint(name, self._option_string_actions, self.prog)
+                raise InputError(f"unknown flag {name}; {hint}")
+        return self.parse_args(arguments)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+        """Called by argparse."""
+        raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+    def add_path_completion(self, files: Mapping[str, Any]) -> None:
+        """Mark the flags that take paths, as shtab reads it."""
+        for action in self._actions:
+            if action.metavar in _PATHS:
+                action.complete = files  # type: ignore[attr-defined]
+
+    def set_usage(self) -> None:
+        """Show the required flags only."""
+        required = [
+            f"{one.option_strings[0]} {one.metavar}" for one in self._actions if one.required
+        ]
+        self.usage = " ".join(["%(prog)s", *required, "[flags]"])
 
 
-def _parser() -> argparse.ArgumentParser:
+class _PrintCompletion(argparse.Action):
+    """Prints a script that completes verbs, flags and paths in a shell."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        import shtab  # noqa: PLC0415
+
+        print(shtab.complete(_main_parser(parser.prog, path_completion=shtab.FILE), values))
+        parser.exit()
+
+
+def _main_parser(prog: str, path_completion: Mapping[str, Any] | None = None) -> _Parser:
+    """The parser of the command without a verb; with `path_completion`, with all verbs' flags."""
     parser = _Parser(
-        prog="lesioncam",
-        description="Scores skin-lesion images in bulk: where stage 1's class activation map "
-        "leads, the image is cropped; stage 2 classifies the crop.",
-        epilog="A URI is a local path or s3://bucket/prefix. Exit codes: 0 done, 1 the run broke "
-        "(the same command goes on), 2 bad input or refused, 3 done but too many images failed.",
+        prog=prog,
+        usage="%(prog)s VERB [flags]",
+        description="Classify skin-lesion images in bulk with two neural networks. Stage 1\n"
+        "classifies the whole image; its class activation map (CAM) shows where the\n"
+        "lesion is. Stage 2 classifies the crop around the lesion.",
+        epilog=f"'{prog} VERB --help' shows the flags of a verb.\n"
+        "A URI is a local path or s3://bucket/prefix.\n\n"
+        "exit codes:\n"
+        "  0  done\n"
+        "  1  the run failed; the same command continues it\n"
+        "  2  bad input, or refused; nothing was written\n"
+        "  3  done, but more images failed than --max-failed-fraction allows\n\n"
+        "completion of verbs, flags and paths in bash (also zsh, tcsh):\n"
+        '  eval "$(lesioncam --print-completion bash)"',
     )
-    parser.add_argument("--version", action="version", version=f"lesioncam {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for add in (_add_demo, _add_train, _add_score, _add_evaluate):
-        add(verbs)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        added = verbs.add_parser(name, help=verb.summary)
+        if path_completion is not None:
+            _add_verb(added, verb)
+            added.add_path_completion(path_completion)
+    flags = parser.add_argument_group("flags")
+    flags.add_argument("-h", "--help", action="help", help="print this help")
+    flags.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
+    flags.add_argument(
+        "--print-completion",
+        metavar="SHELL",
+        choices=_SHELLS,
+        action=_PrintCompletion,
+        help="print a completion script",
+    )
     return parser
 
 
-def _add_demo(verbs: Any) -> None:
-    parser = verbs.add_parser("demo", help="the whole job on drawn lesions, no download, no server")
-    parser.add_argument("--dir", default="lesioncam-demo", help="where it works (%(default)s)")
-    parser.set_defaults(verb=_demo)
+class _PrintVersion(argparse.Action):
+    """Reads the package's metadata, which takes a while, only when asked."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002
+        values: Any,  # noqa: ARG002
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        from lesioncam import __version__  # noqa: PLC0415
+
+        print(f"lesioncam {__version__}")
+        parser.exit()
 
 
-def _add_train(verbs: Any) -> None:
-    parser = verbs.add_parser(
-        "train", help="fine-tune both stages and write a bundle; goes on where it broke off"
+class _Verb(NamedTuple):
+    """One verb of the command.
+
+    Attributes:
+        summary: one line for the list of verbs.
+        description: the first lines of the verb's own help.
+        example: a command line.
+        add_flags: adds the verb's flags to its parser.
+        run: runs the verb with the flags that were given; returns the exit code.
+    """
+
+    summary: str
+    description: str
+    example: str
+    add_flags: Callable[[_Parser], None]
+    run: Callable[[Flags], int]
+
+
+def _add_verb(parser: _Parser, verb: _Verb) -> None:
+    parser.description = verb.description
+    parser.epilog = f"example:\n  {verb.example}"
+    verb.add_flags(parser)
+    flags = parser.add_argument_group("help")
+    flags.add_argument("-h", "--help", action="help", help="print this help")
+    parser.set_usage()
+
+
+def _demo_flags(parser: _Parser) -> None:
+    flags = parser.add_argument_group("optional")
+    flags.add_argument(
+        "--dir",
+        default="lesioncam-demo",
+        metavar="DIR",
+        help="where to work (default: %(default)s)",
     )
-    _add_images(parser)
-    _add_labels(parser)
-    parser.add_argument("--bundle", required=True, metavar="URI", help="where the model goes")
-    parser.add_argument(
-        "--masks", metavar="URI", help="lesion masks, <image_id>.png, to pull the maps onto"
+
+
+def _train_flags(parser: _Parser) -> None:
+    from lesioncam.settings import BACKBONES, TrainSettings  # noqa: PLC0415
+
+    defaults = TrainSettings()
+    required = parser.add_argument_group("required")
+    _add_images(required)
+    _add_labels(required)
+    required.add_argument("--bundle", required=True, metavar="URI", help="where to write the model")
+
+    data = parser.add_argument_group("data")
+    _add_rest_class(data)
+    data.add_argument(
+        "--masks",
+        metavar="URI",
+        help="directory of lesion masks, <image_id>.png or <image_id>_segmentation.png, to train "
+        "the CAMs on",
     )
-    parser.add_argument("--val-images", metavar="URI", help="images that are only reported on")
-    parser.add_argument("--val-labels", metavar="CSV", help="their labels")
-    parser.add_argument(
+    data.add_argument(
+        "--val-images",
+        metavar="URI",
+        help="validation images: metrics are reported on them, nothing is chosen by them",
+    )
+    data.add_argument("--val-labels", metavar="CSV", help="labels of --val-images")
+    data.add_argument(
         "--val-fraction",
         type=_inner_fraction,
         metavar="F",
-        help=f"share of --images held out to choose the epoch by ({_RECIPE.val_fraction:g})",
+        help="fraction of --images held out of training to choose the best epoch "
+        f"(default: {defaults.val_fraction:g})",
     )
-    parser.add_argument(
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--backbone", choices=tuple(BACKBONES), help=f"network (default: {defaults.backbone})"
+    )
+    model.add_argument(
         "--weights",
         metavar="W",
-        help="ImageNet weights: a torchvision name such as VGG16_Weights.IMAGENET1K_V1, or the "
-        ".safetensors or .pth path of ones for images normalized as for these (random weights)",
+        help="pretrained weights: a torchvision name, such as VGG16_Weights.IMAGENET1K_V1, or the "
+        "URI of a state dict (.safetensors, .pth) that expects ImageNet normalization "
+        "(default: random)",
     )
-    parser.add_argument("--backbone", help=f"vgg16, vgg11 or tiny ({_RECIPE.backbone})")
-    parser.add_argument(
+    model.add_argument(
         "--epochs",
         type=_epochs,
         metavar="N[,M]",
-        help=f"of stage 1 and stage 2 ({_RECIPE.stage1_epochs},{_RECIPE.stage2_epochs})",
+        help="epochs of stage 1 and of stage 2; one number is for both "
+        f"(default: {defaults.stage1_epochs},{defaults.stage2_epochs})",
     )
-    parser.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="Ray Train workers (%(default)s)"
+    model.add_argument(
+        "--config",
+        metavar="TOML",
+        help="file of training settings, any field of lesioncam.settings.TrainSettings; flags "
+        "override it",
     )
-    parser.add_argument(
+
+    compute = parser.add_argument_group("compute")
+    compute.add_argument(
+        "--workers", type=_positive, metavar="N", help="Ray Train workers (default: 1)"
+    )
+    compute.add_argument(
         "--gpu",
         action=argparse.BooleanOptionalAction,
-        help="a GPU for each worker (where the cluster has them)",
+        help="one GPU per worker (default: if the cluster has GPUs)",
     )
-    parser.add_argument(
-        "--storage", metavar="URI", help="under which checkpoints go (beside the bundle)"
+    compute.add_argument(
+        "--checkpoint-dir",
+        metavar="URI",
+        help="where to write checkpoints (default: <bundle>-checkpoints)",
     )
-    parser.add_argument(
-        "--config", metavar="TOML", help="the recipe: any field of lesioncam.settings.TrainSettings"
-    )
-    parser.set_defaults(verb=_train)
 
 
-def _add_score(verbs: Any) -> None:
-    parser = verbs.add_parser(
-        "score", help="images -> Parquet; what is already there is not done again"
+def _score_flags(parser: _Parser) -> None:
+    required = parser.add_argument_group("required")
+    _add_images(required)
+    required.add_argument("--bundle", required=True, metavar="URI", help="a trained model")
+    required.add_argument("--output", required=True, metavar="URI", help="where to write Parquet")
+
+    images = parser.add_argument_group("images")
+    images.add_argument(
+        "--limit", type=_positive, metavar="N", help="score the first N images only (default: all)"
     )
-    _add_images(parser)
-    parser.add_argument("--bundle", required=True, metavar="URI", help="a trained model")
-    parser.add_argument("--output", required=True, metavar="URI", help="where the Parquet goes")
-    parser.add_argument(
+    images.add_argument(
         "--retry-failed",
         action="store_true",
-        help="do all failed images again, not only those whose store failed",
+        help="score all failed images again (default: only transient errors, which are permission "
+        "and unreachable)",
     )
-    parser.add_argument(
+    images.add_argument(
         "--max-failed-fraction",
         type=_fraction,
         metavar="F",
-        help="exit with 3 if more of the listed images failed (no limit)",
+        help="exit with code 3 if a larger fraction of the images failed (default: no limit)",
     )
-    parser.add_argument(
-        "--limit", type=_positive, metavar="N", help="only the first N images listed (all)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the convolutions; auto is what the hardware computes in natively (%(default)s)",
-    )
-    parser.add_argument(
+
+    compute = parser.add_argument_group("compute")
+    compute.add_argument(
         "--gpus",
         type=_natural,
         metavar="N",
-        help="to use at most, also some that the cluster has to start first (those it has)",
+        help="maximum GPUs to use, including ones an autoscaling cluster must start "
+        "(default: those available)",
     )
-    parser.set_defaults(verb=_score)
+    compute.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        help="of the convolutions (default: auto, which is bfloat16 where the hardware has it)",
+    )
 
 
-def _add_evaluate(verbs: Any) -> None:
-    parser = verbs.add_parser(
-        "evaluate", help="scores + labels -> AUCs with intervals, as JSON and Markdown"
+def _evaluate_flags(parser: _Parser) -> None:
+    required = parser.add_argument_group("required")
+    required.add_argument(
+        "--scores", required=True, metavar="URI", help="the --output of 'lesioncam score'"
     )
-    parser.add_argument("--scores", required=True, metavar="URI", help="what score wrote")
-    _add_labels(parser)
-    parser.add_argument(
-        "--output", metavar="URI", help="where the evaluation goes (_evaluation in the scores)"
+    _add_labels(required)
+
+    optional = parser.add_argument_group("optional")
+    _add_rest_class(optional)
+    optional.add_argument(
+        "--masks",
+        metavar="URI",
+        help="directory of lesion masks, <image_id>.png or <image_id>_segmentation.png, to compare "
+        "CAMs and boxes with",
     )
-    parser.add_argument(
-        "--masks", metavar="URI", help="lesion masks, <image_id>.png, to check CAMs and boxes by"
-    )
-    parser.add_argument(
+    optional.add_argument(
         "--overlays",
-        type=_positive,
-        default=0,
+        type=_natural,
         metavar="N",
-        help="draw N images with their CAM and box (none)",
+        help="also write overlays.png: N images with their CAM and box (default: 0)",
     )
-    parser.set_defaults(verb=_evaluate)
+    optional.add_argument(
+        "--output",
+        metavar="URI",
+        help="where to write evaluation.json and evaluation.md (default: <scores>/_evaluation)",
+    )
 
 
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_images(group: Any) -> None:
+    group.add_argument(
         "--images",
         required=True,
         metavar="URI",
-        help="a directory or prefix (recursive), or a .csv or .parquet file with a uri column",
+        help="directory or prefix, searched recursively; or a .csv or .parquet file with a 'uri' "
+        "column",
     )
 
 
-def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_labels(group: Any) -> None:
+    group.add_argument(
         "--labels",
         required=True,
         metavar="CSV",
-        help="ISIC ground truth: image_id or image, then a 0/1 column per class",
+        help="ISIC ground truth: a column image_id or image, then a 0/1 column per class",
     )
-    parser.add_argument(
+
+
+def _add_rest_class(group: Any) -> None:
+    group.add_argument(
         "--rest-class",
         metavar="NAME",
-        help=f"the class of rows with no 1 ({DEFAULT_REST_CLASS})",
+        help=f"class of images that have 0 in every column (default: {DEFAULT_REST_CLASS})",
     )
 
 
-def _train(flags: argparse.Namespace) -> int:
-    settings = _settings(flags)
-    from lesioncam.training.job import TrainRequest, train  # noqa: PLC0415
+def _demo(flags: Flags) -> int:
+    from lesioncam.cluster import connected  # noqa: PLC0415
+    from lesioncam.demo import run_demo  # noqa: PLC0415
 
-    trained = train(
-        TrainRequest(
-            images=flags.images,
-            labels=flags.labels,
-            bundle=flags.bundle,
-            settings=settings,
-            masks=flags.masks,
-            val_images=flags.val_images,
-            val_labels=flags.val_labels,
-            workers=flags.workers,
-            gpu=flags.gpu,
-            checkpoint_dir=flags.storage,
-        )
-    )
+    with connected():
+        print(run_demo(Path(flags["dir"])))
+    return 0
+
+
+def _train(flags: Flags) -> int:
+    settings = _take_settings(flags)
+    from lesioncam.api import train  # noqa: PLC0415
+
+    trained = train(**flags, settings=settings)
     for name, figures in trained["metrics"].items():
         means = ", ".join(
             f"{stage} {_shown(figures[stage]['mean']['auc'])}"
             for stage in ("stage1", "stage2", "final")
         )
         print(f"{name.replace('_', '-')} images: mean AUC {means}")
-    print(f"bundle {trained['bundle']} (model {trained['model'][:12]})")
+    print(f"bundle: {trained['bundle']} (model {trained['model'][:12]})")
     return 0
 
 
-def _score(flags: argparse.Namespace) -> int:
-    from lesioncam.scoring.pipeline import ScoreRequest, score  # noqa: PLC0415
+def _score(flags: Flags) -> int:
+    from lesioncam.api import score  # noqa: PLC0415
+    from lesioncam.storage.listing import describe_skipped  # noqa: PLC0415
 
-    summary = score(
-        ScoreRequest(
-            images=flags.images,
-            bundle=flags.bundle,
-            output=flags.output,
-            retry_failed=flags.retry_failed,
-            max_failed_fraction=flags.max_failed_fraction,
-            limit=flags.limit,
-            precision=flags.precision,
-            gpus=flags.gpus,
-        )
-    )
+    summary = score(**flags)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary["failed_by_kind"].items())
     print(
         f"{summary['listed']:,} images listed: {summary['ok']:,} ok, {summary['failed']:,} failed"
@@ -266,69 +454,73 @@ def _score(flags: argparse.Namespace) -> int:
         f"{summary['seconds']:.0f} s"
     )
     if summary["skipped"]:
-        from lesioncam.storage.listing import describe_skipped  # noqa: PLC0415
-
         print(describe_skipped(summary["skipped"]))
-    print(f"Parquet {summary['output']}")
+    print(f"scores: {summary['output']}")
     if summary["outcome"] == "too_many_failed":
         print("lesioncam: more images failed than --max-failed-fraction allows", file=sys.stderr)
         return TOO_MANY_FAILED
     return 0
 
 
-def _evaluate(flags: argparse.Namespace) -> int:
-    from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate  # noqa: PLC0415
+def _evaluate(flags: Flags) -> int:
+    from lesioncam.api import evaluate  # noqa: PLC0415
 
-    _, markdown, where = evaluate(
-        EvaluateRequest(
-            scores=flags.scores,
-            labels=flags.labels,
-            output=flags.output,
-            rest_class=flags.rest_class or DEFAULT_REST_CLASS,
-            masks=flags.masks,
-            overlays=flags.overlays,
-        )
-    )
-    print(markdown)
-    print(f"evaluation {where}")
+    evaluation = evaluate(**flags)
+    print(evaluation["markdown"])
+    print(f"evaluation: {evaluation['output']}")
     return 0
 
 
-def _demo(flags: argparse.Namespace) -> int:
-    from lesioncam.cluster import connected  # noqa: PLC0415
-    from lesioncam.demo import run_demo  # noqa: PLC0415
+def _take_settings(flags: Flags) -> "TrainSettings":
+    """Remove the flags that are training settings; returns `--config` with them over it."""
+    from lesioncam.api import read_settings  # noqa: PLC0415
+    from lesioncam.settings import TrainSettings  # noqa: PLC0415
 
-    with connected():
-        print(run_demo(Path(flags.dir)))
-    return 0
-
-
-def _settings(flags: argparse.Namespace) -> TrainSettings:
-    """The recipe: `--config`, then the flags over it."""
-    settings = _RECIPE if flags.config is None else read_config(flags.config)
-    given: dict[str, Any] = {
-        name: value
-        for name in ("val_fraction", "weights", "backbone", "rest_class")
-        if (value := getattr(flags, name)) is not None
-    }
-    if flags.epochs is not None:
-        given["stage1_epochs"], given["stage2_epochs"] = flags.epochs
+    config = flags.pop("config", None)
+    settings = TrainSettings() if config is None else read_settings(config)
+    names = ("val_fraction", "weights", "backbone", "rest_class")
+    given = {name: flags.pop(name) for name in names if name in flags}
+    if epochs := flags.pop("epochs", None):
+        given["stage1_epochs"], given["stage2_epochs"] = epochs
     return replace(settings, **given)
 
 
-def read_config(path: str) -> TrainSettings:
-    """Read a recipe from a TOML file.
-
-    Raises:
-        InputError: it cannot be read, is not TOML, or has an unknown field or a bad value.
-    """
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config: {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--config: {path} is not TOML: {error}") from error
-    return parse(TrainSettings, content, f"--config: {path}")
+VERBS = {
+    "demo": _Verb(
+        "try it: train, score and evaluate on generated images",
+        "Train, score and evaluate on generated images, in some minutes. Needs no data,\n"
+        "no network and no GPU.",
+        "lesioncam demo",
+        _demo_flags,
+        _demo,
+    ),
+    "train": _Verb(
+        "train a model on labeled images",
+        "Train both stages on labeled images and write a bundle, which is a trained\n"
+        "model. After a failure, the same command continues. A finished bundle is not\n"
+        "overwritten.",
+        "lesioncam train --images images/ --labels labels.csv --bundle model \\\n"
+        "      --weights VGG16_Weights.IMAGENET1K_V1",
+        _train_flags,
+        _train,
+    ),
+    "score": _Verb(
+        "classify images and write Parquet",
+        "Classify images and write Parquet, one row per image. Images that have a row\n"
+        "already are skipped: the same command continues after a failure, and scores\n"
+        "new images.",
+        "lesioncam score --images s3://bucket/images --bundle model --output scores",
+        _score_flags,
+        _score,
+    ),
+    "evaluate": _Verb(
+        "compare scores with labels",
+        "Compare scores with labels: AUCs with confidence intervals, as JSON and\nMarkdown.",
+        "lesioncam evaluate --scores scores --labels labels.csv",
+        _evaluate_flags,
+        _evaluate,
+    ),
+}
 
 
 def _epochs(text: str) -> tuple[int, int]:
@@ -346,10 +538,10 @@ def _natural(text: str) -> int:
     return _whole(text, 0)
 
 
-def _whole(text: str, least: int) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < least:
+def _whole(text: str, minimum: int) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < minimum:
         raise argparse.ArgumentTypeError(
-            f"expected a whole number of at least {least}, got {text!r}"
+            f"expected a whole number of at least {minimum}, got {text!r}"
         )
     return int(text)
 

@@ -83,12 +83,12 @@ class Capacity:
             0 if they do not fit.
         """
 
-        def fit(share: float) -> int:
-            slots = ((int(node.cpus / share + _ROUNDING), node.gpus) for node in self.nodes)
-            return sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in slots)
+        def fit(cpus: float) -> int:
+            slots = ((int(node.cpus / cpus + _ROUNDING), node.gpus) for node in self.nodes)
+            return sum(min(by_cpu, gpus) if gpu else by_cpu for by_cpu, gpus in slots)
 
-        shares = {node.cpus / parts for node in self.nodes for parts in range(1, workers + 1)}
-        return max((share for share in shares if share and fit(share) >= workers), default=0.0)
+        sizes = {node.cpus / parts for node in self.nodes for parts in range(1, workers + 1)}
+        return max((cpus for cpus in sizes if cpus and fit(cpus) >= workers), default=0.0)
 
 
 class Hardware(NamedTuple):

@@ -1,4 +1,4 @@
-"""The demo: draws lesion-like images, some of them broken, and runs the whole job on them."""
+"""The demo: generates images of lesions, some of them broken, and runs every verb on them."""
 
 import io
 import logging
@@ -8,18 +8,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
-from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.api import evaluate, score, train
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import bundle_exists
-from lesioncam.training.job import TrainRequest, train
 
 log = logging.getLogger("lesioncam")
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 WIDTH, HEIGHT = 480, 360
 TRAINING_IMAGES, TEST_IMAGES = 300, 120
-_DOT = 8  # half the side of the square a dot is drawn in, in pixels
+_DOT = 8  # half the side of the square that holds a dot, in pixels
 
 SETTINGS = TrainSettings(
     backbone="tiny",
@@ -34,11 +32,11 @@ SETTINGS = TrainSettings(
 
 
 def draw_lesion(name: str, random: np.random.Generator) -> Image.Image:
-    """Draw one image of a class: a small lesion off the center of a patch of skin.
+    """Draw one image of a class: (HEIGHT, WIDTH), a small lesion off the center of a patch of skin.
 
-    Color, border, texture and asymmetry tell the classes apart: a nevus is round and evenly
-    brown; a melanoma is ragged, lopsided and of several dark colors; a seborrheic keratosis is
-    sharply bordered, tan, and full of pale dots.
+    Color, border, texture and asymmetry differ by class: a nevus is round and evenly brown; a
+    melanoma is ragged, asymmetric and of several dark colors; a seborrheic keratosis has a sharp
+    border, is tan, and is full of pale dots.
     """
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
     skin = np.array([224, 178, 152]) + random.normal(0, 12, 3)
@@ -54,9 +52,9 @@ def draw_lesion(name: str, random: np.random.Generator) -> Image.Image:
         random.normal(0, ragged) / k**0.5 * np.cos(k * angle + random.uniform(0, 6.3))
         for k in range(2, 8)
     )
-    distance = np.hypot(x - center_x, y - center_y) / (radius * (1 + border))
+    from_center = np.hypot(x - center_x, y - center_y) / (radius * (1 + border))
     softness = {"melanoma": 0.10, "seborrheic_keratosis": 0.03, "nevus": 0.12}[name]
-    inside = 1 / (1 + np.exp((distance - 1) / softness))
+    inside = 1 / (1 + np.exp((from_center - 1) / softness))
 
     base = {
         "melanoma": (78, 48, 44),
@@ -66,31 +64,31 @@ def draw_lesion(name: str, random: np.random.Generator) -> Image.Image:
     lesion = np.broadcast_to(np.array(base) + random.normal(0, 10, 3), pixels.shape).copy()
     if name == "melanoma":
         for color in ((40, 44, 70), (20, 16, 20), (150, 70, 70)):
-            side = random.uniform(0, 6.3)
-            patch_x = center_x + np.cos(side) * radius * 0.5
-            patch_y = center_y + np.sin(side) * radius * 0.5
+            direction = random.uniform(0, 6.3)
+            patch_x = center_x + np.cos(direction) * radius * 0.5
+            patch_y = center_y + np.sin(direction) * radius * 0.5
             patch = np.exp(-((x - patch_x) ** 2 + (y - patch_y) ** 2) / (radius * 0.4) ** 2)
             lesion += (np.array(color) - lesion) * patch[..., None]
     if name == "seborrheic_keratosis":
         for _ in range(30):
-            side, far = random.uniform(0, 6.3), random.uniform(0, 0.9) * radius
-            left = int(center_x + np.cos(side) * far) - _DOT
-            top = int(center_y + np.sin(side) * far) - _DOT
-            near = lesion[top : top + 2 * _DOT, left : left + 2 * _DOT]
-            near += (np.array((226, 206, 170)) - near) * _dot()[..., None]
+            direction, distance = random.uniform(0, 6.3), random.uniform(0, 0.9) * radius
+            x0 = int(center_x + np.cos(direction) * distance) - _DOT
+            y0 = int(center_y + np.sin(direction) * distance) - _DOT
+            square = lesion[y0 : y0 + 2 * _DOT, x0 : x0 + 2 * _DOT]
+            square += (np.array((226, 206, 170)) - square) * _dot()[..., None]
     pixels = pixels * (1 - inside[..., None]) + lesion * inside[..., None]
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return image.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 0.9)))
 
 
 def _dot() -> np.ndarray:
-    """The weight of a pale dot around its middle: (2 * _DOT, 2 * _DOT) in [0, 1]."""
+    """The opacity of a pale dot: (2 * _DOT, 2 * _DOT) in [0, 1], highest at its center."""
     offset = np.arange(-_DOT, _DOT) + 0.5
     return np.exp(-(offset[:, None] ** 2 + offset[None, :] ** 2) / (2 * 2.2**2))
 
 
 def draw_images(folder: Path, count: int, seed: int) -> None:
-    """Write `count` JPEGs, the classes in turn, under `folder`/images, and `folder`/labels.csv."""
+    """Write `count` JPEGs, classes in rotation, to `folder`/images, and `folder`/labels.csv."""
     random = np.random.default_rng(seed)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -98,13 +96,13 @@ def draw_images(folder: Path, count: int, seed: int) -> None:
     for number in range(count):
         name = CLASSES[number % len(CLASSES)]
         draw_lesion(name, random).save(images / f"DRAWN_{number:05d}.jpg", quality=90)
-        ones = {other: float(other == name) for other in CLASSES[:2]}
-        rows.append({"image_id": f"DRAWN_{number:05d}", **ones})
+        columns = {other: float(other == name) for other in CLASSES[:2]}
+        rows.append({"image_id": f"DRAWN_{number:05d}", **columns})
     pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
 
 
 def break_images(folder: Path) -> None:
-    """Put files beside the images that every real collection holds: broken ones."""
+    """Write what every real collection also holds: broken images, and a file that is no image."""
     buffer = io.BytesIO()
     draw_lesion("nevus", np.random.default_rng(0)).save(buffer, "JPEG")
     whole = buffer.getvalue()
@@ -113,7 +111,7 @@ def break_images(folder: Path) -> None:
     (images / "cut_off.jpg").write_bytes(whole[: len(whole) // 2])
     (images / "empty.jpg").write_bytes(b"")
     (images / "not an image.jpg").write_text("saved from a web page by mistake\n")
-    (images / "notes.txt").write_text("not listed: no image's ending\n")
+    (images / "notes.txt").write_text("skipped: not an image file name\n")
 
 
 def draw_demo(folder: Path) -> None:
@@ -121,35 +119,33 @@ def draw_demo(folder: Path) -> None:
     done = folder / "test" / "labels.csv"
     if done.exists():
         return
-    log.info("drawing %d training and %d test images", TRAINING_IMAGES, TEST_IMAGES)
+    log.info("generating %d training and %d test images", TRAINING_IMAGES, TEST_IMAGES)
     draw_images(folder / "train", TRAINING_IMAGES, seed=1)
     break_images(folder / "test")
     draw_images(folder / "test", TEST_IMAGES, seed=2)
 
 
 def run_demo(folder: Path) -> str:
-    """Draw, train, score and evaluate under `folder`; returns what came out and how to read it.
+    """Generate images, train, score and evaluate under `folder`; returns a report to print.
 
-    A second run goes on from what the first left: nothing is drawn, trained or scored twice.
+    A second run repeats nothing that the first one finished, except the evaluation.
     """
     draw_demo(folder)
-    training, test = folder / "train", folder / "test"
-    bundle, scores = str(folder / "bundle"), str(folder / "scores")
-    if not bundle_exists(bundle):
-        train(TrainRequest(f"{training}/images", f"{training}/labels.csv", bundle, SETTINGS))
-    summary = score(ScoreRequest(f"{test}/images", bundle, scores))
-    content, markdown, where = evaluate(
-        EvaluateRequest(scores, f"{test}/labels.csv", None, SETTINGS.rest_class, overlays=12)
-    )
-    final = content["final"]["mean"]
+    bundle, scores = folder / "bundle", folder / "scores"
+    if not bundle_exists(str(bundle)):
+        train(folder / "train/images", folder / "train/labels.csv", bundle, settings=SETTINGS)
+    summary = score(folder / "test/images", scores, bundle=bundle)
+    evaluation = evaluate(scores, folder / "test/labels.csv", overlays=12)
+    final = evaluation["metrics"]["final"]["mean"]
     return (
-        f"{markdown}\n"
-        f"{summary['listed']} images listed, {summary['ok']} scored, {summary['failed']} broken "
-        f"ones told in their rows; final mean AUC {final['auc']:.3f} on drawn images held out.\n\n"
-        f"Parquet     {scores}\n"
-        f"evaluation  {where} (overlays.png shows CAMs and boxes)\n\n"
-        f"Read it:\n"
+        f"{evaluation['markdown']}\n"
+        f"{summary['listed']} images: {summary['ok']} scored, {summary['failed']} failed (see "
+        f"error_kind)\n"
+        f"mean AUC of the final probabilities on generated test images: {final['auc']:.3f}\n\n"
+        f"scores:     {scores}\n"
+        f"evaluation: {evaluation['output']} (overlays.png shows CAMs and boxes)\n\n"
+        f"Read the scores:\n"
         f"    import pandas as pd\n"
-        f"    scores = pd.read_parquet({scores!r})\n"
-        f"    print(scores[['image_id', 'status', 'prediction', 'p_melanoma', 'error']])"
+        f"    scores = pd.read_parquet({str(scores)!r})\n"
+        f"    print(scores[['image_id', 'status', 'prediction', 'p_melanoma', 'error_kind']])"
     )

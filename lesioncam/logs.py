@@ -1,36 +1,29 @@
-"""Our log lines: for people on a terminal, as JSON where a log store reads them."""
+"""Log lines on stderr: text for people, or JSON for a log store."""
 
-import json
 import logging
-from datetime import UTC, datetime
+from typing import Any
 
-_LOGGINGS_OWN = frozenset(vars(logging.makeLogRecord({})))
-
-PLAIN = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+from pythonjsonlogger.json import JsonFormatter
 
 
-class JsonLines(logging.Formatter):
-    """A line is an object: `time`, `level`, `message`, and the fields given as `extra`."""
+class JsonLines(JsonFormatter):
+    """One JSON object per line: `time`, `level`, `message`, and the record's `extra` fields."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One JSON object in one line."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        fields = {
-            name: value
-            for name, value in vars(record).items()
-            if name not in _LOGGINGS_OWN and not name.startswith("_")  # Ray adds one of its own
-        }
-        return json.dumps(line | fields)
+    def __init__(self) -> None:
+        super().__init__(
+            ["levelname", "message"], timestamp="time", rename_fields={"levelname": "level"}
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Time first, level in lower case."""
+        return {"time": log_data.pop("time"), **log_data, "level": log_data["level"].lower()}
 
 
-def log_to_stderr(layout: logging.Formatter) -> None:
-    """Our own lines, beside whatever a verb prints."""
+def log_to_stderr(*, as_json: bool) -> None:
+    """Set up the `lesioncam` logger, and no other."""
     handler = logging.StreamHandler()
-    handler.setFormatter(layout)
+    text = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    handler.setFormatter(JsonLines() if as_json else text)
     log = logging.getLogger("lesioncam")
     log.handlers = [handler]
     log.setLevel(logging.INFO)

@@ -1,16 +1,23 @@
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lesioncam.cli import main
+from lesioncam import api
+from lesioncam.cli import VERBS, main, parse
+from lesioncam.evaluation.evaluate import EvaluateRequest
+from lesioncam.scoring.pipeline import ScoreRequest
+from lesioncam.training.job import TrainRequest
 from tests.messy import lesion
 
-LABELS = "image_id,melanoma\n0,1\n1,0\n"
+TRAIN_FLAGS = ("--images", "i", "--labels", "l.csv", "--bundle", "b")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -32,11 +39,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "VERB"),
-        (("scry",), "invalid choice: 'scry'"),
-        (("score", "--images", "x"), "--bundle, --output"),
+        ((), "required: VERB; see lesioncam --help"),
+        (("predict",), "unknown verb predict; see lesioncam --help"),
+        (("scroe",), "unknown verb scroe; did you mean score?"),
+        (("--verson",), "unknown flag --verson; did you mean --version?"),
+        (("score", "--images", "x"), "--bundle, --output; see lesioncam score --help"),
+        (("score", "--outptu", "x"), "unknown flag --outptu; did you mean --output?"),
+        (("score", "--out=x"), "unknown flag --out; did you mean --output?"),
+        (("train", "--storage", "x"), "unknown flag --storage; see lesioncam train --help"),
         (("train", "--workers", "0"), "--workers: expected a whole number of at least 1, got '0'"),
         (("train", "--epochs", "3,0"), "--epochs: expected a whole number of at least 1"),
+        (("train", "--backbone", "resnet"), "--backbone: invalid choice: 'resnet' (choose from"),
+        (("train", "--val-fraction", "1"), "--val-fraction: expected a number between 0 and 1"),
         (("score", "--max-failed-fraction", "2"), "--max-failed-fraction: expected a number"),
         (("score", "--precision", "int8"), "--precision: invalid choice"),
     ],
@@ -44,7 +58,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_bad_flags_are_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
-    assert message in refused(capsys, *arguments)
+    line = refused(capsys, *arguments)
+    assert line.startswith("lesioncam: ")
+    assert message in line
+
+
+def test_a_program_with_one_verb_reports_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--images", "x"], verb="score", prog="python jobs/score.py") == 2
+    assert "see python jobs/score.py --help" in capsys.readouterr().err
+    flags = parse(["--images", "i", "--bundle", "b", "--output", "o"], verb="score", prog="p")
+    assert vars(flags) == {"verb": "score", "images": "i", "bundle": "b", "output": "o"}
 
 
 def test_a_missing_folder(here: Path, capsys: pytest.CaptureFixture[str], bundle_uri: str) -> None:
@@ -78,10 +101,11 @@ def test_a_changed_bundle(here: Path, capsys: pytest.CaptureFixture[str], bundle
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("epoch = 3\n", "unknown key 'epoch'; known are backbone"),
-        ("[crop]\nthresh = 0.2\n", "unknown key 'thresh'; known are map"),
-        ("seed = 'one'\n", "seed: expected int, got 'one'"),
-        ("val_fraction = 1.5\n", "val_fraction is 1.5; expected a number in (0, 1)"),
+        ("epoch = 3\n", "unknown key 'epoch'"),
+        ("[crop]\nthresh = 0.2\n", "unknown key 'crop.thresh'; did you mean 'crop.threshold'?"),
+        ("seed = 'one'\n", "seed is 'one'"),
+        ("val_fraction = 1.5\n", "val_fraction is 1.5"),
+        ("backbone = 'resnet'\n", "backbone is 'resnet'; it should be one of vgg16"),
         ("seed = \n", "is not TOML"),
     ],
 )
@@ -89,44 +113,124 @@ def test_a_bad_config(
     here: Path, capsys: pytest.CaptureFixture[str], config: str, message: str
 ) -> None:
     (here / "recipe.toml").write_text(config)
-    flags = ("--images", "i", "--labels", "l.csv", "--bundle", "b", "--config", "recipe.toml")
-    line = refused(capsys, "train", *flags)
+    line = refused(capsys, "train", *TRAIN_FLAGS, "--config", "recipe.toml")
     assert "--config: recipe.toml" in line
     assert message in line
 
 
-def test_flags_win_over_the_config(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "recipe.toml").write_text("backbone = 'vgg16'\n")
-    (here / "images").mkdir()
-    for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg"):
-        lesion(32, 32).save(here / "images" / name)
-    (here / "l.csv").write_text("image_id,melanoma\n0,1\n1,0\n2,1\n3,0\n")
-    flags = ("--images", "images", "--labels", "l.csv", "--bundle", "b")
-    line = main(["train", *flags, "--config", "recipe.toml", "--backbone", "resnet"])
-    assert line == 2
-    assert "--backbone: 'resnet' is not one of vgg16" in capsys.readouterr().err
+def test_flags_override_the_config(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "recipe.toml").write_text("backbone = 'vgg16'\nstage1_epochs = 9\nseed = 5\n")
+    calls: list[dict[str, Any]] = []
+
+    def train(**flags: Any) -> dict[str, Any]:
+        calls.append(flags)
+        return {"bundle": "b", "model": "0" * 64, "metrics": {}}
+
+    monkeypatch.setattr(api, "train", train)
+    given = ("--config", "recipe.toml", "--backbone", "tiny", "--epochs", "3,2", "--no-gpu")
+    assert main(["train", *TRAIN_FLAGS, *given]) == 0
+    (flags,) = calls
+    settings = flags.pop("settings")
+    assert (settings.backbone, settings.seed) == ("tiny", 5)
+    assert (settings.stage1_epochs, settings.stage2_epochs) == (3, 2)
+    assert flags == {"images": "i", "labels": "l.csv", "bundle": "b", "gpu": False}
 
 
-def test_help_is_quick_and_imports_neither_torch_nor_ray() -> None:
-    code = (
-        "import sys; from lesioncam.cli import _parser; _parser().format_help(); "
-        "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
-    )
+def test_weights_of_another_network_are_refused_before_images_are_listed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "train", *TRAIN_FLAGS, "--weights", "ResNet50_Weights.DEFAULT")
+    assert "--weights: ResNet50_Weights.DEFAULT is for another network" in line
+
+
+@pytest.mark.parametrize(
+    ("verb", "request_class"),
+    [("train", TrainRequest), ("score", ScoreRequest), ("evaluate", EvaluateRequest)],
+)
+def test_flags_functions_and_requests_have_the_same_names_and_defaults(
+    verb: str, request_class: type[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = inspect.signature(getattr(api, verb)).parameters
+    request = {field.name: field.default for field in fields(request_class)}
+    assert parameters.keys() == request.keys()
+    for name, parameter in parameters.items():
+        optional = parameter.default is not inspect.Parameter.empty
+        if optional and name not in ("settings", "output", "rest_class"):
+            assert parameter.default == request[name]
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    help_text = capsys.readouterr().out
+    for name in parameters.keys() - {"settings"}:
+        assert f"--{name.replace('_', '-')}" in help_text
+    assert f"lesioncam {verb} --" in help_text.partition("example:")[2]
+
+
+def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
+
+
+HEAVY = "{'torch', 'ray', 'pandas', 'numpy', 'pyarrow', 'pydantic', 'shtab'}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys, contextlib, io; from lesioncam.cli import main\n"
+        f"with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        f"    main({arguments})\n"
+        f"print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
 
 
 def test_scoring_starts_without_torchvision() -> None:
     code = "import sys, lesioncam.scoring.pipeline; print('torchvision' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert run_python(code) == "False"
 
 
-def test_the_version_is_told() -> None:
+def test_version() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lesioncam", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("lesioncam 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ev"], {"evaluate"}),
+        (["score", "--max"], {"--max-failed-fraction"}),
+        (["score", "--precision", "b"], {"bfloat16"}),
+        (["train", "--config", "rec"], {"recipe.toml"}),
+    ],
+)
+def test_bash_completes_verbs_flags_values_and_paths(
+    here: Path, words: list[str], expected: set[str]
+) -> None:
+    (here / "recipe.toml").touch()
+    script = subprocess.run(
+        [sys.executable, "-m", "lesioncam", "--print-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    quoted = " ".join(words)
+    script += (
+        f"\nCOMP_WORDS=(lesioncam {quoted})\nCOMP_CWORD={len(words)}\n"
+        "compopt() { :; }\n_shtab_lesioncam\nprintf '%s\\n' \"${COMPREPLY[@]}\"\n"
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_completion_of_other_shells(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert all(verb in script for verb in VERBS)
+    assert "max-failed-fraction" in script
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -139,15 +243,15 @@ def test_exit_codes_of_scoring(
     (here / "images" / "photo.heic").write_bytes(b"1")
     flags = ["--images", "images", "--bundle", bundle_uri, "--output", "out"]
     assert main(["score", *flags]) == 0
-    said = capsys.readouterr()
-    assert "2 images listed: 1 ok, 1 failed (1 empty); 2 scored now" in said.out
-    assert "skipped 1 file: 1 .heic" in said.out
-    assert "good.jpg" not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "2 images listed: 1 ok, 1 failed (1 empty); 2 scored now" in printed.out
+    assert "skipped 1 file: 1 .heic" in printed.out
+    assert "good.jpg" not in printed.out + printed.err
     assert main(["score", *flags, "--max-failed-fraction", "0.2"]) == 3
     assert "--max-failed-fraction" in capsys.readouterr().err
 
 
-def test_a_signal_to_stop_is_answered_in_one_line(here: Path, bundle_uri: str) -> None:
+def test_sigterm_ends_a_run_in_one_line(here: Path, bundle_uri: str) -> None:
     (here / "images").mkdir()
     lesion(32, 32).save(here / "images" / "0.jpg")
     command = [sys.executable, "-m", "lesioncam", "score", "--images", "images"]
@@ -158,8 +262,8 @@ def test_a_signal_to_stop_is_answered_in_one_line(here: Path, bundle_uri: str) -
         lines = iter(run.stderr)
         assert any("1 images listed, 1 to score" in line for line in lines)
         run.send_signal(signal.SIGTERM)
-        said = [line for line in lines if line.strip() and "images/s" not in line]
-    assert said == ["lesioncam: interrupted; the same command goes on from here\n"]
+        rest = [line for line in lines if line.strip() and "images/s" not in line]
+    assert rest == ["lesioncam: interrupted; run the same command again to continue\n"]
     assert run.returncode == 1
     summary = next(Path("out/_lesioncam/runs").glob("*/summary.json"))
     assert json.loads(summary.read_text())["outcome"] == "failed"

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import pytest
 
-from jobs.kuberay import wait_for_a_lost_run, written_by
+from jobs.kuberay import leased_uri, wait_for_lost_run
 from lesioncam.cli import main
 from lesioncam.errors import InputError
 from lesioncam.storage.lease import LEASE_FILE, Holder, refuse_other_run
@@ -23,8 +23,8 @@ from tests.scores import assert_same_scores
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
-NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else it depends on whether this home has one
-NO_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # Ray would wait 30 s at its end
+NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else Ray takes a token from the home directory
+NO_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default Ray waits for 30 s
 
 
 def free_port() -> int:
@@ -36,13 +36,13 @@ def free_port() -> int:
 
 @contextmanager
 def ray_head(files: str, *flags: str, **environment: str) -> Iterator[str]:
-    """A Ray head with its job server, as `ray start` makes it; its dashboard's address.
+    """A Ray head with its job server, started by `ray start`; yields its dashboard's address.
 
     Args:
-        files: a directory of its own with a short name, as sockets stand in it: Ray gives a job to
-            the head that was started last among those which share one.
+        files: an own directory for Ray's files and sockets, with a short name. Among heads that
+            share one, Ray gives a job to the one started last.
         flags: for `ray start`.
-        environment: on top of this process's.
+        environment: variables on top of this process's.
     """
     address = f"http://127.0.0.1:{(dashboard := free_port())}"
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
@@ -50,12 +50,12 @@ def ray_head(files: str, *flags: str, **environment: str) -> Iterator[str]:
         f"--port={free_port()}",
         f"--dashboard-port={dashboard}",
         "--dashboard-host=127.0.0.1",
-        f"--dashboard-agent-listen-port={free_port()}",  # another Ray here may have the usual one
+        f"--dashboard-agent-listen-port={free_port()}",  # another Ray may use the default
         f"--ray-client-server-port={free_port()}",
         f"--temp-dir={files}",
         *flags,
     ]
-    # Jobs say `python`: it must be this environment's, as it would be on a cluster's nodes.
+    # Jobs run `python`, which must be this environment's.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(
         command,
@@ -127,7 +127,7 @@ def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: s
 
 
 @pytest.mark.slow
-def test_a_driver_on_a_cluster_gives_a_silent_node_up_soon(head: str) -> None:
+def test_a_driver_on_a_cluster_gives_up_a_silent_node_soon(head: str) -> None:
     code = (
         "import ray, lesioncam.cluster as cluster; connection = cluster.connected(); "
         "connection.__enter__(); config = ray._config; "
@@ -139,10 +139,23 @@ def test_a_driver_on_a_cluster_gives_a_silent_node_up_soon(head: str) -> None:
 
 def test_a_kuberay_job_waits_for_what_its_verb_writes() -> None:
     flags = ["--images", "i", "--bundle", "b"]
-    assert written_by(["train", *flags, "--workers", "2"]) == "b"
-    assert written_by(["score", *flags, "--output=o"]) == "o"
-    assert written_by(["score", *flags]) is None  # and the verb says so
-    assert written_by(["train", "--bundle"]) is None
+    assert leased_uri(["train", *flags, "--labels", "l", "--workers", "2"]) == "b"
+    assert leased_uri(["score", *flags, "--output=o"]) == "o"
+    assert leased_uri(["evaluate", "--scores", "s", "--labels", "l", "--output", "o"]) is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["score", "--images", "i", "--bundle", "b"],
+        ["score", "--images", "i", "--bundle", "b", "--out", "o"],
+        ["train", "--bundle"],
+        ["scroe"],
+    ],
+)
+def test_a_kuberay_job_does_not_wait_where_its_verb_refuses_the_flags(flags: list[str]) -> None:
+    assert leased_uri(flags) is None
+    assert main(flags) == 2
 
 
 def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> None:
@@ -151,6 +164,6 @@ def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> No
     output.write(LEASE_FILE, json.dumps(asdict(lost)).encode())
     with pytest.raises(InputError, match="is being written by run lost"):
         refuse_other_run(output)
-    wait_for_a_lost_run(str(tmp_path))
-    assert refuse_other_run(output) is not None  # what it left, and nobody holds
+    wait_for_lost_run(str(tmp_path))
+    assert refuse_other_run(output) is not None  # the lost run's lease, which has expired
     assert time.time() >= lost.until

@@ -1,38 +1,39 @@
 import json
 import logging
-from datetime import UTC, datetime
 
 import pytest
 
 from lesioncam.cli import main
 from lesioncam.logs import JsonLines
 
+FLAGS = ("--images", "/nowhere", "--bundle", "/nowhere", "--output", "/nowhere")
 
-def test_a_line_is_an_object_with_the_fields_given_beside_it() -> None:
+
+def test_a_json_line_has_time_level_message_and_the_extra_fields() -> None:
     record = logging.makeLogRecord(
-        {"levelname": "WARNING", "msg": "%d left", "args": (7,), "created": 0.5}
+        {"levelname": "WARNING", "msg": "%d remaining", "args": (7,), "created": 0.5}
     )
-    vars(record).update(left=7, failed_by_kind={"empty": 1}, _ray_timestamp_ns=1)
-    assert json.loads(JsonLines().format(record)) == {
-        "time": datetime.fromtimestamp(0.5, UTC).isoformat(timespec="milliseconds"),
-        "level": "warning",
-        "message": "7 left",
-        "left": 7,
-        "failed_by_kind": {"empty": 1},
-    }
+    vars(record).update(remaining=7, failed_by_kind={"empty": 1}, _ray_timestamp_ns=1)
+    line = JsonLines().format(record)
+    assert list(json.loads(line).items()) == [
+        ("time", "1970-01-01T00:00:00.500000+00:00"),
+        ("level", "warning"),
+        ("message", "7 remaining"),
+        ("remaining", 7),
+        ("failed_by_kind", {"empty": 1}),
+    ]
+    assert "\n" not in line
 
 
-@pytest.mark.parametrize("layout", [None, JsonLines()])
-def test_jobs_choose_the_layout_and_errors_stay_one_plain_line(
-    layout: logging.Formatter | None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("json_logs", [False, True])
+def test_jobs_log_json_and_errors_stay_one_plain_line(
+    json_logs: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["score", "--images", "/nowhere", "--bundle", "/nowhere", "--output", "/nowhere"]
-    assert (main(arguments) if layout is None else main(arguments, layout)) == 2
-    log = logging.getLogger("lesioncam")
-    log.info("told", extra={"left": 3})
+    assert main(FLAGS, verb="score", json_logs=json_logs) == 2
+    logging.getLogger("lesioncam").info("scored", extra={"remaining": 3})
     error, line = capsys.readouterr().err.splitlines()
     assert error.startswith("lesioncam: --bundle")
-    if layout is None:
-        assert line[8:] == " told"  # after the time
+    if json_logs:
+        assert json.loads(line)["remaining"] == 3
     else:
-        assert json.loads(line)["left"] == 3
+        assert line[8:] == " scored"  # after the time

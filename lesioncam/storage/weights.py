@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load
@@ -13,6 +14,30 @@ from lesioncam.errors import InputError
 from lesioncam.storage.store import StoreError, refusal
 from lesioncam.storage.uris import read_uri
 from lesioncam.vision.network import VGGGAP
+
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def check_weights(weights: str, backbone: str) -> None:
+    """Refuse weights that cannot be for the backbone, without downloading or reading them.
+
+    Args:
+        weights: as for `load_backbone`.
+        backbone: a key of `BACKBONES`.
+
+    Raises:
+        InputError: there is no such local file or torchvision name, or the name is that of another
+            network.
+    """
+    path = Path(weights)
+    if path.suffix in _FILE_SUFFIXES:
+        if "://" not in weights and not path.is_file():
+            raise InputError(f"--weights: no such file: {weights}")
+    elif type(_named_weights(weights)).__name__.lower() != f"{backbone}_weights":
+        raise InputError(
+            f"--weights: {weights} is for another network than the backbone {backbone}; name "
+            f"weights made for {backbone}"
+        )
 
 
 def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
@@ -48,7 +73,7 @@ def load_backbone(network: VGGGAP, backbone: str, weights: str) -> None:
 
 def _read_weights(network: VGGGAP, weights: str) -> Mapping[str, Tensor]:
     path = Path(weights)
-    if path.suffix in (".safetensors", ".pth", ".pt"):
+    if path.suffix in _FILE_SUFFIXES:
         try:
             data = read_uri(weights)
         except StoreError as error:
@@ -66,13 +91,7 @@ def _read_weights(network: VGGGAP, weights: str) -> Mapping[str, Tensor]:
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise InputError(f"--weights: {weights} holds no mapping of names to tensors")
         return state
-    try:
-        entry = get_weight(weights)
-    except (AttributeError, KeyError, ValueError) as error:
-        raise InputError(
-            f"--weights: {weights!r} is neither a .safetensors or .pth path nor a torchvision "
-            f"weights name such as VGG16_Weights.IMAGENET1K_V1"
-        ) from error
+    entry = _named_weights(weights)
     try:
         state = entry.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
@@ -83,3 +102,14 @@ def _read_weights(network: VGGGAP, weights: str) -> Mapping[str, Tensor]:
     network.mean.copy_(torch.tensor(transforms.mean).view(1, 3, 1, 1))
     network.std.copy_(torch.tensor(transforms.std).view(1, 3, 1, 1))
     return state
+
+
+def _named_weights(name: str) -> Any:
+    """An entry of torchvision's weights enums; nothing is downloaded yet."""
+    try:
+        return get_weight(name)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"--weights: {name!r} is neither a .safetensors or .pth path nor a torchvision "
+            f"weights name such as VGG16_Weights.IMAGENET1K_V1"
+        ) from error

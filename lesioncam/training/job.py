@@ -22,6 +22,7 @@ from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.runs import new_run_id
 from lesioncam.storage.store import StoreError
 from lesioncam.storage.uris import open_store
+from lesioncam.storage.weights import check_weights
 from lesioncam.training.card import model_card
 from lesioncam.training.dataset import make_dataset
 from lesioncam.training.fit import fit, remove_checkpoints
@@ -86,6 +87,8 @@ def train(request: TrainRequest) -> dict[str, Any]:
     """
     refuse_finished(request.bundle)
     refuse_other_run(open_store(request.bundle), "--bundle")
+    if request.settings.weights is not None:
+        check_weights(request.settings.weights, request.settings.backbone)
     request = replace(request, settings=request.settings.resolved())
     inputs = read_inputs(request)
     model, initial = initial_network(request.settings, inputs.labels)

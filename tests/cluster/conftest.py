@@ -19,7 +19,7 @@ import ray
 from ray.autoscaler._private import fake_multi_node
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from tests.cluster.machines import HERE, ROOT, Machine, Machines, why_not
+from tests.cluster.machines import HERE, ROOT, Machine, Machines, unsupported
 from tests.faults.servers import KEY, client, moto
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 BUCKET = "clinic"
 _OBJECT_STORE = "--object-store-memory=300000000"
-_PATIENCE = 240  # seconds
-# Ray's own cloud for tests: the nodes that its autoscaler adds are on the head's machine.
+_TIMEOUT_S = 240
+# Ray's fake cloud for tests: the nodes that its autoscaler adds are on the head's machine.
 _FAKE_CLOUD = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
@@ -37,7 +37,7 @@ _FAKE_CLOUD = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "CLOUD": str(Path(fake_multi_node.__path__[0])),
 }
-# Ray's wheel comes without that cloud's defaults; the machine gets them where Ray looks for them.
+# Ray's wheel lacks that cloud's defaults; they are mounted where Ray reads them.
 _BEFORE = """
     cp -r "$CLOUD" /tmp/cloud
     printf "%s" "$AUTOSCALING" | tee /tmp/autoscaling.json > /tmp/cloud/example.yaml
@@ -49,13 +49,13 @@ _TOKEN = "a-token-that-only-these-tests-know"
 
 @dataclass
 class Cluster:
-    """A head that does no work, and what joins it.
+    """A head without CPUs for tasks, and the machines that join it.
 
     Attributes:
-        machines: the network they are on.
+        machines: their network.
         head: the head's machine.
-        environment: of every machine: the token, and the way to the S3 server.
-        ray: the `ray` program of a machine that submits jobs and has nothing but `ray[default]`.
+        environment: of every machine: the token, and the S3 server's URL.
+        ray: the `ray` program of a machine that submits jobs and has only `ray[default]`.
     """
 
     machines: Machines
@@ -70,7 +70,7 @@ class Cluster:
         return client(self.environment["AWS_ENDPOINT_URL"])
 
     def fetch(self, bucket: str, prefix: str, folder: Path) -> None:
-        """Copy what is under a prefix."""
+        """Download the objects under a prefix."""
         s3 = self.s3()
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for item in page["Contents"]:
@@ -79,7 +79,7 @@ class Cluster:
                 s3.download_file(bucket, item["Key"], str(path))
 
     def join(self, *resources: str) -> Machine:
-        """Another machine, as `ray start` with these flags makes it a node."""
+        """Add a machine that runs `ray start` with these flags."""
         address = f"--address={self.head.address}:6379"
         command = ("ray", "start", "--block", address, "--node-ip-address={address}")
         return self.machines.start(
@@ -99,10 +99,10 @@ class Cluster:
 
     @contextmanager
     def submitted(self, log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """A job under way; what it prints goes to a file."""
-        with log.open("wb") as said:
+        """A running job; its output goes to a file."""
+        with log.open("wb") as output:
             process = subprocess.Popen(
-                self.command(*arguments), env=self.submitter(), stdout=said, stderr=said
+                self.command(*arguments), env=self.submitter(), stdout=output, stderr=output
             )
         try:
             yield process
@@ -113,45 +113,45 @@ class Cluster:
             process.kill()
 
     def run(self, *arguments: str, token: str | None = _TOKEN) -> subprocess.CompletedProcess[str]:
-        """A job, to its end."""
+        """Run a job to its end."""
         return subprocess.run(
             self.command(*arguments),
             env=self.submitter(token),
             capture_output=True,
             text=True,
             check=False,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT_S,
         )
 
     def stop(self, log: Path) -> None:
-        """Stop the job whose submission has printed its name to a file, if it has."""
+        """Stop the job whose name its submission printed to a file, if it has."""
         command = [str(self.ray), "job", "stop", "--address", f"http://{self.head.address}:8265"]
         for job in set(re.findall(r"ray job stop (\w+)", log.read_text())):
             subprocess.run([*command, job], env=self.submitter(), capture_output=True, check=False)
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive, as the head's state API tells them; none while it is not up."""
+        """The nodes alive according to the head's state API; none while it is not up."""
         url = f"http://{self.head.address}:8265/api/v0/nodes"
-        question = Request(url, headers={"Authorization": f"Bearer {_TOKEN}"})
+        request = Request(url, headers={"Authorization": f"Bearer {_TOKEN}"})
         try:
-            with urlopen(question, timeout=30) as answer:
-                known = json.load(answer)["data"]["result"]["result"]
+            with urlopen(request, timeout=30) as response:
+                known = json.load(response)["data"]["result"]["result"]
         except OSError:
             return []
         return [node for node in known if node["state"] == "ALIVE"]
 
     def await_head(self) -> None:
-        """Wait until jobs are taken."""
+        """Wait until the head accepts jobs."""
         self.await_nodes(1)
-        deadline = time.monotonic() + _PATIENCE
-        while (said := self.run("--version")).returncode:
-            assert time.monotonic() < deadline, said
+        deadline = time.monotonic() + _TIMEOUT_S
+        while (done := self.run("--version")).returncode:
+            assert time.monotonic() < deadline, done
             assert self.head.is_on()
             time.sleep(1)
 
     def await_nodes(self, count: int) -> None:
-        """Wait until so many nodes are alive, the head among them."""
-        deadline = time.monotonic() + _PATIENCE
+        """Wait until `count` nodes are alive, including the head."""
+        deadline = time.monotonic() + _TIMEOUT_S
         while len(nodes := self.nodes()) != count:
             assert time.monotonic() < deadline, nodes
             assert self.head.is_on()
@@ -160,7 +160,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `ray` program of an environment that has nothing but `ray[default]`."""
+    """The `ray` program of an environment with only `ray[default]`."""
     folder = tmp_path_factory.mktemp("submitter")
     venv.create(folder)
     requirement = f"ray[default]=={ray.__version__}"
@@ -176,8 +176,8 @@ def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network(
     submitting_ray: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Cluster]]:
-    """Starts clusters of machines; the bucket is on an S3 server that all of them reach."""
-    if (reason := why_not()) is not None:
+    """Starts clusters of machines that share an S3 server."""
+    if (reason := unsupported()) is not None:
         pytest.skip(reason)
     with Machines(tmp_path_factory.mktemp("machines")) as machines, moto(HERE) as url:
         environment = {
@@ -214,7 +214,7 @@ def network(
 
 @pytest.fixture(scope="module")
 def cluster(network: Callable[..., Cluster]) -> Cluster:
-    """A head without CPUs, a node with two, and one with one and a GPU that is not there."""
+    """A head without CPUs, a node with two CPUs, and a node with one CPU and a pretended GPU."""
     started = network()
     started.s3().create_bucket(Bucket=BUCKET)
     started.cpu_node = started.join("--num-cpus=2")

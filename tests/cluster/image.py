@@ -1,8 +1,8 @@
-"""Build what the Dockerfile says, without Docker: its COPY and RUN steps, in an environment here.
+"""Build the Dockerfile without Docker: run its COPY and RUN steps in a virtual environment.
 
     python -m tests.cluster.image FOLDER
 
-makes a new environment in FOLDER and takes every step there, downloads among them.
+makes a new environment in FOLDER and runs every step there, including downloads.
 """
 
 import re
@@ -16,18 +16,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def steps() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions in their order, each with its arguments."""
+    """The Dockerfile's instructions in order, each with its arguments."""
     text = (ROOT / "cluster" / "Dockerfile").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in lines)]
 
 
 def build(environment: Path, workdir: Path) -> None:
-    """Take the steps: copied is what they copy, run is what they run.
+    """Run the COPY and RUN steps.
 
     Args:
-        environment: a virtual environment, which stands for the base image.
-        workdir: an empty directory, which stands for the image's.
+        environment: a virtual environment, in place of the base image.
+        workdir: an empty directory, in place of the image's.
 
     Raises:
         CalledProcessError: a RUN step failed.
@@ -45,8 +45,8 @@ def build(environment: Path, workdir: Path) -> None:
 def copy(source: Path, target: Path, *, whole: bool) -> None:
     """Copy as COPY does: a file into a directory, a directory's contents to one of that name."""
     if source.is_dir() and whole:
-        leave = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, target, ignore=leave, dirs_exist_ok=True)
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, target, ignore=skipped, dirs_exist_ok=True)
     else:
         shutil.copy(source, target)
 

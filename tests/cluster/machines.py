@@ -1,8 +1,9 @@
-"""Machines of a cluster on one machine: each with an address, a disk and processes of its own.
+"""Several machines simulated on one, each with its own address, disk and processes.
 
-A machine is a set of Linux namespaces: it has a name, its network is a veth pair on a bridge, its
-`/tmp` and `/dev/shm` are empty, it sees neither the project's package nor the others' processes.
-When its power goes, all its processes are gone at once. Needs root.
+A machine is a set of Linux namespaces. It has a name; its network is a veth pair on a bridge; its
+`/tmp` and `/dev/shm` are empty; it sees neither the project's package nor other machines'
+processes.
+Cutting its power ends all its processes at once. Needs root.
 """
 
 import os
@@ -14,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_RUN = os.getpid() % 250  # so that two runs at once do not meet
+_RUN = os.getpid() % 250  # so that two concurrent runs do not collide
 NETWORK = f"10.203.{_RUN}"
 HERE = f"{NETWORK}.1"  # this machine's address in that network
 _BRIDGE = f"lc-br-{_RUN}"
-_EMPTY = ("/tmp", "/dev/shm")  # in a machine
+_EMPTY = ("/tmp", "/dev/shm")  # inside a machine
 _PRIVATE = (*_EMPTY, str(ROOT / "lesioncam"))
 
 
-def why_not() -> str | None:
-    """Why there can be no machines here; None where there can."""
+def unsupported() -> str | None:
+    """Why machines cannot be simulated here; None if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs Linux and root, to make network namespaces"
     for path in map(Path.resolve, (ROOT, Path(sys.prefix), Path(sys.base_prefix))):
         for empty in filter(path.is_relative_to, _EMPTY):
-            return f"needs {path} elsewhere: a machine has a {empty} of its own"
+            return f"needs {path} elsewhere: a machine has its own {empty}"
     missing = [tool for tool in ("ip", "unshare", "mount") if shutil.which(tool) is None]
     if missing:
         return f"needs {' and '.join(missing)}"
@@ -56,8 +57,8 @@ class Machine:
 
     Attributes:
         name: of its network namespace.
-        address: in the network of all.
-        process: what it runs; it ends with the machine.
+        address: its IP address.
+        process: its first process, which ends with the machine.
     """
 
     name: str
@@ -65,13 +66,13 @@ class Machine:
     process: "subprocess.Popen[bytes]"
 
     def cut_power(self) -> None:
-        """Take it off the network and end all its processes: it tells nobody that it goes."""
+        """Unplug it and kill all its processes, without closing connections."""
         _unplug(self.name)
-        self.process.kill()  # `unshare --kill-child` takes the first process with it, and that all
+        self.process.kill()  # `unshare --kill-child` also kills the rest
         self.process.wait()
 
     def is_on(self) -> bool:
-        """Whether what it runs still runs."""
+        """Whether its process is running."""
         return self.process.poll() is None
 
 
@@ -79,7 +80,7 @@ class Machines:
     """The network, and the machines on it.
 
     Args:
-        logs: a directory for what they print.
+        logs: a directory for their output.
     """
 
     def __init__(self, logs: Path):
@@ -87,7 +88,7 @@ class Machines:
 
     def __enter__(self) -> "Machines":
         subprocess.run(["ip", "link", "delete", _BRIDGE], capture_output=True, check=False)
-        # An address of its own: else it takes that of a cable, and has another when that is pulled.
+        # With a fixed address: by default it takes a cable's, and changes when that is unplugged.
         _ip("link", "add", _BRIDGE, "address", f"02:00:00:00:00:{_RUN:02x}", "type", "bridge")
         _ip("address", "add", f"{HERE}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
@@ -100,11 +101,11 @@ class Machines:
         _ip("link", "delete", _BRIDGE)
 
     def start(self, *command: str, environment: Mapping[str, str]) -> Machine:
-        """A machine that runs a command; `{address}` in it stands for its own address.
+        """Start a machine that runs a command; `{address}` in it stands for the machine's address.
 
         Args:
-            command: what it runs.
-            environment: all of its environment.
+            command: the command and its arguments.
+            environment: its whole environment.
         """
         self._last += 1
         number, address = self._last, f"{NETWORK}.{self._last}"
@@ -143,7 +144,7 @@ class Machines:
 
 
 def _unplug(name: str) -> None:
-    """Take away a machine's cable and network, if they are there."""
+    """Remove a machine's cable and network, if they exist."""
     cable = name.replace("lesioncam", "lc-out")
     for command in (["ip", "link", "delete", cable], ["ip", "netns", "delete", name]):
         subprocess.run(command, capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""Jobs on a network of machines: a cluster that grows from a head, and one of fixed nodes."""
+"""Jobs on several machines: an autoscaling cluster, and one of fixed nodes."""
 
 import json
 import re
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 IMAGES = 40
-COPIES = 30  # of each to score: far more than the nodes get done between two looks at the parts
-_PATIENCE = 240  # seconds
+COPIES = 30  # of each to score: far more than the nodes score between two polls of the parts
+_TIMEOUT_S = 240
 _STORE = 300_000_000  # bytes
 _MAPS = ("auth", "docker", "file_mounts")
 _LISTS = (
@@ -34,13 +34,13 @@ _LISTS = (
     "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
     "rsync_filter", "rsync_exclude",
 )  # fmt: skip
-# What Ray's schema asks for, and this cloud has no use for.
-_NOTHING: dict[str, Any] = {key: {} for key in _MAPS} | {key: [] for key in _LISTS}
+# Required by Ray's schema, unused by this cloud.
+_UNUSED: dict[str, Any] = {key: {} for key in _MAPS} | {key: [] for key in _LISTS}
 
 
 @pytest.fixture(scope="module")
 def drawn(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn lesions here and in the bucket, and there many times over to score."""
+    """Images here and in the bucket, and many copies of them in the bucket to score."""
     folder = tmp_path_factory.mktemp("drawn")
     draw_images(folder, IMAGES, seed=0)
     s3 = cluster.s3()
@@ -48,13 +48,13 @@ def drawn(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (folder / "images").iterdir():
         s3.upload_file(str(path), BUCKET, f"train/{path.name}")
         for copy in range(COPIES):
-            s3.upload_file(str(path), BUCKET, f"night/{copy}/{path.name}")
+            s3.upload_file(str(path), BUCKET, f"copies/{copy}/{path.name}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that a job trained whose node was lost, fetched from the bucket."""
+    """A bundle trained by a job that lost a node, downloaded from the bucket."""
     folder = tmp_path_factory.mktemp("train")
     log, weights = folder / "log", folder / "tiny.safetensors"
     save_file(VGGGAP("tiny", 3).state_dict(), weights)
@@ -62,13 +62,13 @@ def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFacto
     flags = ["--images", f"s3://{BUCKET}/train", "--labels", f"s3://{BUCKET}/labels.csv"]
     flags += ["--bundle", f"s3://{BUCKET}/model", "--backbone", "tiny", "--epochs", "40,1"]
     flags += ["--weights", f"s3://{BUCKET}/tiny.safetensors"]
-    flags += ["--workers", "2", "--no-gpu"]  # what pretends to be a GPU cannot learn
+    flags += ["--workers", "2", "--no-gpu"]  # the pretended GPU cannot train
     with cluster.submitted(log, "jobs/train.py", *flags, "--val-fraction", "0.25") as job:
         wait_for(log, "stage 1: epoch 3 of 40", job)
         assert cluster.gpu_node is not None
         cluster.gpu_node.cut_power()
         cluster.gpu_node = cluster.join("--num-cpus=1", "--num-gpus=1")
-        assert job.wait(_PATIENCE) == 0, log.read_text()
+        assert job.wait(_TIMEOUT_S) == 0, log.read_text()
     assert "2 workers on the CPU" in log.read_text()
     assert "stage 1: resuming from the checkpoint after epoch" in log.read_text()
     folder = tmp_path_factory.mktemp("bundle") / "model"
@@ -77,7 +77,7 @@ def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def wait_for(log: Path, line: str, job: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT_S
     while line not in log.read_text():
         assert job.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
@@ -85,35 +85,35 @@ def wait_for(log: Path, line: str, job: "subprocess.Popen[bytes]") -> None:
 
 
 def parts(cluster: Cluster) -> int:
-    """How many files of scores there are."""
+    """The number of part files."""
     return cluster.s3().list_objects_v2(Bucket=BUCKET, Prefix="scores/part-")["KeyCount"]
 
 
 def wait_for_parts(cluster: Cluster, count: int, job: "subprocess.Popen[bytes]") -> None:
-    """Wait for so many files of scores."""
-    deadline = time.monotonic() + _PATIENCE
+    """Wait for `count` part files."""
+    deadline = time.monotonic() + _TIMEOUT_S
     while parts(cluster) < count:
         assert job.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
-def group(most: int, **resources: int) -> dict[str, Any]:
-    """Nodes of one kind, from none."""
+def group(max_workers: int, **resources: int) -> dict[str, Any]:
+    """A group of zero to `max_workers` nodes."""
     offered = {**resources, "object_store_memory": _STORE}
-    return {"resources": offered, "node_config": {}, "min_workers": 0, "max_workers": most}
+    return {"resources": offered, "node_config": {}, "min_workers": 0, "max_workers": max_workers}
 
 
-def test_nodes_come_only_for_work_and_a_night_of_few_images_starts_one_gpu(
+def test_nodes_start_only_for_work_and_few_images_start_one_gpu(
     network: Callable[..., Cluster], bundle_uri: str, tmp_path: Path, local_ray: None
 ) -> None:
-    """Nothing but a head until there is something to do, as KubeRay makes it.
+    """Only a head until there is work, as under KubeRay.
 
-    Ray's autoscaler is the real one; the nodes it adds are further Ray nodes on the head's machine.
+    The autoscaler is Ray's real one; the nodes it adds run on the head's machine.
     """
     cluster = network(
         {
-            **_NOTHING,
+            **_UNUSED,
             "cluster_name": "growing",
             "provider": {
                 "type": "fake_multinode",
@@ -163,8 +163,8 @@ def test_nodes_come_only_for_work_and_a_night_of_few_images_starts_one_gpu(
 
     cluster.fetch("growing", "scores/", tmp_path / "scores")
     score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "here")))
-    night, local = (pd.read_parquet(tmp_path / name) for name in ("scores", "here"))
-    assert_same_scores(night, local, by="image_id")
+    remote, local = (pd.read_parquet(tmp_path / name) for name in ("scores", "here"))
+    assert_same_scores(remote, local, by="image_id")
 
 
 def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
@@ -175,7 +175,7 @@ def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
     assert "in\n" in cluster.run("-c", "print('in')").stdout
 
 
-def test_training_goes_on_when_the_node_of_a_worker_is_lost(bundle: Path) -> None:
+def test_training_continues_when_a_workers_node_is_lost(bundle: Path) -> None:
     history = pd.read_csv(bundle / "metrics.csv")
     assert list(history[history["stage"] == "stage1"]["epoch"]) == list(range(1, 41))
     trained = load_bundle(str(bundle))
@@ -184,35 +184,35 @@ def test_training_goes_on_when_the_node_of_a_worker_is_lost(bundle: Path) -> Non
 
 
 def test_a_refused_run_ends_as_stopped_which_kuberay_does_not_retry(cluster: Cluster) -> None:
-    flags = ["--images", f"s3://{BUCKET}/night", "--bundle", f"s3://{BUCKET}/nowhere"]
+    flags = ["--images", f"s3://{BUCKET}/copies", "--bundle", f"s3://{BUCKET}/nowhere"]
     flags += ["--output", f"s3://{BUCKET}/refused"]
-    said = cluster.run("jobs/kuberay.py", "score", *flags)
-    assert "lesioncam: --bundle: s3://clinic/nowhere/bundle.json" in said.stdout
-    assert re.search(r"Job '\w+' was stopped", said.stdout), said.stdout
+    done = cluster.run("jobs/kuberay.py", "score", *flags)
+    assert "lesioncam: --bundle: s3://clinic/nowhere/bundle.json" in done.stdout
+    assert re.search(r"Job '\w+' was stopped", done.stdout), done.stdout
 
 
-def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of_a_local_run(
+def test_a_stopped_run_continues_while_nodes_come_and_go_with_the_rows_of_a_local_run(
     cluster: Cluster, drawn: Path, bundle: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    flags = ["--images", f"s3://{BUCKET}/night", "--bundle", f"s3://{BUCKET}/model"]
+    flags = ["--images", f"s3://{BUCKET}/copies", "--bundle", f"s3://{BUCKET}/model"]
     arguments = ("jobs/score.py", *flags, "--output", f"s3://{BUCKET}/scores", "--gpus", "0")
     log = tmp_path / "stopped"
     with cluster.submitted(log, *arguments) as job:
         wait_for(log, f"{IMAGES * COPIES:,} to score", job)
         wait_for_parts(cluster, 1, job)
         cluster.stop(log)
-        assert job.wait(_PATIENCE) == 0, log.read_text()
+        assert job.wait(_TIMEOUT_S) == 0, log.read_text()
     assert "was stopped" in log.read_text()
 
     log = tmp_path / "log"
     with cluster.submitted(log, *arguments) as job:
         wait_for(log, " to score", job)
-        kept = parts(cluster)  # only now: a node may finish its part after the job's end
-        wait_for_parts(cluster, kept + 1, job)
+        before = parts(cluster)  # only now: a node may finish its part after the job's end
+        wait_for_parts(cluster, before + 1, job)
         assert cluster.cpu_node is not None
         cluster.cpu_node.cut_power()
         cluster.join("--num-cpus=2")
-        assert job.wait(_PATIENCE) == 0, log.read_text()
+        assert job.wait(_TIMEOUT_S) == 0, log.read_text()
     images = IMAGES * COPIES
     assert f"{images:,} images listed: {images:,} ok, 0 failed" in log.read_text()
     (now,) = re.findall(r"([\d,]+) scored now", log.read_text())
@@ -221,6 +221,6 @@ def test_a_stopped_run_goes_on_while_nodes_come_and_go_and_the_rows_are_those_of
     cluster.fetch(BUCKET, "scores/", tmp_path / "scores")
     here = str(tmp_path / "here")
     score(ScoreRequest(str(drawn / "images"), str(bundle), here))
-    night, local = pd.read_parquet(tmp_path / "scores"), pd.read_parquet(here)
-    assert night["uri"].is_unique
-    assert_same_scores(night, local.loc[local.index.repeat(COPIES)], by="image_id")
+    remote, local = pd.read_parquet(tmp_path / "scores"), pd.read_parquet(here)
+    assert remote["uri"].is_unique
+    assert_same_scores(remote, local.loc[local.index.repeat(COPIES)], by="image_id")

@@ -1,4 +1,4 @@
-"""What stands in `cluster/` is what its readers take: KubeRay, Kubernetes, Ray and lesioncam."""
+"""The files in `cluster/` are valid for KubeRay, Kubernetes, Ray and lesioncam."""
 
 import copy
 import re
@@ -15,7 +15,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from lesioncam import cli
+from lesioncam.cli import parse
 from lesioncam.cluster import Capacity, Node
 from lesioncam.scoring.plan import Plan, plan_for
 from lesioncam.settings import BACKBONES, TrainSettings
@@ -29,18 +29,18 @@ JOBS = ("score", "train", "nightly")
 KUBERNETES = "1.33"
 GIB = 2**30
 
-# Memory of one process, with room to spare: what they had resident in runs of VGG-16 here was 0.9
-# GiB in an actor without a GPU, and 0.2 in a decode task with its two decoders.
+# Memory of one process, with a margin. In runs of VGG-16, 0.9 GiB were resident in an actor without
+# a GPU, and 0.2 in a decode task with its two decoders.
 ACTOR_MEMORY = 4 * GIB
 DECODE_MEMORY = GIB
 MACHINE_MEMORY = {"m7i.2xlarge": 32 * GIB, "g6.2xlarge": 32 * GIB}  # as AWS lists them
 
 
 def rendered(job: str) -> list[dict[str, Any]]:
-    """The objects that `kubectl apply -k` would send."""
+    """The objects that `kubectl apply -k` sends."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("needs kubectl, to put the manifests together")
+        pytest.skip("needs kubectl, to render the manifests")
     command = [kubectl, "kustomize", str(KUBERAY / job)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return list(yaml.safe_load_all(text))
@@ -53,7 +53,7 @@ def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def job_spec(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    """The spec of the RayJob in them, also where it is a cron job's."""
+    """The spec of the RayJob in them, also if it is in a cron job."""
     (job,) = (one for one in objects if one["kind"] in ("RayJob", "RayCronJob"))
     spec: dict[str, Any] = job["spec"].get("jobTemplate", job["spec"])
     return spec
@@ -68,7 +68,7 @@ def pods(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def strict(schema: Any) -> Any:
-    """The same JSON schema, refusing fields that it does not name."""
+    """The same JSON schema, but unknown fields are invalid."""
     if isinstance(schema, list):
         return [strict(one) for one in schema]
     if not isinstance(schema, dict):
@@ -82,9 +82,9 @@ def strict(schema: Any) -> Any:
 
 @cache
 def kuberay(kind: str) -> jsonschema.Draft202012Validator:
-    """What KubeRay takes for an object of a kind."""
+    """KubeRay's schema of a kind."""
     text = (SHARED / "kuberay-crds" / f"ray.io_{kind.lower()}s.yaml").read_text()
-    crd = yaml.load(text, Loader=yaml.CSafeLoader)  # a megabyte, a tenth of the time
+    crd = yaml.load(text, Loader=yaml.CSafeLoader)  # ten times faster on a megabyte
     (schema,) = (
         version["schema"]["openAPIV3Schema"]
         for version in crd["spec"]["versions"]
@@ -97,7 +97,7 @@ def kuberay(kind: str) -> jsonschema.Draft202012Validator:
 
 
 @needs_shared
-def test_kuberay_takes_every_job(objects: list[dict[str, Any]]) -> None:
+def test_kuberay_accepts_every_job(objects: list[dict[str, Any]]) -> None:
     (job,) = (one for one in objects if one["apiVersion"] == "ray.io/v1")
     schema = kuberay(job["kind"])
     schema.validate(job)
@@ -107,7 +107,7 @@ def test_kuberay_takes_every_job(objects: list[dict[str, Any]]) -> None:
         schema.validate(wrong)
 
 
-def test_kubernetes_takes_every_object_and_every_pod(objects: list[dict[str, Any]]) -> None:
+def test_kubernetes_accepts_every_object_and_every_pod(objects: list[dict[str, Any]]) -> None:
     own = [one for one in objects if not one["apiVersion"].startswith("ray.io")]
     assert {one["kind"] for one in own} == {"ServiceAccount", "ConfigMap"}
     for name, template in pods(job_spec(objects)).items():
@@ -118,7 +118,7 @@ def test_kubernetes_takes_every_object_and_every_pod(objects: list[dict[str, Any
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_one_job_and_its_settings_are_applied_and_no_more(job: str) -> None:
+def test_only_one_job_and_its_settings_are_applied(job: str) -> None:
     kind = "RayCronJob" if job == "nightly" else "RayJob"
     names = {(one["kind"], one["metadata"]["name"]) for one in rendered(job)}
     assert names == {
@@ -160,7 +160,7 @@ def test_machines_of_ray_up_hold_the_object_store_and_every_process() -> None:
             assert int(store) + processes <= 0.9 * memory, name
 
 
-def test_what_a_user_must_edit_stands_in_one_place() -> None:
+def test_users_edit_one_file_only() -> None:
     settings = (KUBERAY / "settings" / "kustomization.yaml").read_text()
     assert settings.count("EDIT") == 5
     for path in sorted(KUBERAY.rglob("*.yaml")):
@@ -170,15 +170,15 @@ def test_what_a_user_must_edit_stands_in_one_place() -> None:
             assert "EDIT" not in text, path
 
 
-def test_the_entry_point_is_a_command_of_ours(objects: list[dict[str, Any]]) -> None:
+def test_the_entry_point_is_a_valid_command(objects: list[dict[str, Any]]) -> None:
     (settings,) = (one["data"] for one in objects if one["kind"] == "ConfigMap")
     shell = ["bash", "-euc", f"printf '%s\\n' {job_spec(objects)['entrypoint']}"]
-    said = subprocess.run(shell, capture_output=True, text=True, check=True, env=settings)
-    python, script, *flags = said.stdout.splitlines()
+    printed = subprocess.run(shell, capture_output=True, text=True, check=True, env=settings)
+    python, script, *flags = printed.stdout.splitlines()
     workdir = dict(steps())["WORKDIR"]
     assert (python, Path(script).parent.parent) == ("python", Path(workdir))
     assert (CLUSTER.parent / "jobs" / Path(script).name).is_file()
-    parsed = cli._parser().parse_args(flags)
+    parsed = parse(flags)
     assert parsed.bundle == settings["BUNDLE"]
     assert not [flag for flag in flags if "$" in flag]
 
@@ -191,7 +191,7 @@ def test_one_version_of_ray_everywhere() -> None:
     assert cluster["spec"]["rayVersion"] == pinned
 
 
-# What a pod offers must hold what the operators reserve ------------------------------------------
+# Pods are large enough for what the operators reserve --------------------------------------------
 
 
 def quantity(text: str) -> float:
@@ -203,14 +203,14 @@ def quantity(text: str) -> float:
 
 
 def offers(template: dict[str, Any]) -> dict[str, float]:
-    """What a pod's container may use."""
+    """The limits of a pod's container."""
     (container,) = template["spec"]["containers"]
     return {name: quantity(text) for name, text in container["resources"]["limits"].items()}
 
 
 @pytest.fixture
 def grown() -> tuple[dict[str, Any], Capacity, Plan]:
-    """The scoring job's cluster as large as it may be, and the plan for it."""
+    """The scoring job's cluster at its maximum size, and the plan for it."""
     objects = rendered("score")
     spec = job_spec(objects)
     (settings,) = (one["data"] for one in objects if one["kind"] == "ConfigMap")
@@ -248,7 +248,7 @@ def test_memory_holds_the_object_store_and_every_process(
         assert store + actors + decoding <= pod["memory"], group["groupName"]
 
 
-def test_object_stores_hold_the_images_under_way(
+def test_object_stores_hold_the_images_in_the_pipeline(
     grown: tuple[dict[str, Any], Capacity, Plan],
 ) -> None:
     spec, _, plan = grown
@@ -266,8 +266,8 @@ def test_a_training_worker_fits_a_gpu_pod(grown: tuple[dict[str, Any], Capacity,
     spec = job_spec(rendered("train"))
     (settings,) = (one["data"] for one in rendered("train") if one["kind"] == "ConfigMap")
     entrypoint = spec["entrypoint"].replace("$WORKERS", settings["WORKERS"])
-    flags = cli._parser().parse_args(shlex.split(entrypoint)[2:])
-    assert flags.gpu in (None, True)
+    flags = parse(shlex.split(entrypoint)[2:])
+    assert flags.gpu
     workers = workers_for(capacity, flags.workers, gpu=True, precision="bfloat16")
     pod = offers(pods(spec)["gpu"])
     assert pod["cpu"] / 2 <= workers.cpus < pod["cpu"]
@@ -276,7 +276,7 @@ def test_a_training_worker_fits_a_gpu_pod(grown: tuple[dict[str, Any], Capacity,
 # `ray up` ----------------------------------------------------------------------------------------
 
 
-def test_ray_up_takes_the_file_for_aws() -> None:
+def test_ray_up_accepts_the_file_for_aws() -> None:
     config = yaml.safe_load((CLUSTER / "ray-up-aws.yaml").read_text())
     validate_config(prepare_config(copy.deepcopy(config)))
     with pytest.raises(jsonschema.ValidationError, match="max_wrkers"):

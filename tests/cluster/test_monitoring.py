@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real head while real jobs run, and is asked everything."""
+"""Dashboard and alerts against a real Prometheus that scrapes a real head while jobs run."""
 
 import json
 import math
@@ -29,7 +29,7 @@ from tests.test_jobs import ROOT, free_port, ray_head, submit
 
 MONITORING = ROOT / "cluster" / "monitoring"
 GOOD, EMPTY, CUT = 460, 30, 20
-NAME = "JANE_DOE"  # begins every image's name
+NAME = "JANE_DOE"  # in every image's name
 STAGES = {"fetch", "localize", "classify", "write"}
 
 needs_prometheus = pytest.mark.skipif(
@@ -48,8 +48,8 @@ def queries() -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A cluster on which both jobs ran, and the Prometheus that watched it all the time."""
+class Monitored:
+    """A cluster on which both jobs ran, and the Prometheus that scraped it all the time."""
 
     prometheus: str
     started: float
@@ -57,7 +57,7 @@ class Watched:
     outputs: dict[str, str]  # what each job printed
 
     def get(self, what: str, **parameters: object) -> Any:
-        """What Prometheus's API answers."""
+        """The answer of Prometheus's API."""
         return get(f"{self.prometheus}/api/v1/{what}?{urlencode(parameters)}")["data"]
 
     def series(self, query: str) -> list[dict[str, Any]]:
@@ -74,9 +74,9 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iterator[Watched]:
-    """Both jobs at once on a head with two CPUs for each, watched."""
-    work = tmp_path_factory.mktemp("watched")
+def monitored(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iterator[Monitored]:
+    """Both jobs at once on a head with two CPUs for each."""
+    work = tmp_path_factory.mktemp("monitored")
     images = work / "images"
     images.mkdir()
     for number in range(GOOD):
@@ -108,21 +108,21 @@ def watched(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iterat
         for name, process in done.items():
             assert process.returncode == 0, f"{name}: {process.stdout}{process.stderr}"
         outputs = {name: process.stdout for name, process in done.items()}
-        yield Watched(prometheus, started, Path(ray_files, "session_latest", "logs"), outputs)
+        yield Monitored(prometheus, started, Path(ray_files, "session_latest", "logs"), outputs)
 
 
 @contextmanager
 def running_prometheus(work: Path, ray_files: str) -> Iterator[str]:
-    """Prometheus with the project's configuration, but quicker, and for the Ray of these files."""
+    """Prometheus with the project's configuration, but faster, and for this Ray's files."""
     config = (MONITORING / "prometheus.yaml").read_text()
-    for own, tests in (
+    for original, replacement in (
         ("/tmp/ray/", f"{ray_files}/"),
         (": 10s", ": 1s"),
         (": 30s", ": 1s"),
         ("rules.yaml", str(MONITORING / "rules.yaml")),
     ):
-        assert own in config
-        config = config.replace(own, tests)
+        assert original in config
+        config = config.replace(original, replacement)
     file = work / "prometheus.yaml"
     file.write_text(config)
     url = f"127.0.0.1:{free_port()}"
@@ -152,24 +152,24 @@ def get(url: str) -> Any:
 @pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("query", queries())
-def test_every_panel_has_data(watched: Watched, query: str) -> None:
-    asked = query.replace("$session", ".*").replace("$__rate_interval", "1m")
-    assert "$" not in asked
-    found = watched.series(asked)
+def test_every_panel_has_data(monitored: Monitored, query: str) -> None:
+    concrete = query.replace("$session", ".*").replace("$__rate_interval", "1m")
+    assert "$" not in concrete
+    found = monitored.series(concrete)
     if gpu := re.findall(r"ray_(node_(?:gpus|gram)_\w+)", query):
         assert set(gpu) <= METRICS_GAUGES.keys()
         if not found:
-            pytest.skip("needs a GPU; Ray names these metrics, but has no GPU to tell of here")
+            pytest.skip("needs a GPU; Ray defines these metrics, but there is no GPU here")
     values = [float(value) for one in found for _, value in one["values"]]
     assert any(not math.isnan(value) for value in values)
 
 
 @pytest.mark.slow
 @needs_prometheus
-def test_every_rule_is_understood_and_what_it_looks_at_is_there(watched: Watched) -> None:
+def test_every_rule_is_evaluated_on_series_that_exist(monitored: Monitored) -> None:
     deadline = time.monotonic() + 30
     while True:
-        (group,) = watched.get("rules")["groups"]
+        (group,) = monitored.get("rules")["groups"]
         if all(rule["health"] != "unknown" for rule in group["rules"]):
             break
         assert time.monotonic() < deadline, "the rules were never evaluated"
@@ -178,26 +178,26 @@ def test_every_rule_is_understood_and_what_it_looks_at_is_there(watched: Watched
     for rule in group["rules"]:
         assert rule["health"] == "ok", rule
         assert rule["state"] != "firing", rule
-        looked_at = re.findall(r"ray_\w+(?:\{[^}]*\})?", rule["query"])
-        assert looked_at
-        for selector in looked_at:
-            assert watched.series(selector), f"{rule['name']}: no {selector}"
+        selectors = re.findall(r"ray_\w+(?:\{[^}]*\})?", rule["query"])
+        assert selectors
+        for selector in selectors:
+            assert monitored.series(selector), f"{rule['name']}: no {selector}"
 
 
 @pytest.mark.slow
 @needs_prometheus
-def test_the_counts_are_the_summarys(watched: Watched) -> None:
-    assert f"{GOOD} ok, {EMPTY + CUT} failed" in watched.outputs["score"]
-    by_status = watched.last("sum by (status) (ray_lesioncam_images_total)", "status")
+def test_the_metrics_count_what_the_summary_counts(monitored: Monitored) -> None:
+    assert f"{GOOD} ok, {EMPTY + CUT} failed" in monitored.outputs["score"]
+    by_status = monitored.last("sum by (status) (ray_lesioncam_images_total)", "status")
     assert by_status == {"ok": GOOD, "failed": EMPTY + CUT}
-    by_kind = watched.last("sum by (error_kind) (ray_lesioncam_images_total)", "error_kind")
+    by_kind = monitored.last("sum by (error_kind) (ray_lesioncam_images_total)", "error_kind")
     assert by_kind == {"": GOOD, "empty": EMPTY, "truncated": CUT}
-    images = watched.last("sum by (stage) (ray_lesioncam_stage_images_total)", "stage")
+    images = monitored.last("sum by (stage) (ray_lesioncam_stage_images_total)", "stage")
     assert images == dict.fromkeys(STAGES, GOOD + EMPTY + CUT)
-    seconds = watched.last("sum by (stage) (ray_lesioncam_stage_seconds_total)", "stage")
+    seconds = monitored.last("sum by (stage) (ray_lesioncam_stage_seconds_total)", "stage")
     assert seconds.keys() == STAGES
-    assert all(0 < one < time.time() - watched.started for one in seconds.values())
-    assert watched.last("max by (stage) (ray_lesioncam_training_epoch)", "stage") == {
+    assert all(0 < one < time.time() - monitored.started for one in seconds.values())
+    assert monitored.last("max by (stage) (ray_lesioncam_training_epoch)", "stage") == {
         "stage1": 3,
         "stage2": 2,
     }
@@ -205,24 +205,26 @@ def test_the_counts_are_the_summarys(watched: Watched) -> None:
 
 @pytest.mark.slow
 @needs_prometheus
-def test_what_is_left_is_told_while_nothing_moves_and_not_for_ever(watched: Watched) -> None:
+def test_images_remaining_is_set_while_nothing_moves_and_dropped_after_the_end(
+    monitored: Monitored,
+) -> None:
     """Ray drops a gauge that is not set again within 2 s here: the actors take longer to start."""
-    (left,) = watched.series("ray_lesioncam_images_remaining")
-    still = [at for at, value in left["values"] if value == str(GOOD + EMPTY + CUT)]
-    assert still, "nothing was told before the first part was durable"
-    assert still[-1] - still[0] > 4
-    assert len(still) > (still[-1] - still[0]) / 2  # no long gap
-    assert left["values"][-1][1] == "0"
+    (remaining,) = monitored.series("ray_lesioncam_images_remaining")
+    constant = [at for at, value in remaining["values"] if value == str(GOOD + EMPTY + CUT)]
+    assert constant, "it was not set before the first part was durable"
+    assert constant[-1] - constant[0] > 4
+    assert len(constant) > (constant[-1] - constant[0]) / 2  # no long gap
+    assert remaining["values"][-1][1] == "0"
     deadline = time.monotonic() + 60
-    while watched.get("query", query="ray_lesioncam_images_remaining")["result"]:
-        assert time.monotonic() < deadline, "an ended run is still told of"
+    while monitored.get("query", query="ray_lesioncam_images_remaining")["result"]:
+        assert time.monotonic() < deadline, "the gauge of an ended run is still there"
         time.sleep(0.2)
 
 
 @pytest.mark.slow
 @needs_prometheus
-def test_no_label_holds_a_name(watched: Watched) -> None:
-    found = watched.get("series", **{"match[]": '{__name__=~"ray_lesioncam_.+"}'})
+def test_no_label_holds_a_name(monitored: Monitored) -> None:
+    found = monitored.get("series", **{"match[]": '{__name__=~"ray_lesioncam_.+"}'})
     values: dict[str, set[str]] = {}
     for labels in found:
         for label, value in labels.items():
@@ -245,9 +247,9 @@ def test_no_label_holds_a_name(watched: Watched) -> None:
 
 @pytest.mark.slow
 @needs_prometheus
-def test_a_jobs_lines_are_json_and_no_log_names_an_image(watched: Watched) -> None:
-    for name, text in watched.outputs.items():
-        lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"time"')]
+def test_a_jobs_lines_are_json_and_no_log_names_an_image(monitored: Monitored) -> None:
+    for name, text in monitored.outputs.items():
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         assert all({"time", "level", "message"} <= line.keys() for line in lines)
         fields = [set(line) - {"time", "level", "message"} for line in lines]
         if name == "score":
@@ -256,10 +258,10 @@ def test_a_jobs_lines_are_json_and_no_log_names_an_image(watched: Watched) -> No
             assert lines[-1]["failed_by_kind"] == {"empty": EMPTY, "truncated": CUT}
         else:
             assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 1, 2]
-    files = [file for file in watched.logs.rglob("*.*") if file.is_file()]
+    files = [file for file in monitored.logs.rglob("*.*") if file.is_file()]
     texts = [file.read_text(errors="replace") for file in files]
     assert any("jobs/score.py" in text for text in texts)
-    for text in (*texts, *watched.outputs.values()):
+    for text in (*texts, *monitored.outputs.values()):
         assert NAME not in text
         assert "DRAWN_" not in text
 
@@ -276,11 +278,11 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
 
 
 @needs_prometheus
-def test_the_configuration_is_prometheus_own() -> None:
+def test_prometheus_accepts_the_configuration() -> None:
     subprocess.run(["promtool", "check", "config", MONITORING / "prometheus.yaml"], check=True)
 
 
-def test_the_readme_tells_of_every_panel_and_alert() -> None:
+def test_the_readme_names_every_panel_and_alert() -> None:
     readme = (MONITORING / "README.md").read_text()
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     alerts = re.findall(r"alert: (\w+)", (MONITORING / "rules.yaml").read_text())
@@ -289,7 +291,7 @@ def test_the_readme_tells_of_every_panel_and_alert() -> None:
         assert name in readme
 
 
-def test_the_operators_rules_are_the_same_rules() -> None:
+def test_the_prometheus_operator_gets_the_same_rules() -> None:
     """The README's line that wraps the rules for the Prometheus operator, without `kubectl`."""
     readme = (MONITORING / "README.md").read_text()
     command = re.search(r"^(\(printf .*?) \| kubectl", readme, re.S | re.M)
@@ -305,15 +307,15 @@ def test_the_operators_rules_are_the_same_rules() -> None:
     assert wrapped["spec"] == yaml.safe_load((MONITORING / "rules.yaml").read_text())
 
 
-def test_the_pod_monitor_scrapes_what_kuberay_makes_and_often_enough() -> None:
+def test_the_pod_monitor_scrapes_kuberays_pods_often_enough() -> None:
     monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())
     assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
     assert monitor["spec"].keys() == {"selector", "podTargetLabels", "podMetricsEndpoints"}
     (selected,) = monitor["spec"]["selector"]["matchExpressions"]
     assert selected == {"key": "ray.io/cluster", "operator": "Exists"}
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint["port"] == "metrics"  # as KubeRay names Ray's port on every node
-    alone = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
-    forgotten = 2 * ray._config.metrics_report_interval_ms() / 1000
-    for interval in (endpoint["interval"], alone["global"]["scrape_interval"]):
-        assert int(interval.removesuffix("s")) < forgotten
+    assert endpoint["port"] == "metrics"  # KubeRay's name of Ray's port on every node
+    standalone = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+    dropped_after = 2 * ray._config.metrics_report_interval_ms() / 1000
+    for interval in (endpoint["interval"], standalone["global"]["scrape_interval"]):
+        assert int(interval.removesuffix("s")) < dropped_after

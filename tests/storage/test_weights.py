@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lesioncam.errors import InputError
-from lesioncam.storage.weights import load_backbone
+from lesioncam.storage.weights import check_weights, load_backbone
 from lesioncam.vision.network import IMAGENET_MEAN, VGGGAP
 from tests.conftest import SHARED, needs_shared
 
@@ -225,3 +225,43 @@ def test_failed_download_says_to_give_a_path(monkeypatch: pytest.MonkeyPatch) ->
     message = refusal(tiny(), "VGG16_Weights.IMAGENET1K_V1")
     assert "no network" in message
     assert "local path" in message
+
+
+# Before anything is read or downloaded
+
+
+@pytest.mark.parametrize(
+    ("weights", "backbone"),
+    [
+        ("VGG16_Weights.IMAGENET1K_V1", "vgg16"),
+        ("VGG16_Weights.DEFAULT", "vgg16"),
+        ("VGG11_Weights.IMAGENET1K_V1", "vgg11"),
+        ("s3://bucket/weights.safetensors", "tiny"),
+    ],
+)
+def test_weights_that_may_fit_pass(weights: str, backbone: str) -> None:
+    check_weights(weights, backbone)
+
+
+@pytest.mark.parametrize(
+    ("weights", "backbone"),
+    [
+        ("ResNet50_Weights.DEFAULT", "vgg16"),
+        ("VGG11_Weights.IMAGENET1K_V1", "vgg16"),
+        ("VGG16_BN_Weights.IMAGENET1K_V1", "vgg16"),
+        ("VGG16_Weights.IMAGENET1K_V1", "tiny"),
+    ],
+)
+def test_weights_of_another_network_are_refused(weights: str, backbone: str) -> None:
+    with pytest.raises(InputError, match=f"--weights: {weights} is for another .* made for"):
+        check_weights(weights, backbone)
+
+
+def test_a_name_that_torchvision_does_not_have_is_refused() -> None:
+    with pytest.raises(InputError, match="--weights: 'vgg16' is neither"):
+        check_weights("vgg16", "vgg16")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--weights: no such file"):
+        check_weights(f"{tmp_path}/nowhere.pth", "vgg16")

@@ -1,0 +1,198 @@
+"""The verbs as functions: `lesioncam.score`, `lesioncam.train`, `lesioncam.evaluate`.
+
+The command line calls these, so both have the same defaults, errors and results. Ray runs at
+`RAY_ADDRESS` if that is set, else in this process's own local cluster.
+"""
+
+import os
+import tomllib
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lesioncam.columns import DEFAULT_REST_CLASS
+from lesioncam.errors import InputError
+
+if TYPE_CHECKING:
+    from lesioncam.settings import TrainSettings
+
+Uri = str | PathLike[str]
+
+
+def score(
+    images: Uri,
+    output: Uri,
+    *,
+    bundle: Uri,
+    retry_failed: bool = False,
+    max_failed_fraction: float | None = None,
+    limit: int | None = None,
+    precision: str = "auto",
+    gpus: int | None = None,
+) -> dict[str, Any]:
+    """Classify images and write one Parquet row per image; images with a row are skipped.
+
+    Args:
+        images: a directory or prefix, searched recursively, or a `.csv` or `.parquet` file with a
+            `uri` column.
+        output: where to write Parquet; read it with `pandas.read_parquet`.
+        bundle: a trained model.
+        retry_failed: score all failed images again, not only those with a transient error.
+        max_failed_fraction: the fraction of the images that may fail before `outcome` is
+            `too_many_failed`; None for no limit.
+        limit: score only the first so many images; None for all.
+        precision: of the convolutions: `auto`, `float32` or `bfloat16`.
+        gpus: maximum GPUs to use, including ones an autoscaling cluster must start; None for those
+            available.
+
+    Returns:
+        The run's summary: `outcome` (`done` or `too_many_failed`), the counts `listed`, `ok`,
+        `failed`, `failed_by_kind` and `skipped` (by reason), `scored_now`, `seconds`,
+        `images_per_second`, and `output`, the scores' URI.
+
+    Raises:
+        lesioncam.errors.InputError: no such images or bundle; the output holds another model's
+            scores; or another run is writing to it.
+        lesioncam.errors.RunFailedError: the run failed; the same call continues it.
+    """
+    from lesioncam.scoring.pipeline import ScoreRequest  # noqa: PLC0415
+    from lesioncam.scoring.pipeline import score as run  # noqa: PLC0415
+
+    return run(
+        ScoreRequest(
+            images=os.fspath(images),
+            bundle=os.fspath(bundle),
+            output=os.fspath(output),
+            retry_failed=retry_failed,
+            max_failed_fraction=max_failed_fraction,
+            limit=limit,
+            precision=precision,
+            gpus=gpus,
+        )
+    )
+
+
+def train(
+    images: Uri,
+    labels: Uri,
+    bundle: Uri,
+    *,
+    settings: "TrainSettings | Uri | None" = None,
+    masks: Uri | None = None,
+    val_images: Uri | None = None,
+    val_labels: Uri | None = None,
+    workers: int = 1,
+    gpu: bool | None = None,
+    checkpoint_dir: Uri | None = None,
+) -> dict[str, Any]:
+    """Train both stages and write a bundle. The same call continues a run that failed.
+
+    Args:
+        images: as for `score`.
+        labels: an ISIC ground-truth CSV: a column `image_id` or `image`, then a 0/1 column per
+            class.
+        bundle: where to write the model; must not hold one yet.
+        settings: the training settings, or the path of a TOML file of them; None for the defaults.
+        masks: lesion masks of some or all images, `<image_id>.png` or
+            `<image_id>_segmentation.png`, to train the class activation maps on.
+        val_images: validation images; metrics are reported on them and nothing is chosen by them.
+        val_labels: the labels of `val_images`.
+        workers: Ray Train workers.
+        gpu: whether each worker uses a GPU; None for yes if the cluster has GPUs.
+        checkpoint_dir: where to write checkpoints; None for `<bundle>-checkpoints`.
+
+    Returns:
+        `bundle`, the model's URI; `model`, its digest; and `metrics`, by set of images (`held_out`,
+        `validation`) and stage.
+
+    Raises:
+        lesioncam.errors.InputError: bad images, labels, settings or weights; a finished bundle is
+            there already; or another run is writing it.
+        lesioncam.errors.RunFailedError: the run failed; the same call continues it.
+    """
+    from lesioncam.settings import TrainSettings  # noqa: PLC0415
+    from lesioncam.training.job import TrainRequest  # noqa: PLC0415
+    from lesioncam.training.job import train as run  # noqa: PLC0415
+
+    if settings is None:
+        settings = TrainSettings()
+    elif not isinstance(settings, TrainSettings):
+        settings = read_settings(settings)
+    return run(
+        TrainRequest(
+            images=os.fspath(images),
+            labels=os.fspath(labels),
+            bundle=os.fspath(bundle),
+            settings=settings,
+            masks=_optional(masks),
+            val_images=_optional(val_images),
+            val_labels=_optional(val_labels),
+            workers=workers,
+            gpu=gpu,
+            checkpoint_dir=_optional(checkpoint_dir),
+        )
+    )
+
+
+def evaluate(
+    scores: Uri,
+    labels: Uri,
+    *,
+    output: Uri | None = None,
+    rest_class: str = DEFAULT_REST_CLASS,
+    masks: Uri | None = None,
+    overlays: int = 0,
+) -> dict[str, Any]:
+    """Compare scores with labels; writes `evaluation.json` and `evaluation.md`. Needs no Ray.
+
+    Args:
+        scores: the `output` of `score`.
+        labels: as for `train`.
+        output: where to write; None for `_evaluation` under the scores.
+        rest_class: the class of images that have 0 in every column of the labels.
+        masks: lesion masks, as for `train`, to compare maps and boxes with.
+        overlays: how many images to show with their map and box in `overlays.png`.
+
+    Returns:
+        `metrics`, the content of `evaluation.json`; `markdown`, that of `evaluation.md`; and
+        `output`, the URI they were written to.
+
+    Raises:
+        lesioncam.errors.InputError: no scores, labels of other classes, or no image with a label.
+    """
+    from lesioncam.evaluation.evaluate import EvaluateRequest  # noqa: PLC0415
+    from lesioncam.evaluation.evaluate import evaluate as run  # noqa: PLC0415
+
+    metrics, markdown, written = run(
+        EvaluateRequest(
+            scores=os.fspath(scores),
+            labels=os.fspath(labels),
+            output=_optional(output),
+            rest_class=rest_class,
+            masks=_optional(masks),
+            overlays=overlays,
+        )
+    )
+    return {"metrics": metrics, "markdown": markdown, "output": written}
+
+
+def read_settings(path: Uri) -> "TrainSettings":
+    """Read training settings from a TOML file.
+
+    Raises:
+        lesioncam.errors.InputError: it cannot be read, is not TOML, or has an unknown field or a
+            bad value.
+    """
+    from lesioncam.settings import TrainSettings, parse  # noqa: PLC0415
+
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config: {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config: {path} is not TOML: {error}") from error
+    return parse(TrainSettings, content, f"--config: {path}")
+
+
+def _optional(uri: Uri | None) -> str | None:
+    return None if uri is None else os.fspath(uri)
