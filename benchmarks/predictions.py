@@ -29,7 +29,7 @@ OVERLAP = ["peak_inside", "box_iou", "lesion_kept", "center_inside", "central_bo
 WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)  # of stage 2, compared
 
 
-def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, str]:
+def read_images(images: str, labels: Labels, size: int) -> tuple[pd.DataFrame, str]:
     """The labeled images: `uri`, `image_id`, `label` (a class index) and `group`.
 
     Images of one group show the same picture; the group's number is its first image's index.
@@ -37,7 +37,7 @@ def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, s
     Args:
         images: a directory or prefix.
         labels: their classes.
-        side: of the canvases, in pixels, that pictures are compared on.
+        size: of the canvases, in pixels, that pictures are compared on.
 
     Returns:
         The images, and a digest of their names and pictures.
@@ -48,7 +48,7 @@ def read_images(images: str, labels: Labels, side: int) -> tuple[pd.DataFrame, s
     """
     source = match_source(images, labels, "--images", "--labels")
     with ThreadPoolExecutor() as threads:
-        canvases = threads.map(lambda uri: decode(read_uri(uri), side).canvas, source.uris)
+        canvases = threads.map(lambda uri: decode(read_uri(uri), size).canvas, source.uris)
         thumbnails = np.stack([thumbnail(canvas) for canvas in canvases])
     names = [image_id(uri) for uri in source.uris]
     digest = hashlib.sha256("\n".join(names).encode() + thumbnails.tobytes())

@@ -109,16 +109,16 @@ def stage_error(stage: str, error: Exception) -> Exception:
 
 
 def _cause(error: Exception) -> Exception:
-    """The exception behind a `TrainingFailedError`; of several workers', the most telling one."""
+    """The exception behind a `TrainingFailedError`; of several workers', a root cause if known."""
     if isinstance(error, ray.train.ControllerError):
         failure: Exception = error.controller_failure
         return failure
     if not isinstance(error, ray.train.WorkerGroupError) or not error.worker_failures:
         return error
     failures = [_underlying(failure) for failure in error.worker_failures.values()]
-    # Where one worker dies, the others fail with it, by a RuntimeError of their connection.
-    telling = (LesioncamError, ray.exceptions.RayError)
-    return next((failure for failure in failures if isinstance(failure, telling)), failures[0])
+    # When one worker dies, the others fail too, with a RuntimeError of their connection.
+    causes = (LesioncamError, ray.exceptions.RayError)
+    return next((failure for failure in failures if isinstance(failure, causes)), failures[0])
 
 
 def _underlying(error: Exception) -> Exception:

@@ -42,24 +42,23 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def interrupted(
+def resumed(
     synthetic: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
-) -> tuple[Path, dict[str, StageState]]:
-    """A bundle that two workers trained but could not write, and their last checkpoints."""
+) -> tuple[Path, StageState]:
+    """A bundle of two runs on two workers, and stage 1's checkpoint after the first."""
 
     def full_disk(*_: object) -> None:
         raise OSError("no space left")
 
-    bundle = tmp_path_factory.mktemp("interrupted") / "model"
+    bundle = tmp_path_factory.mktemp("resumed") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lesioncam.training.job.save_bundle", full_disk)
+        patch.setattr("lesioncam.training.job.localize_all", full_disk)
         with pytest.raises(RunFailedError, match="no space left; fix that and run the same"):
             train(request(synthetic, bundle, workers=2))
-    checkpoints = Path(f"{bundle}-checkpoints")
-    return bundle, {
-        stage: read_state(ray.train.Checkpoint(max(checkpoints.glob(f"{stage}-*/checkpoint_*/"))))
-        for stage in ("stage1", "stage2")
-    }
+    (last,) = sorted(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint_*/"))[-1:]
+    stage1 = read_state(ray.train.Checkpoint(last))
+    train(request(synthetic, bundle, workers=2))
+    return bundle, stage1
 
 
 def change(state: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -109,41 +108,40 @@ def test_a_finished_bundle_is_refused(
 
 
 def test_two_workers_train_on_the_same_batches_as_one(
-    synthetic: Path,
-    trained: tuple[Path, dict[str, Any]],
-    interrupted: tuple[Path, dict[str, StageState]],
+    synthetic: Path, trained: tuple[Path, dict[str, Any]], resumed: tuple[Path, StageState]
 ) -> None:
-    one, two = load_bundle(str(trained[0])), interrupted[1]
+    one, two = (load_bundle(str(folder)) for folder in (trained[0], resumed[0]))
     start = initial_network(SMALL, read_labels(f"{synthetic}/train.csv", "nevus"))[1]
-    before = {"stage1": (start, start), "stage2": (one.stage1, two["stage1"].best)}
-    for stage, (one_before, two_before) in before.items():  # no weights are loaded for stage 2
+    before = {"stage1": (start, start), "stage2": (one.stage1, two.stage1)}
+    for stage, (one_before, two_before) in before.items():
         first = change(getattr(one, stage), one_before)
-        second = change(two[stage].best, two_before)
+        second = change(getattr(two, stage), two_before)
         assert (second - first).norm() < 0.2 * first.norm()
         np.testing.assert_allclose(
-            [entry["loss"] for entry in two[stage].history],
+            [entry["loss"] for entry in history(resumed[0], stage)],
             [entry["loss"] for entry in history(trained[0], stage)],
             rtol=0.01,
         )
 
 
-def test_the_same_command_resumes_from_finished_stages(
-    synthetic: Path,
-    interrupted: tuple[Path, dict[str, StageState]],
-    caplog: pytest.LogCaptureFixture,
+def test_the_same_command_resumes_from_the_last_checkpoint(
+    resumed: tuple[Path, StageState],
 ) -> None:
-    location, states = interrupted
-    with caplog.at_level("INFO", "lesioncam"):
-        train(request(synthetic, location, workers=2))
-    assert "stage 1: resuming from the checkpoint after epoch 2" in caplog.text
-    assert "stage 2: resuming from the checkpoint after epoch 1" in caplog.text
-    assert not list(Path(f"{location}-checkpoints").iterdir())
-    assert not open_store(str(location)).exists(LEASE_FILE)
-    bundle = load_bundle(str(location))
-    for stage, weights in (("stage1", bundle.stage1), ("stage2", bundle.stage2)):
-        torch.testing.assert_close(dict(weights), dict(states[stage].best), rtol=0, atol=0)
-        # The two workers evaluated half of the held-out images each; predictors now all of them.
-        best = states[stage].history[states[stage].best_epoch - 1]
+    folder, stage1 = resumed
+    bundle = load_bundle(str(folder))
+    assert history(folder) == stage1.history  # times, too: no epoch was repeated
+    torch.testing.assert_close(dict(bundle.stage1), dict(stage1.best), rtol=0, atol=0)
+    assert not list(Path(f"{folder}-checkpoints").iterdir())
+    assert not open_store(str(folder)).exists(LEASE_FILE)
+
+
+def test_predictors_reach_the_figures_of_the_best_epochs(
+    resumed: tuple[Path, StageState],
+) -> None:
+    bundle = load_bundle(str(resumed[0]))
+    for stage in ("stage1", "stage2"):
+        # The two workers evaluated half of the held-out images each, predictors all of them.
+        best = history(resumed[0], stage)[bundle.training[stage]["best_epoch"] - 1]
         assert best["mean_auc"] == bundle.metrics["held_out"][stage]["mean"]["auc"]
 
 
