@@ -94,7 +94,7 @@ def test_a_changed_bundle(here: Path, capsys: pytest.CaptureFixture[str], bundle
     (here / "images").mkdir()
     lesion(32, 32).save(here / "images" / "0.jpg")
     line = refused(capsys, "score", "--images", "images", "--bundle", here, "--output", "out")
-    assert "stage2.safetensors is not the file that bundle.json was written for" in line
+    assert "stage2.safetensors does not have the digest in bundle.json" in line
     assert not (here / "out").exists()
 
 
