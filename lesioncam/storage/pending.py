@@ -2,8 +2,8 @@
 
 The one rule of resume, new images and retries is here: the work of a run is its listing minus the
 images whose newest row counts as written. Listing and rows are partitioned by a hash of the uri in
-a temporary directory, so that memory holds one partition, however many images there are.
-Knows nothing about where the rows are stored.
+a temporary directory, so that memory holds one partition, however many images there are. Our own
+because pyarrow's join holds both sides in memory. Knows nothing about where the rows are stored.
 """
 
 from collections import Counter
