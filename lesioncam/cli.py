@@ -279,8 +279,8 @@ def _train_flags(parser: _Parser) -> None:
     model.add_argument(
         "--weights",
         metavar="W",
-        help="pretrained weights: a torchvision name, such as VGG16_Weights.IMAGENET1K_V1, or the "
-        "URI of a state dict (.safetensors, .pth) that expects ImageNet normalization "
+        help="pretrained weights: a torchvision name, such as VGG16_Weights.IMAGENET1K_FEATURES, "
+        "or the URI of a state dict (.safetensors, .pth) that expects ImageNet normalization "
         "(default: random)",
     )
     model.add_argument(
@@ -488,7 +488,7 @@ VERBS = {
         "model. After a failure, the same command continues. A finished bundle is not\n"
         "overwritten.",
         "lesioncam train --images images/ --labels labels.csv --bundle model \\\n"
-        "      --weights VGG16_Weights.IMAGENET1K_V1",
+        "      --weights VGG16_Weights.IMAGENET1K_FEATURES",
         _train_flags,
         _train,
     ),
