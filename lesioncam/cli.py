@@ -165,6 +165,8 @@ class _PrintCompletion(argparse.Action):
 
 def _main_parser(prog: str, path_completion: Mapping[str, Any] | None = None) -> _Parser:
     """The parser of the command without a verb; with `path_completion`, with all verbs' flags."""
+    from lesioncam import __version__  # noqa: PLC0415
+
     parser = _Parser(
         prog=prog,
         usage="%(prog)s VERB [flags]",
@@ -189,7 +191,9 @@ def _main_parser(prog: str, path_completion: Mapping[str, Any] | None = None) ->
             added.add_path_completion(path_completion)
     flags = parser.add_argument_group("flags")
     flags.add_argument("-h", "--help", action="help", help="print this help")
-    flags.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
+    flags.add_argument(
+        "--version", action="version", version=f"lesioncam {__version__}", help="print the version"
+    )
     flags.add_argument(
         "--print-completion",
         metavar="SHELL",
@@ -198,22 +202,6 @@ def _main_parser(prog: str, path_completion: Mapping[str, Any] | None = None) ->
         help="print a completion script",
     )
     return parser
-
-
-class _PrintVersion(argparse.Action):
-    """Reads the package's metadata, which takes a while, only when asked."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,  # noqa: ARG002
-        values: Any,  # noqa: ARG002
-        option_string: str | None = None,  # noqa: ARG002
-    ) -> None:
-        from lesioncam import __version__  # noqa: PLC0415
-
-        print(f"lesioncam {__version__}")
-        parser.exit()
 
 
 class _Verb(NamedTuple):
@@ -291,8 +279,8 @@ def _train_flags(parser: _Parser) -> None:
     model.add_argument(
         "--weights",
         metavar="W",
-        help="pretrained weights: a torchvision name, such as VGG16_Weights.IMAGENET1K_V1, or the "
-        "URI of a state dict (.safetensors, .pth) that expects ImageNet normalization "
+        help="pretrained weights: a torchvision name, such as VGG16_Weights.IMAGENET1K_FEATURES, "
+        "or the URI of a state dict (.safetensors, .pth) that expects ImageNet normalization "
         "(default: random)",
     )
     model.add_argument(
@@ -500,7 +488,7 @@ VERBS = {
         "model. After a failure, the same command continues. A finished bundle is not\n"
         "overwritten.",
         "lesioncam train --images images/ --labels labels.csv --bundle model \\\n"
-        "      --weights VGG16_Weights.IMAGENET1K_V1",
+        "      --weights VGG16_Weights.IMAGENET1K_FEATURES",
         _train_flags,
         _train,
     ),

@@ -102,7 +102,7 @@ def test_a_changed_bundle(here: Path, capsys: pytest.CaptureFixture[str], bundle
     ("config", "message"),
     [
         ("epoch = 3\n", "unknown key 'epoch'"),
-        ("[crop]\nthresh = 0.2\n", "unknown key 'crop.thresh'; did you mean 'crop.threshold'?"),
+        ("[crop]\nthresh = 0.2\n", "unknown key 'crop.thresh', did you mean 'crop.threshold'?"),
         ("seed = 'one'\n", "seed is 'one'"),
         ("val_fraction = 1.5\n", "val_fraction is 1.5"),
         ("backbone = 'resnet'\n", "backbone is 'resnet'; it should be one of vgg16"),
