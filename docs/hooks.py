@@ -8,13 +8,15 @@ A page asks for generated text with an HTML comment on a line of its own:
     <!-- error kinds -->             checks the table that follows
     <!-- include: CHANGELOG.md -->   another Markdown file of the repository
 
-The build fails where a table and the code differ, and where an included file links to nothing.
+The build fails where a table and the code differ, where a command has a flag that does not exist,
+and where an included file links to nothing.
 """
 
 import contextlib
 import io
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,8 +27,9 @@ from mkdocs.exceptions import PluginError
 from pydantic import TypeAdapter
 
 from lesioncam import settings
-from lesioncam.cli import main
+from lesioncam.cli import main, parse
 from lesioncam.columns import ErrorKind
+from lesioncam.errors import InputError
 from lesioncam.schema import scores_schema
 
 ROOT = Path(__file__).parents[1]
@@ -37,21 +40,37 @@ PAGES = {
     "cluster/monitoring/README.md": "monitoring.md",
 }
 
-_COMMENT = re.compile(r"^<!-- (help|settings|include): (.+) -->$", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- (help|settings|include): (.+) -->$", re.MULTILINE)
 _TABLE = re.compile(r"^<!-- (columns|error kinds) -->\n\n((?:\|.*\n)+)", re.MULTILINE)
+_SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+_COMMAND = re.compile(
+    r"^(?:lesioncam|python jobs/(?=train|score)) *(\w+)(?:\.py)?(.*)$", re.MULTILINE
+)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 
 
 def on_pre_build(**_: Any) -> None:
-    """Check the links of the README, which is no page of the site; called by MkDocs."""
-    included("README.md")
+    """Check the README, which is no page of the site; called by MkDocs."""
+    check_commands(included("README.md"))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the comments of one page; called by MkDocs."""
     markdown = _TABLE.sub(lambda found: _checked_table(found[1], found[2]), markdown)
     generators = {"help": verb_help, "settings": settings_table, "include": included}
-    return _COMMENT.sub(lambda found: generators[found[1]](found[2]), markdown)
+    markdown = _MARKER.sub(lambda found: generators[found[1]](found[2]), markdown)
+    check_commands(markdown)
+    return markdown
+
+
+def check_commands(markdown: str) -> None:
+    """Parse the flags of every `lesioncam` command in a page's shell blocks."""
+    for block in _SHELL.findall(markdown):
+        for verb, flags in _COMMAND.findall(block.replace("\\\n", " ")):
+            try:
+                parse([verb, *shlex.split(flags, comments=True)])
+            except InputError as error:
+                raise PluginError(f"lesioncam {verb} {flags.strip()}: {error}") from error
 
 
 def verb_help(verb: str) -> str:
