@@ -233,7 +233,7 @@ def test_completion_of_other_shells(capsys: pytest.CaptureFixture[str], shell: s
     assert "max-failed-fraction" in script
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("in_process")
 def test_exit_codes_of_scoring(
     here: Path, capsys: pytest.CaptureFixture[str], bundle_uri: str
 ) -> None:
@@ -251,6 +251,7 @@ def test_exit_codes_of_scoring(
     assert "--max-failed-fraction" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_in_one_line(here: Path, bundle_uri: str) -> None:
     (here / "images").mkdir()
     lesion(32, 32).save(here / "images" / "0.jpg")

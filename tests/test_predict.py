@@ -1,4 +1,4 @@
-"""Predict: the rows of a job, without Ray, from paths, bytes, PIL images and arrays."""
+"""Predict: rows of paths, bytes, PIL images and arrays; without Ray."""
 
 import io
 import subprocess
@@ -16,10 +16,8 @@ from PIL import Image
 from lesioncam.errors import InputError
 from lesioncam.predict import Classifier, load
 from lesioncam.schema import scores_schema
-from lesioncam.scoring.pipeline import ScoreRequest, score
-from lesioncam.storage.bundle import load_bundle
 from tests.conftest import CLASSES
-from tests.messy import Expected, fill, lesion
+from tests.messy import lesion
 
 SOURCE = ["uri", "image_id", "size", "etag", "last_modified"]
 PROVENANCE = ["run_id", "scored_at"]
@@ -30,12 +28,6 @@ def classifier(bundle_uri: str) -> Classifier:
     return load(bundle_uri, "float32")
 
 
-@pytest.fixture(scope="module")
-def messy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Expected]]:
-    folder = tmp_path_factory.mktemp("messy") / "images"
-    return folder, fill(folder)
-
-
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -44,27 +36,6 @@ def png(image: Image.Image) -> bytes:
 
 def results(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns=[*SOURCE, *PROVENANCE]).reset_index(drop=True)
-
-
-@pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_rows_are_those_of_a_job(
-    messy: tuple[Path, dict[str, Expected]], bundle_uri: str, tmp_path: Path, precision: str
-) -> None:
-    folder, expected = messy
-    output = tmp_path / "out"
-    score(ScoreRequest(str(folder), bundle_uri, str(output), precision=precision))
-    job = pd.read_parquet(output).sort_values("uri", ignore_index=True)
-    names = sorted(str(folder / name) for name in expected)
-    rows = load(bundle_uri, precision, "cpu").predict(names)
-    assert list(rows["uri"]) == list(job["uri"])
-    assert list(rows.columns) == scores_schema(CLASSES).names
-    pd.testing.assert_frame_equal(
-        rows.drop(columns=PROVENANCE), job.drop(columns=PROVENANCE), rtol=0, atol=1e-5
-    )
-    assert rows["scored_at"].dtype == job["scored_at"].dtype
-    assert rows["run_id"].isna().all()
-    assert set(rows["model"]) == {load_bundle(bundle_uri).digest}
 
 
 def test_every_form_of_an_image_gives_the_same_numbers(

@@ -12,6 +12,8 @@ import pytest
 
 from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
+from lesioncam.predict import load
+from lesioncam.schema import scores_schema
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.settings import ModelSettings
@@ -126,6 +128,33 @@ def test_summary_and_records_count_what_is_in_the_parquet(
     (run,) = (output / "_lesioncam" / "runs").iterdir()
     assert json.loads((run / "summary.json").read_text()) == summary
     assert not (run / "progress.json").exists()
+
+
+@pytest.mark.parametrize("precision", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
+def test_the_python_api_gives_the_same_rows(
+    messy: tuple[Path, dict[str, Expected]],
+    scored: tuple[Path, dict[str, Any]],
+    bundle_uri: str,
+    tmp_path: Path,
+    precision: str,
+) -> None:
+    folder, expected = messy
+    output = scored[0]
+    if precision != "auto":
+        output = tmp_path / "out"
+        score(ScoreRequest(str(folder), bundle_uri, str(output), precision=precision))
+    job = pd.read_parquet(output).sort_values("uri", ignore_index=True)
+    rows = load(bundle_uri, precision, "cpu").predict(
+        sorted(str(folder / name) for name in expected)
+    )
+    assert list(rows.columns) == scores_schema(CLASSES).names
+    provenance = ["run_id", "scored_at"]
+    pd.testing.assert_frame_equal(
+        rows.drop(columns=provenance), job.drop(columns=provenance), rtol=0, atol=1e-5
+    )
+    assert rows["scored_at"].dtype == job["scored_at"].dtype
+    assert rows["run_id"].isna().all()
+    assert set(rows["model"]) == {load_bundle(bundle_uri).digest}
 
 
 def test_a_bucket_gives_the_same_rows_as_the_folder(
