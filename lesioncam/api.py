@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesioncam.columns import DEFAULT_REST_CLASS
+from lesioncam.columns import DEFAULT_REST_CLASS, PRECISIONS
 from lesioncam.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ def score(
             scores; or another run is writing to it.
         lesioncam.errors.RunFailedError: the run failed; the same call continues it.
     """
+    fraction = max_failed_fraction
+    _check(fraction is None or 0 <= fraction <= 1, "max_failed_fraction", fraction, "from 0 to 1")
+    _check(limit is None or limit >= 1, "limit", limit, "at least 1")
+    _check(precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
+    _check(gpus is None or gpus >= 0, "gpus", gpus, "at least 0")
     from lesioncam.scoring.pipeline import ScoreRequest  # noqa: PLC0415
     from lesioncam.scoring.pipeline import score as run  # noqa: PLC0415
 
@@ -110,6 +115,7 @@ def train(
             there already; or another run is writing it.
         lesioncam.errors.RunFailedError: the run failed; the same call continues it.
     """
+    _check(workers >= 1, "workers", workers, "at least 1")
     from lesioncam.settings import TrainSettings  # noqa: PLC0415
     from lesioncam.training.job import TrainRequest  # noqa: PLC0415
     from lesioncam.training.job import train as run  # noqa: PLC0415
@@ -160,6 +166,7 @@ def evaluate(
     Raises:
         lesioncam.errors.InputError: no scores, labels of other classes, or no image with a label.
     """
+    _check(overlays >= 0, "overlays", overlays, "at least 0")
     from lesioncam.evaluation.evaluate import EvaluateRequest  # noqa: PLC0415
     from lesioncam.evaluation.evaluate import evaluate as run  # noqa: PLC0415
 
@@ -192,6 +199,11 @@ def read_settings(path: Uri) -> "TrainSettings":
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config: {path} is not TOML: {error}") from error
     return parse(TrainSettings, content, f"--config: {path}")
+
+
+def _check(is_good: bool, name: str, value: object, expected: str) -> None:
+    if not is_good:
+        raise InputError(f"{name} is {value!r}; it should be {expected}")
 
 
 def _optional(uri: Uri | None) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from lesioncam.columns import DEFAULT_REST_CLASS
+from lesioncam.columns import DEFAULT_REST_CLASS, PRECISIONS
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ def _score_flags(parser: _Parser) -> None:
     )
     compute.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16"),
+        choices=PRECISIONS,
         help="of the convolutions (default: auto, which is bfloat16 where the hardware has it)",
     )
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from lesioncam.columns import PRECISIONS
 from lesioncam.errors import InputError
 from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.scoring.read import READ_THREADS, decode_bytes, read_canvas
@@ -35,7 +36,6 @@ from lesioncam.vision.network import build_network, native_precision, prepare_fo
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 _ONE = (str, os.PathLike, bytes, Image.Image)
-_PRECISIONS = ("auto", "float32", "bfloat16")
 _BLOCK = 64  # images whose canvases are in memory at once
 _PILLOW = threading.Lock()  # Pillow loads an opened image late, and not from two threads at once
 
@@ -54,8 +54,8 @@ def load(
     Raises:
         InputError: the bundle is missing or damaged, or there is no such precision or device.
     """
-    if precision not in _PRECISIONS:
-        raise InputError(f"precision: expected one of {', '.join(_PRECISIONS)}, got {precision!r}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     target = _device(device)
     loaded = load_bundle(os.fspath(bundle), "bundle")
     settings = loaded.settings
@@ -147,7 +147,8 @@ def _device(name: str | None) -> torch.device:
 
 
 def _many(images: Any) -> Iterable[ImageInput]:
-    is_array = isinstance(images, np.ndarray) and images.ndim < 4  # else an array of images
+    # Numbers of up to three dimensions are one image; other arrays hold many images.
+    is_array = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype.kind in "biuf"
     if is_array or isinstance(images, _ONE) or not isinstance(images, Iterable):
         return [images]
     return images

@@ -2,7 +2,9 @@
 
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -10,6 +12,7 @@ import ray
 import torch
 from botocore.retries.standard import ExponentialBackoff
 from moto.server import ThreadedMotoServer
+from xdist.scheduler import LoadFileScheduling
 
 from lesioncam.cluster import connected
 from lesioncam.settings import BACKBONES, CropRule, ModelSettings
@@ -30,23 +33,32 @@ needs_shared = pytest.mark.skipif(
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `--dist loadgroup`: all that use the shared Ray together, others by file.
+class RayTogether(LoadFileScheduling):  # type: ignore[misc]
+    """Two test processes share one Ray: quick tests of files that use it go to one of them.
 
-    One worker runs the group on Ray, on one Ray, while another runs the rest. Slow tests are
-    grouped by file.
+    Every other file, and every file of slow tests, is a unit of its own.
     """
-    quick = [item for item in items if item.get_closest_marker("slow") is None]
-    on_ray = {item.path for item in quick if "local_ray" in getattr(item, "fixturenames", ())}
-    grouped = [item for item in quick if item.path in on_ray]
-    taken = set(grouped)
-    others = [item for item in items if item not in taken]
-    for item in grouped:
-        item.add_marker(pytest.mark.xdist_group("ray"))
-    for item in others:
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
-    items[:] = grouped + others
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", maxsplit=1)[0]
+        is_quick = self.config.option.markexpr != "slow"
+        return "ray" if is_quick and uses_ray(self.config.rootpath / file) else file
+
+
+@cache
+def uses_ray(file: Path) -> bool:
+    """Whether a file's tests use the fixture `local_ray`."""
+    return "local_ray" in file.read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
+    """Called by xdist in place of `--dist`."""
+    return RayTogether(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on Ray: they take longest."""
+    items.sort(key=lambda item: not uses_ray(item.path))
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,9 @@ def score(request: ScoreRequest) -> dict[str, Any]:
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it is inside --images; choose a directory outside of them")
     listing = Listing(request.images)
-    entries = _started(islice(listing, request.limit) if request.limit else listing.unordered())
+    entries = _started(
+        listing.unordered() if request.limit is None else islice(listing, request.limit)
+    )
     record = RunRecord(results.store, new_run_id())
     with connected():
         check_cluster(request.gpus)

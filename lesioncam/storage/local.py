@@ -169,7 +169,7 @@ def local_path(uri: str) -> str:
 
 
 def read_local(path: str, max_bytes: int | None = None) -> bytes:
-    """Read a file of at max_bytes `max_bytes` bytes; `StoreError` as in `read_uri`."""
+    """Read a file of at most `max_bytes` bytes; `StoreError` as in `read_uri`."""
     try:
         with open(path, "rb", opener=_open_nonblocking) as file:
             check_size(_regular(os.fstat(file.fileno())).st_size, max_bytes)

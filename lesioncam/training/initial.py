@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from lesioncam.settings import BACKBONES, ModelSettings, TrainSettings
+from lesioncam.errors import InputError
+from lesioncam.settings import BACKBONES, ModelSettings, TrainSettings, explain
 from lesioncam.storage.labels import Labels
 from lesioncam.storage.weights import load_backbone
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
@@ -19,22 +21,25 @@ def initial_network(
     """The network's settings and the weights that stage 1 starts from.
 
     Raises:
-        InputError: the weights cannot be loaded.
+        InputError: the weights cannot be loaded, or the sizes do not fit together.
         RunFailedError: their store cannot be reached.
     """
     size = settings.input_size or BACKBONES[settings.backbone].input_size
     torch.manual_seed(settings.seed)
-    model = ModelSettings(
-        classes=labels.classes,
-        backbone=settings.backbone,
-        input_size=size,
-        canvas_size=round(size * settings.canvas_scale),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        stage2_weight=settings.stage2_weight,
-        crop=settings.crop,
-        test_time_rotation=settings.test_time_rotation,
-    )
+    try:
+        model = ModelSettings(
+            classes=labels.classes,
+            backbone=settings.backbone,
+            input_size=size,
+            canvas_size=round(size * settings.canvas_scale),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            stage2_weight=settings.stage2_weight,
+            crop=settings.crop,
+            test_time_rotation=settings.test_time_rotation,
+        )
+    except ValidationError as error:
+        raise InputError(f"--config: {explain(error, ModelSettings)}") from error
     network = build_network(model)
     if settings.weights is not None:
         load_backbone(network, settings.backbone, settings.weights)

@@ -93,8 +93,8 @@ def train(request: TrainRequest) -> dict[str, Any]:
     inputs = read_inputs(request)
     model, initial = initial_network(request.settings, inputs.labels)
     with connected():
-        workers = plan_workers(request.workers, request.gpu)
         try:
+            workers = plan_workers(request.workers, request.gpu)
             with Lease(open_store(request.bundle), new_run_id(), "--bundle") as lease:
                 refuse_finished(request.bundle)  # by a run that had the lease until now
                 return _run(request, inputs, model, initial, workers, lease)

@@ -46,6 +46,7 @@ class Decoder:
         self._limits = [str(seconds), str(memory)]
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
 
     def decode(self, data: bytes, size: int) -> Decoded:
         """As `lesioncam.vision.decode.decode`.
@@ -82,6 +83,8 @@ class Decoder:
             self._process = None
 
     def _started(self) -> "subprocess.Popen[bytes]":
+        if self._owner != os.getpid():  # forked: the parent goes on using the decoder it started
+            self._process, self._owner = None, os.getpid()
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, *_COMMAND, *self._limits],
