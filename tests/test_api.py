@@ -5,8 +5,6 @@ import pytest
 import lesioncam
 from lesioncam.errors import InputError
 
-PATHS = {"images": "images", "output": "scores", "bundle": "model"}
-
 
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -19,7 +17,7 @@ PATHS = {"images": "images", "output": "scores", "bundle": "model"}
 )
 def test_score_refuses_bad_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        lesioncam.score(**PATHS, **values)
+        lesioncam.score("images", "scores", bundle="model", **values)
 
 
 def test_train_and_evaluate_refuse_bad_values() -> None:
