@@ -6,7 +6,8 @@ A page asks for generated text with an HTML comment on a line of its own:
     <!-- settings: TrainSettings --> the fields of a settings class
     <!-- columns -->                 adds each column's type to the table that follows
     <!-- error kinds -->             checks the table that follows
-    <!-- include: CHANGELOG.md -->   another Markdown file of the repository
+    <!-- include: CHANGELOG.md -->   another Markdown file of the repository; also replaces the
+                                     next line, which links to it for readers on GitHub
 
 The build fails where a table and the code differ, where a command has a flag that does not exist,
 and where an included file links to nothing.
@@ -40,7 +41,7 @@ PAGES = {
     "cluster/monitoring/README.md": "monitoring.md",
 }
 
-_MARKER = re.compile(r"^<!-- (help|settings|include): (.+) -->$", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- (help|settings|include): (.+) -->$(?:\n\[.+$)?", re.MULTILINE)
 _TABLE = re.compile(r"^<!-- (columns|error kinds) -->\n\n((?:\|.*\n)+)", re.MULTILINE)
 _SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 _COMMAND = re.compile(

@@ -1,6 +1,6 @@
 """Classify a folder into a DataFrame, and draw an overlay: python examples/folder.py MODEL FOLDER.
 
-For more than some thousand images use `lesioncam score`, which resumes and runs on a cluster.
+For more than a few thousand images use `lesioncam score`, which resumes and runs on a cluster.
 """
 
 import argparse
@@ -14,7 +14,7 @@ def main() -> None:
     """Write the scores as CSV, and some images with their box and class activation map as PNG."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a trained model: the --bundle of 'lesioncam train'")
-    parser.add_argument("folder", type=Path, help="a folder of JPEGs")
+    parser.add_argument("folder", type=Path, help="a folder of .jpg files")
     parser.add_argument("--scores", default="scores.csv", help="(%(default)s)")
     parser.add_argument("--overlay", type=Path, default="overlay.png", help="(%(default)s)")
     flags = parser.parse_args()

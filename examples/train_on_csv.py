@@ -23,13 +23,15 @@ def main() -> None:
     flags = parser.parse_args()
 
     table = pd.read_csv(flags.csv, dtype=str)
+    table = table.dropna(subset=[flags.image_column, flags.class_column])
     labels = pd.get_dummies(table[flags.class_column].str.replace(" ", "_"), dtype=int)
     labels.insert(0, "image_id", table[flags.image_column].map(lambda name: Path(name).stem))
     path = flags.csv.with_suffix(".labels.csv")
     labels.to_csv(path, index=False)
 
     trained = lesioncam.train(flags.images, path, flags.model, settings=flags.settings)
-    print(f"mean AUC on held-out images: {trained['metrics']['held_out']['final']['mean']['auc']}")
+    auc = trained["metrics"]["held_out"]["final"]["mean"]["auc"]
+    print("mean AUC on held-out images:", "undefined" if auc is None else f"{auc:.3f}")
 
 
 if __name__ == "__main__":
