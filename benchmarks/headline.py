@@ -3,9 +3,9 @@
     python -m benchmarks.headline --isic isic --bundle model --output headline
 
 Scores, in float32, the images that its training held out and the validation images in both forms,
-and tells small lesions from large ones. Each of these sets gets a folder in the output, with the
-predictions and the output of `lesioncam evaluate`. Beside it go the training's metrics, curves and
-model card, and `README.md` with tables of all of it. With `--test-time-rotation`, a copy of the
+and separates small lesions from large ones. Each of these sets gets a folder in the output, with
+the predictions and the output of `lesioncam evaluate`. Beside it go the training's metrics, curves
+and model card, and `README.md` with tables of all of it. With `--test-time-rotation`, a copy of the
 bundle with that setting is scored instead, and the training's files are not copied.
 """
 

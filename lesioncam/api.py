@@ -30,30 +30,36 @@ def score(
     precision: str = "auto",
     gpus: int | None = None,
 ) -> dict[str, Any]:
-    """Classify images and write one Parquet row per image; images with a row are skipped.
+    """Classify images and write one Parquet row per image.
+
+    Images that already have a row are skipped. Repeat the call to continue after a failure, or to
+    score new images.
 
     Args:
         images: a directory or prefix, searched recursively, or a `.csv` or `.parquet` file with a
             `uri` column.
         output: where to write Parquet; read it with `pandas.read_parquet`.
         bundle: a trained model.
-        retry_failed: score all failed images again, not only those with a transient error.
+        retry_failed: also score images again that failed for a permanent reason, not only those
+            with `permission` or `unreachable`.
         max_failed_fraction: the fraction of the images that may fail before `outcome` is
             `too_many_failed`; None for no limit.
-        limit: score only the first so many images; None for all.
-        precision: of the convolutions: `auto`, `float32` or `bfloat16`.
-        gpus: maximum GPUs to use, including ones an autoscaling cluster must start; None for those
-            available.
+        limit: score only the first `limit` images; None for all.
+        precision: number format of the convolutions: `float32`, `bfloat16`, or `auto` for bfloat16
+            where the hardware has it, else float32.
+        gpus: maximum GPUs to use, including ones an autoscaling cluster must start; 0 for none,
+            None for those available.
 
     Returns:
         The run's summary: `outcome` (`done` or `too_many_failed`), the counts `listed`, `ok`,
-        `failed`, `failed_by_kind` and `skipped` (by reason), `scored_now`, `seconds`,
-        `images_per_second`, and `output`, the scores' URI.
+        `failed`, `failed_by_kind`, `unlisted` (images that have a row but are not listed),
+        `without_row` (listed images without a row: 0) and `skipped` (files, by reason),
+        `scored_now`, `seconds`, `images_per_second`, and `output`, the scores' URI.
 
     Raises:
         lesioncam.errors.InputError: no such images or bundle; the output holds another model's
             scores; or another run is writing to it.
-        lesioncam.errors.RunFailedError: the run failed; the same call continues it.
+        lesioncam.errors.RunFailedError: the run failed; repeat the call to continue.
     """
     fraction = max_failed_fraction
     _check(fraction is None or 0 <= fraction <= 1, "max_failed_fraction", fraction, "from 0 to 1")
@@ -90,7 +96,9 @@ def train(
     gpu: bool | None = None,
     checkpoint_dir: Uri | None = None,
 ) -> dict[str, Any]:
-    """Train both stages and write a bundle. The same call continues a run that failed.
+    """Train both stages and write a bundle.
+
+    Repeat the call to continue after a failure. A finished bundle is never overwritten.
 
     Args:
         images: as for `score`.
@@ -100,10 +108,10 @@ def train(
         settings: the training settings, or the path of a TOML file of them; None for the defaults.
         masks: lesion masks of some or all images, `<image_id>.png` or
             `<image_id>_segmentation.png`, to train the class activation maps on.
-        val_images: validation images; metrics are reported on them and nothing is chosen by them.
+        val_images: extra images to report metrics on; they influence nothing.
         val_labels: the labels of `val_images`.
         workers: Ray Train workers.
-        gpu: whether each worker uses a GPU; None for yes if the cluster has GPUs.
+        gpu: train each worker on a GPU; None for yes if the cluster has GPUs.
         checkpoint_dir: where to write checkpoints; None for `<bundle>-checkpoints`.
 
     Returns:
@@ -113,7 +121,7 @@ def train(
     Raises:
         lesioncam.errors.InputError: bad images, labels, settings or weights; a finished bundle is
             there already; or another run is writing it.
-        lesioncam.errors.RunFailedError: the run failed; the same call continues it.
+        lesioncam.errors.RunFailedError: the run failed; repeat the call to continue.
     """
     _check(workers >= 1, "workers", workers, "at least 1")
     from lesioncam.settings import TrainSettings  # noqa: PLC0415

@@ -56,6 +56,9 @@ def main(
     Returns:
         0 done, 1 the run failed, 2 bad input or refused, 3 done but too many images failed.
     """
+    if verb is None and not arguments:
+        _main_parser(prog).print_help(sys.stderr)
+        return InputError.exit_code
     try:
         flags = vars(parse(arguments, verb=verb, prog=prog))
         from lesioncam.logs import log_to_stderr  # noqa: PLC0415
@@ -108,6 +111,17 @@ def _hint(name: str, known: Iterable[str], prog: str) -> str:
     return f"did you mean {names[near[0]]}?" if near else f"see {prog} --help"
 
 
+def _looks_like_flag(argument: str) -> bool:
+    """Whether an argument is a flag, known or not; `-`, numbers and text with blanks are values."""
+    if not argument.startswith("-") or argument == "-" or " " in argument:
+        return False
+    try:
+        float(argument)
+    except ValueError:
+        return True
+    return False
+
+
 class _Parser(argparse.ArgumentParser):
     """Accepts no abbreviated flags, and raises InputError for bad ones."""
 
@@ -124,14 +138,18 @@ class _Parser(argparse.ArgumentParser):
         """Report an unknown flag before a missing one: it may be that one, misspelled."""
         for argument in arguments:
             name = argument.partition("=")[0]
-            if name.startswith("--") and name not in self._option_string_actions:
+            if _looks_like_flag(name) and name not in self._option_string_actions:
                 hint = _hint(name, self._option_string_actions, self.prog)
                 raise InputError(f"unknown flag {name}; {hint}")
-        return self.parse_args(arguments)
+        flags, unexpected = self.parse_known_args(arguments)
+        if unexpected:
+            raise InputError(f"unexpected argument {unexpected[0]!r}; flags begin with --")
+        return flags
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
-        raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+        message = message.removeprefix("argument ").replace("one argument", "a value")
+        raise InputError(f"{message}; see {self.prog} --help")
 
     def add_path_completion(self, files: Mapping[str, Any]) -> None:
         """Mark the flags that take paths, as shtab reads it."""
@@ -177,8 +195,8 @@ def _main_parser(prog: str, path_completion: Mapping[str, Any] | None = None) ->
         "A URI is a local path or s3://bucket/prefix.\n\n"
         "exit codes:\n"
         "  0  done\n"
-        "  1  the run failed; the same command continues it\n"
-        "  2  bad input, or refused; nothing was written\n"
+        "  1  the run failed; run the same command again to continue\n"
+        "  2  bad input, or refused; no scores and no bundle were written\n"
         "  3  done, but more images failed than --max-failed-fraction allows\n\n"
         "completion of verbs, flags and paths in bash (also zsh, tcsh):\n"
         '  eval "$(lesioncam --print-completion bash)"',
@@ -237,7 +255,7 @@ def _demo_flags(parser: _Parser) -> None:
         "--dir",
         default="lesioncam-demo",
         metavar="DIR",
-        help="where to work (default: %(default)s)",
+        help="directory to work in (default: %(default)s)",
     )
 
 
@@ -261,20 +279,22 @@ def _train_flags(parser: _Parser) -> None:
     data.add_argument(
         "--val-images",
         metavar="URI",
-        help="validation images: metrics are reported on them, nothing is chosen by them",
+        help="extra images to report metrics on; they influence nothing",
     )
     data.add_argument("--val-labels", metavar="CSV", help="labels of --val-images")
     data.add_argument(
         "--val-fraction",
         type=_inner_fraction,
         metavar="F",
-        help="fraction of --images held out of training to choose the best epoch "
-        f"(default: {defaults.val_fraction:g})",
+        help="fraction of --images to hold out, by class; the best epoch is chosen on these, not "
+        f"on --val-images (default: {defaults.val_fraction:g})",
     )
 
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--backbone", choices=tuple(BACKBONES), help=f"network (default: {defaults.backbone})"
+        "--backbone",
+        choices=tuple(BACKBONES),
+        help=f"network architecture; tiny is for tests and the demo (default: {defaults.backbone})",
     )
     model.add_argument(
         "--weights",
@@ -287,14 +307,13 @@ def _train_flags(parser: _Parser) -> None:
         "--epochs",
         type=_epochs,
         metavar="N[,M]",
-        help="epochs of stage 1 and of stage 2; one number is for both "
+        help="epochs of stage 1, stage 2; one number sets both "
         f"(default: {defaults.stage1_epochs},{defaults.stage2_epochs})",
     )
     model.add_argument(
         "--config",
         metavar="TOML",
-        help="file of training settings, any field of lesioncam.settings.TrainSettings; flags "
-        "override it",
+        help="TOML file of recipe settings (docs/reference/settings.md); flags override it",
     )
 
     compute = parser.add_argument_group("compute")
@@ -304,7 +323,7 @@ def _train_flags(parser: _Parser) -> None:
     compute.add_argument(
         "--gpu",
         action=argparse.BooleanOptionalAction,
-        help="one GPU per worker (default: if the cluster has GPUs)",
+        help="train each worker on a GPU (default: if the cluster has GPUs)",
     )
     compute.add_argument(
         "--checkpoint-dir",
@@ -321,13 +340,13 @@ def _score_flags(parser: _Parser) -> None:
 
     images = parser.add_argument_group("images")
     images.add_argument(
-        "--limit", type=_positive, metavar="N", help="score the first N images only (default: all)"
+        "--limit", type=_positive, metavar="N", help="score only the first N images (default: all)"
     )
     images.add_argument(
         "--retry-failed",
         action="store_true",
-        help="score all failed images again (default: only transient errors, which are permission "
-        "and unreachable)",
+        help="also score images again that failed for a permanent reason (default: only "
+        "permission and unreachable)",
     )
     images.add_argument(
         "--max-failed-fraction",
@@ -341,13 +360,14 @@ def _score_flags(parser: _Parser) -> None:
         "--gpus",
         type=_natural,
         metavar="N",
-        help="maximum GPUs to use, including ones an autoscaling cluster must start "
+        help="maximum GPUs to use, including ones an autoscaling cluster must start; 0 for none "
         "(default: those available)",
     )
     compute.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of the convolutions (default: auto, which is bfloat16 where the hardware has it)",
+        help="number format of the convolutions (default: auto: bfloat16 where the hardware has "
+        "it, else float32)",
     )
 
 
@@ -476,7 +496,7 @@ def _take_settings(flags: Flags) -> "TrainSettings":
 VERBS = {
     "demo": _Verb(
         "try it: train, score and evaluate on generated images",
-        "Train, score and evaluate on generated images, in some minutes. Needs no data,\n"
+        "Train, score and evaluate on generated images, in a few minutes. Needs no data,\n"
         "no network and no GPU.",
         "lesioncam demo",
         _demo_flags,
@@ -485,8 +505,8 @@ VERBS = {
     "train": _Verb(
         "train a model on labeled images",
         "Train both stages on labeled images and write a bundle, which is a trained\n"
-        "model. After a failure, the same command continues. A finished bundle is not\n"
-        "overwritten.",
+        "model. To continue after a failure, run the same command again. A finished\n"
+        "bundle is never overwritten.",
         "lesioncam train --images images/ --labels labels.csv --bundle model \\\n"
         "      --weights VGG16_Weights.IMAGENET1K_FEATURES",
         _train_flags,
@@ -494,9 +514,9 @@ VERBS = {
     ),
     "score": _Verb(
         "classify images and write Parquet",
-        "Classify images and write Parquet, one row per image. Images that have a row\n"
-        "already are skipped: the same command continues after a failure, and scores\n"
-        "new images.",
+        "Classify images and write Parquet, one row per image. Images that already have\n"
+        "a row are skipped. Run the same command again to continue after a failure, or\n"
+        "to score new images.",
         "lesioncam score --images s3://bucket/images --bundle model --output scores",
         _score_flags,
         _score,
@@ -547,7 +567,7 @@ def _fraction(text: str) -> float:
 def _inner_fraction(text: str) -> float:
     value = _fraction(text)
     if value in (0, 1):
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1, got {text!r}")
     return value
 
 

@@ -39,18 +39,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "required: VERB; see lesioncam --help"),
         (("predict",), "unknown verb predict; see lesioncam --help"),
         (("scroe",), "unknown verb scroe; did you mean score?"),
+        (("-x",), "unknown flag -x; see lesioncam --help"),
         (("--verson",), "unknown flag --verson; did you mean --version?"),
         (("score", "--images", "x"), "--bundle, --output; see lesioncam score --help"),
         (("score", "--outptu", "x"), "unknown flag --outptu; did you mean --output?"),
         (("score", "--out=x"), "unknown flag --out; did you mean --output?"),
+        (("score", "-x"), "unknown flag -x; see lesioncam score --help"),
+        (("score", "-images", "x"), "unknown flag -images; did you mean --images?"),
+        (("score", "--images"), "--images: expected a value; see lesioncam score --help"),
+        (("score", "--limit", "-1"), "--limit: expected a whole number of at least 1, got '-1'"),
+        (("demo", "extra"), "unexpected argument 'extra'; flags begin with --"),
         (("train", "--storage", "x"), "unknown flag --storage; see lesioncam train --help"),
         (("train", "--workers", "0"), "--workers: expected a whole number of at least 1, got '0'"),
         (("train", "--epochs", "3,0"), "--epochs: expected a whole number of at least 1"),
         (("train", "--backbone", "resnet"), "--backbone: invalid choice: 'resnet' (choose from"),
-        (("train", "--val-fraction", "1"), "--val-fraction: expected a number between 0 and 1"),
+        (("train", "--val-fraction", "1"), "--val-fraction: expected a number above 0 and below 1"),
         (("score", "--max-failed-fraction", "2"), "--max-failed-fraction: expected a number"),
         (("score", "--precision", "int8"), "--precision: invalid choice"),
     ],
@@ -61,6 +66,19 @@ def test_bad_flags_are_one_line(
     line = refused(capsys, *arguments)
     assert line.startswith("lesioncam: ")
     assert message in line
+
+
+def test_without_a_verb_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: lesioncam VERB [flags]")
+
+
+@pytest.mark.parametrize("value", ["-", "-3", "-a b"])
+def test_values_that_are_no_flags(value: str) -> None:
+    flags = parse(["--images", value, "--bundle", "b", "--output", "o"], verb="score", prog="p")
+    assert flags.images == value
 
 
 def test_a_program_with_one_verb_reports_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:

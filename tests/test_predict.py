@@ -38,15 +38,13 @@ def results(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns=[*SOURCE, *PROVENANCE]).reset_index(drop=True)
 
 
-def test_every_form_of_an_image_gives_the_same_numbers(
-    classifier: Classifier, tmp_path: Path
-) -> None:
+def test_every_input_type_gives_the_same_numbers(classifier: Classifier, tmp_path: Path) -> None:
     image = lesion(96, 72)
     path = tmp_path / "lesion.png"
     path.write_bytes(png(image))
-    forms: list[Any] = [path, str(path), path.as_uri(), png(image), image, np.asarray(image)]
-    rows = classifier.predict(forms)
-    for row in range(1, len(forms)):
+    inputs: list[Any] = [path, str(path), path.as_uri(), png(image), image, np.asarray(image)]
+    rows = classifier.predict(inputs)
+    for row in range(1, len(inputs)):
         pd.testing.assert_frame_equal(results(rows[:1]), results(rows[row : row + 1]))
     assert list(rows["image_id"][:3]) == ["lesion"] * 3
     assert list(rows["size"][:4]) == [path.stat().st_size] * 4

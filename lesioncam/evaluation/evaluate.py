@@ -102,7 +102,9 @@ def read_classes(results: Results) -> tuple[str, ...]:
     if not classes or "cam" not in schema.names:
         raise InputError(f"--scores: {results.store.uri} was not written by lesioncam")
     if not results.store.exists(SUCCESS):
-        log.warning("--scores: no %s there; the run that writes it has not finished", SUCCESS)
+        log.warning(
+            "--scores: no %s file: the scoring run has not finished, rows may be missing", SUCCESS
+        )
     return classes
 
 

@@ -53,7 +53,9 @@ class Outage:
                     f"the same command again"
                 )
         log.warning(
-            "%d images in a row could not be read (%s), others can", self._failures, outcome
+            "%d images in a row could not be read (%s), but other images can be; continuing",
+            self._failures,
+            outcome,
         )
         self._failures, self._allowed = 0, 2 * self._allowed
 

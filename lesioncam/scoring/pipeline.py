@@ -257,8 +257,8 @@ def _checked_tally(run: _Run, rows: int) -> Tally:
     if tally.without_row or tally.doubled:
         raise RunFailedError(
             f"{tally.without_row} of {tally.listed} listed images have no row in "
-            f"{run.results.store.uri}, and {tally.doubled} rows are doubled; run the same command "
-            f"again"
+            f"{run.results.store.uri}, and {tally.doubled} rows are duplicates; run the same "
+            f"command again"
         )
     return tally
 

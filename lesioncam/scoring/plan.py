@@ -64,7 +64,7 @@ def check_cluster(gpus: int | None) -> None:
 
 def _check_cpus(cluster: Capacity) -> None:
     if cluster.cpus < 2:  # Ray Data's own tasks take one of them whole, beside the actors
-        raise InputError(f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs at least two")
+        raise InputError(f"scoring needs at least 2 CPUs; the Ray cluster has {cluster.cpus:g}")
 
 
 def make_plan(gpus: int | None, precision: str, pending: int) -> Plan:

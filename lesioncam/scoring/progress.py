@@ -96,12 +96,12 @@ class Progress:
         failed = sum(state["failed"].values())
         seconds = state["seconds_remaining"]
         log.info(
-            "scored %s of %s images, %s failed; %.1f images/s, %s remaining",
+            "scored %s of %s images, %s failed; %.1f images/s, %s",
             f"{state['done']:,}",
             f"{state['total']:,}",
             f"{failed:,}",
             state["images_per_second"],
-            "unknown time" if seconds is None else f"{seconds / 60:.0f} min",
+            "time remaining unknown" if seconds is None else f"{seconds / 60:.0f} min remaining",
             extra=state
             | {
                 "run_id": self._record.run_id,

@@ -146,13 +146,14 @@ def _read_csv(uri: str, where: str) -> pd.DataFrame:
 
 
 def _id_column(frame: pd.DataFrame, where: str) -> str:
-    wanted = " or ".join(_ID_COLUMNS)
+    wanted = " or ".join(map(repr, _ID_COLUMNS))
     found = [name for name in _ID_COLUMNS if name in frame.columns]
     if not found:
-        raise InputError(
-            f"{where} has no id column; its first line must name one of its {len(frame.columns)} "
-            f"columns {wanted}"
-        )
+        # Without a header the first line holds an image's id.
+        has_header = pd.to_numeric(frame.columns.to_series(), errors="coerce").isna().all()
+        names = [name for name in frame.columns if has_header and name.isidentifier()]
+        hint = f"found: {', '.join(names)}" if names else "its first line must name it"
+        raise InputError(f"{where} has no {wanted} column ({hint})")
     if frame.empty:
         raise InputError(f"{where} has no rows")
     if len(found) > 1 or len(frame.columns) == 1:

@@ -86,10 +86,13 @@ def _read_weights(network: VGGGAP, weights: str) -> Mapping[str, Tensor]:
             )
         except Exception as error:  # damaged files and forbidden pickles raise many types
             raise InputError(
-                f"--weights: {weights} is not a file of tensors only; save its state_dict"
+                f"--weights: {weights} holds more than tensors; save only its state_dict()"
             ) from error
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-            raise InputError(f"--weights: {weights} holds no mapping of names to tensors")
+            raise InputError(
+                f"--weights: {weights} is not a state dict; save one with "
+                f"torch.save(model.state_dict(), path)"
+            )
         return state
     entry = _named_weights(weights)
     try:

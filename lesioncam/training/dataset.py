@@ -152,7 +152,9 @@ def without_copies_of(images: Images, validation: Images) -> Images:
     pairs = list(pairs_of_copies(images.thumbnails, validation.thumbnails))
     copied = np.unique([i for i, _ in pairs]).astype(np.int64)
     if len(copied):
-        log.warning("--images: %d not used: copies of --val-images under another id", len(copied))
+        log.warning(
+            "--images: %d images not used: duplicates of --val-images under another id", len(copied)
+        )
     return images.without(copied)
 
 
@@ -168,8 +170,8 @@ def split(images: Images, labels: Labels, settings: TrainSettings) -> np.ndarray
         missing = labels.missing_classes(images.labels[part])
         if missing:
             raise InputError(
-                f"--images: class {', '.join(missing)} has no image {purpose}, because unreadable "
-                f"files are not used and copies stay together; add images of it"
+                f"--images: class {', '.join(missing)} has no image {purpose}; unreadable files "
+                f"are not used, and duplicates are never split; add images of this class"
             )
     return held_out
 

@@ -69,9 +69,10 @@ def fit(job: StageJob, checkpoint_dir: str, metrics_file: MetricsFile) -> StageS
     # The last epoch's report may be lost with the board's node.
     metrics_file.update(EpochReport(job.stage, job.epochs, state.history, seconds_remaining=0.0))
     if state.diverged:
+        setting = "learning_rate" if job.stage == "stage1" else "stage2_learning_rate"
         raise InputError(
-            f"--config: {stage_name(job.stage)} diverged: its loss in epoch {state.epoch} is not a "
-            f"number; lower its learning rate"
+            f"{stage_name(job.stage)} diverged: the loss of epoch {state.epoch} is not a number; "
+            f"set a lower {setting} with --config"
         )
     return state
 

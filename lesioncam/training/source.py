@@ -118,7 +118,7 @@ def match_masks(source: Source, masks: str | None) -> Mapping[str, str]:
     of_images = {name: uri for name, uri in find_masks(masks).items() if name in names}
     if not of_images:
         raise InputError(f"--masks: none of the masks in {masks} is of an image of {source.flag}")
-    log.info("--masks: %s of %s images have one", f"{len(of_images):,}", f"{len(names):,}")
+    log.info("--masks: %s of %s images have a mask", f"{len(of_images):,}", f"{len(names):,}")
     return of_images
 
 

@@ -68,7 +68,7 @@ def workers_for(cluster: Capacity, count: int, *, gpu: bool, precision: str) -> 
     """
     cpu_share = cluster.cpu_share(count, gpu=gpu)
     if not cpu_share:
-        raise InputError(f"--workers: {count} do not fit on the cluster's nodes; lower it")
+        raise InputError(f"--workers: {count} workers do not fit on the cluster's nodes; use fewer")
     reserved = cpu_share / 2 if cpu_share <= 2 else float(int(cpu_share) - 1)
     return Workers(count, gpu, reserved, max(1, int(cpu_share)), precision)
 

@@ -104,7 +104,9 @@ def test_mean_is_over_the_classes_with_a_column(scores: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_images_that_do_not_match_are_counted(scores: Path, tmp_path: Path, complete: bool) -> None:
+def test_images_that_do_not_match_are_counted(
+    scores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, complete: bool
+) -> None:
     results = Results(str(scores))
     duplicate = score_rows(tmp_path / "elsewhere", 1)
     failed = score_rows(tmp_path / "broken", 2).to_pandas()
@@ -121,6 +123,8 @@ def test_images_that_do_not_match_are_counted(scores: Path, tmp_path: Path, comp
         "images_with_a_duplicate_id": 1,
         "failed_images": 2,
     }
+    warning = "--scores: no _SUCCESS file: the scoring run has not finished, rows may be missing"
+    assert (warning in caplog.text) != complete
 
 
 def test_the_newest_row_of_an_image_counts_while_a_run_is_under_way(

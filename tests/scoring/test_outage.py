@@ -19,9 +19,7 @@ def outage_of(tmp_path: Path, uris: list[str]) -> Outage:
     return Outage(record)
 
 
-def test_failures_in_a_row_end_the_run_where_nothing_can_be_read(
-    tmp_path: Path, unreachable: str
-) -> None:
+def test_the_run_fails_if_no_image_can_be_read(tmp_path: Path, unreachable: str) -> None:
     outage = outage_of(tmp_path, [f"{unreachable}/{number}.jpg" for number in range(20)])
     outage.check({ErrorKind.UNREACHABLE: MAX_FAILURES - 1})
     with pytest.raises(
@@ -30,33 +28,34 @@ def test_failures_in_a_row_end_the_run_where_nothing_can_be_read(
         outage.check({ErrorKind.UNREACHABLE: 1})
 
 
-def test_they_end_it_where_all_listed_files_are_gone(tmp_path: Path) -> None:
+def test_the_run_fails_if_all_listed_files_are_gone(tmp_path: Path) -> None:
     outage = outage_of(tmp_path, [str(tmp_path / "gone" / f"{number}.jpg") for number in range(20)])
     with pytest.raises(RunFailedError, match="out of reach"):
         outage.check({ErrorKind.UNREACHABLE: MAX_FAILURES})
 
 
-def test_they_do_not_where_others_can_be_read(
+def test_the_run_continues_if_other_images_can_be_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"1")
     outage = outage_of(tmp_path, [str(tmp_path / "a.jpg")])
     outage.check({ErrorKind.PERMISSION: MAX_FAILURES})
     assert (
-        f"{MAX_FAILURES} images in a row could not be read (permission), others can" in caplog.text
+        f"{MAX_FAILURES} images in a row could not be read (permission), but other images can be; "
+        "continuing" in caplog.text
     )
     assert "a.jpg" not in caplog.text
     outage.check({ErrorKind.PERMISSION: 2 * MAX_FAILURES - 1})
 
 
-def test_they_do_not_where_others_are_only_too_large(tmp_path: Path) -> None:
+def test_the_run_continues_if_other_images_are_only_too_large(tmp_path: Path) -> None:
     with (tmp_path / "large.tif").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     outage_of(tmp_path, [str(tmp_path / "large.tif")]).check({ErrorKind.PERMISSION: MAX_FAILURES})
 
 
 @pytest.mark.parametrize("between", [Status.OK, ErrorKind.TRUNCATED, ErrorKind.NOT_FOUND])
-def test_an_answer_of_the_store_in_between_starts_the_count_again(
+def test_a_successful_read_resets_the_failure_count(
     tmp_path: Path, unreachable: str, between: str
 ) -> None:
     outage = outage_of(tmp_path, [f"{unreachable}/a.jpg"])

@@ -120,9 +120,9 @@ def test_a_gpu_is_refused_where_none_can_come(
 @pytest.mark.parametrize("cpus", [0.0, 1.0])
 def test_one_cpu_is_refused(found: list[Capacity], cpus: float) -> None:
     found[:] = [cluster(cpus)]
-    with pytest.raises(InputError, match=f"has {cpus:g} CPUs; scoring needs at least two"):
+    with pytest.raises(InputError, match=f"at least 2 CPUs; the Ray cluster has {cpus:g}"):
         check_cluster(None)
-    with pytest.raises(InputError, match="needs at least two"):
+    with pytest.raises(InputError, match="needs at least 2 CPUs"):
         make_plan(None, "auto", 1)
 
 

@@ -70,6 +70,18 @@ def test_a_run_continues_where_only_its_progress_cannot_be_written(
     progress.close()
 
 
+def test_without_a_rate_the_remaining_time_is_unknown(
+    tmp_path: Path, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    progress = Progress(RunRecord(open_store(str(tmp_path)), "run-1"))
+    progress.begin(3)
+    clock[0] += 1
+    with caplog.at_level(logging.INFO, "lesioncam"):
+        progress.close()
+    line = "scored 0 of 3 images, 0 failed; 0.0 images/s, time remaining unknown"
+    assert caplog.messages == [line]
+
+
 def test_the_last_line_has_no_remaining_time(
     tmp_path: Path, clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ def run(steps: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(steps, 10))
 
 
-def test_blocks_wait_where_there_is_no_room() -> None:
+def test_blocks_wait_while_the_window_is_full() -> None:
     async def steps() -> None:
         window = Window(10)
         await window.acquire(0, 4)
@@ -35,7 +35,7 @@ def test_blocks_wait_where_there_is_no_room() -> None:
     run(steps())
 
 
-def test_a_block_that_is_fetched_again_takes_no_room() -> None:
+def test_a_repeated_block_is_counted_once() -> None:
     async def steps() -> None:
         window = Window(4)
         await window.acquire(0, 4)
@@ -46,7 +46,7 @@ def test_a_block_that_is_fetched_again_takes_no_room() -> None:
     run(steps())
 
 
-def test_a_waiting_block_that_is_repeated_counts_once() -> None:
+def test_a_repeated_block_that_waits_is_counted_once() -> None:
     async def steps() -> None:
         window = Window(4)
         await window.acquire(0, 4)
@@ -59,7 +59,7 @@ def test_a_waiting_block_that_is_repeated_counts_once() -> None:
     run(steps())
 
 
-def test_a_part_that_is_written_twice_makes_room_once() -> None:
+def test_a_part_written_twice_is_released_once() -> None:
     async def steps() -> None:
         window = Window(4)
         await window.acquire(0, 4)

@@ -269,7 +269,7 @@ BAD: dict[str, tuple[Callable[[Content], None], str]] = {
     "canvas too large": (model(canvas_size=193), "canvas_size is 193"),
     "mean not a number": (model(mean=[float("nan"), 0.5, 0.5]), "bundle.json"),
     "unknown crop key": (crop(more=1), "'model.crop.more'"),
-    "unknown map": (crop(map="guess"), "model.crop.map is 'guess'"),
+    "unknown map": (crop(map="unknown"), "model.crop.map is 'unknown'"),
 }
 
 

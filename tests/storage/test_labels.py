@@ -89,8 +89,10 @@ def test_missing_classes_are_those_that_do_not_occur(location: str) -> None:
 
 
 REFUSALS = {
-    "no id column": ("name,a,b\nISIC_7,1,0\n", ["image_id", "image", "id column"]),
-    "no header": ("ISIC_7,1.0,0.0\nISIC_8,0.0,0.0\n", ["image_id", "id column"]),
+    "no id column": ("name,a,b\nISIC_7,1,0\n",
+                     ["has no 'image_id' or 'image' column (found: name, a, b)"]),
+    "no header": ("ISIC_7,1.0,0.0\nISIC_8,0.0,0.0\n",
+                  ["has no 'image_id' or 'image' column (its first line must name it)"]),
     "half": ("image,a,b\nISIC_6,1,0\nISIC_7,0.5,0\n", ["'a'", "0.5", "line 3"]),
     "two": ("image,a,b\nISIC_7,0,2\n", ["'b'", "line 2"]),
     "minus one": ("image,a,b\nISIC_7,0,-1\n", ["'b'", "line 2"]),
@@ -120,7 +122,7 @@ REFUSALS = {
     "line break in an id": ('image,a,b\n"ISIC\n6",1,0\nISIC_7,1,1\n', []),
     "long row": ("image,a,b\nISIC_6,1,0\nISIC_7,1,0,0,0\n", ["line 3"]),
     "every row long": ("image,a,b\nISIC_7,0,1,0\nISIC_8,0,1,1\nISIC_9,0,0,0\n", []),
-    "semicolons": ("image;a;b\nISIC_7;1;0\n", ["id column"]),
+    "semicolons": ("image;a;b\nISIC_7;1;0\n", ["(its first line must name it)"]),
     "empty": ("", []),
     "newline": ("\n", []),
     "open quote": ('image,a,b\n"ISIC_7,1,0\n', []),

@@ -140,7 +140,7 @@ def test_retrying_makes_all_failures_pending() -> None:
     assert found == [f"/{kind}" for kind in ErrorKind]
 
 
-def test_what_could_not_be_examined_counts_once_written() -> None:
+def test_an_image_without_version_counts_as_written() -> None:
     gone = row("/gone", ErrorKind.NOT_FOUND, etag=None, size=None, modified=None)
     assert pending(listed(gone), written(gone)) == []
 
@@ -234,7 +234,7 @@ def test_the_tally_counts_rows_against_the_listing() -> None:
     )
 
 
-def test_rows_beside_the_newest_are_doubled() -> None:
+def test_older_rows_are_counted_as_duplicates() -> None:
     rows = [row("/a"), row("/a", part=1), row("/b"), row("/a", minute=1), row("/x"), row("/x")]
     tally = one_partition(listed(row("/a"), row("/b")), written(*rows)).tally()
     assert tally == Tally(2, Counter(ok=2), without_row=0, unlisted=1, doubled=3)

@@ -20,7 +20,7 @@ FAULTS = [proxies.slow_down, proxies.denied, proxies.reset, proxies.cut_short, p
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_passes_is_not_seen(proxy: Proxy, bucket: str, fault: Fault) -> None:
+def test_transient_faults_are_retried(proxy: Proxy, bucket: str, fault: Fault) -> None:
     proxy.fault, asked = times(fault, 2)
     assert read_uri(f"s3://{bucket}/a.png") == BODY
     assert len(asked) == 3
@@ -38,7 +38,7 @@ CALLS: dict[str, tuple[Callable[[Store], object], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_refusal_that_passes_is_not_seen(proxy: Proxy, bucket: str, call: str) -> None:
+def test_transient_refusals_are_retried(proxy: Proxy, bucket: str, call: str) -> None:
     proxy.fault, asked = times(proxies.denied, 2)
     ask, answer = CALLS[call]
     assert ask(open_store(f"s3://{bucket}")) == answer
@@ -82,7 +82,7 @@ def test_a_fault_that_lasts_is_reported_after_some_attempts(
         ("a.png", proxies.expired, ErrorKind.PERMISSION),
     ],
 )
-def test_what_will_not_pass_is_asked_for_once(
+def test_permanent_errors_are_not_retried(
     proxy: Proxy, bucket: str, name: str, fault: Fault, kind: ErrorKind
 ) -> None:
     proxy.fault, asked = times(fault, 10**6)

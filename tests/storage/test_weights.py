@@ -160,7 +160,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path, how: str) -> No
         weights.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, weights)
-    assert "tensors only" in refusal(tiny(), weights)
+    assert "holds more than tensors; save only its state_dict()" in refusal(tiny(), weights)
     assert not sprung.exists()
     torch.load(weights, weights_only=False) if how == "torch.save" else pickle.loads(
         weights.read_bytes()
@@ -173,7 +173,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path, how: str) -> No
 def test_damaged_file_is_refused(tmp_path: Path, ending: str, content: bytes) -> None:
     path = tmp_path / f"weights{ending}"
     path.write_bytes(content)
-    assert "tensors only" in refusal(tiny(), path)
+    assert "holds more than tensors; save only its state_dict()" in refusal(tiny(), path)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_damaged_file_is_refused(tmp_path: Path, ending: str, content: bytes) ->
 def test_file_that_is_no_mapping_of_names_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.pth"
     torch.save(content, path)
-    refusal(tiny(), path)
+    assert "is not a state dict; save one with torch.save(" in refusal(tiny(), path)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_a_workers_bug_keeps_its_traceback() -> None:
         ),
     ],
 )
-def test_other_ends_of_a_stage_are_one_line(error: Exception, line: str) -> None:
+def test_other_stage_failures_are_one_line(error: Exception, line: str) -> None:
     ended = stage_error("stage1", error)
     assert isinstance(ended, RunFailedError)
     assert str(ended) == line

@@ -150,7 +150,8 @@ def test_a_loss_that_is_not_a_number_is_bad_input(prepared: Prepared, tmp_path: 
     setup = replace(prepared.setup, bundle=f"{tmp_path}/model")
     hold_lease(tmp_path / "model", setup.run_id)
     job = stage1_job(setup, prepared.dataset, nan)
-    with pytest.raises(InputError, match="stage 1 diverged: its loss in epoch 1 is not a number"):
+    message = "stage 1 diverged: the loss of epoch 1 is not a number; set a lower learning_rate"
+    with pytest.raises(InputError, match=message):
         fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle))
 
 

@@ -1,5 +1,6 @@
 """Images, labels and masks that do not fit together are refused before anything is decoded."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ def test_classes_of_fewer_than_two_images_are_refused() -> None:
         check_counts(labels, np.array([0, 0]))
 
 
-def test_masks_are_found_by_image_id(tmp_path: Path) -> None:
+def test_masks_are_found_by_image_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("001_segmentation.png", "900.png"):
         Image.new("1", (8, 8)).save(tmp_path / name)
-    assert match_masks(SOURCE, f"{tmp_path}") == {"001": f"{tmp_path}/001_segmentation.png"}
+    with caplog.at_level(logging.INFO, "lesioncam"):
+        assert match_masks(SOURCE, f"{tmp_path}") == {"001": f"{tmp_path}/001_segmentation.png"}
+    assert "--masks: 1 of 2 images have a mask" in caplog.messages
     assert match_masks(SOURCE, None) == {}
 
 
@@ -42,7 +45,7 @@ def test_masks_of_other_images_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda frame: frame.drop(columns="image_id"), "no id column"),
+        (lambda frame: frame.drop(columns="image_id"), "no 'image_id' or 'image' column"),
         (lambda frame: frame.replace({"melanoma": {1.0: 0.5}}), "column 'melanoma' holds '0.5'"),
         (lambda frame: frame.assign(image_id="x" + frame["image_id"]), "none of its 36 ids"),
         (lambda frame: frame[frame["melanoma"] == 0], "class 'melanoma' has 0 images"),

@@ -143,7 +143,7 @@ def test_box_by_hand(region: tuple[int, int, int, int], expected: list[int]) -> 
         pytest.param((4, 4, 6, 6), 0.5, [30, 30, 70, 70], id="doubles"),
         pytest.param((0, 3, 4, 7), 0.25, [0, 20, 60, 80], id="moved inside, not cut"),
         pytest.param((1, 1, 9, 9), 0.25, [0, 0, 100, 100], id="not larger than the canvas"),
-        pytest.param((4, 4, 5, 5), 0.5, [32, 32, 57, 57], id="counts towards the smallest side"),
+        pytest.param((4, 4, 5, 5), 0.5, [32, 32, 57, 57], id="counts toward the smallest side"),
     ],
 )
 def test_padding_by_hand(

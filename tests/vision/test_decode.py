@@ -17,7 +17,7 @@ from lesioncam.vision.decode import Decoded, DecodeError, decode
 from tests.faults.fuzz import mutated
 
 SIZE = 32
-RED, GREEN, BLUE, GREY = (220, 30, 40), (20, 200, 60), (30, 50, 210), (120, 120, 120)
+RED, GREEN, BLUE, GRAY = (220, 30, 40), (20, 200, 60), (30, 50, 210), (120, 120, 120)
 INT32_MAX = 2**31 - 1
 
 # Format, options for saving, and how far JPEG or WebP may move a color.
@@ -47,7 +47,7 @@ def quadrants(width: int = 96, height: int = 64) -> Image.Image:
     pixels[: height // 2, : width // 2] = RED
     pixels[: height // 2, width // 2 :] = GREEN
     pixels[height // 2 :, : width // 2] = BLUE
-    pixels[height // 2 :, width // 2 :] = GREY
+    pixels[height // 2 :, width // 2 :] = GRAY
     return Image.fromarray(pixels)
 
 
@@ -132,7 +132,7 @@ def test_every_format_gives_canvas_in_right_colors(
         (quarter, quarter): RED,
         (quarter, three_quarters): GREEN,
         (three_quarters, quarter): BLUE,
-        (three_quarters, three_quarters): GREY,
+        (three_quarters, three_quarters): GRAY,
     }.items():
         assert difference(decoded.canvas[y, x], np.array(color)).max() <= tolerance
 
