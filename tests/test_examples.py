@@ -54,6 +54,7 @@ def test_a_folder(images: Path, bundle_uri: str, tmp_path: Path) -> None:
         assert sheet.width > 1000
 
 
+@pytest.mark.slow
 def test_training_on_a_csv(images: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in images.iterdir())
     classes = ["melanoma", "seborrheic keratosis", "nevus"] * 8

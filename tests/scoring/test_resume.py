@@ -135,6 +135,6 @@ def test_an_output_that_pyarrow_cannot_name_is_refused_before_any_work(
     tmp_path: Path, bundle_uri: str, bucket: str
 ) -> None:
     write_lesions(tmp_path, 1)
-    with pytest.raises(InputError, match=r"a//scores: a name is missing between two slashes"):
+    with pytest.raises(InputError, match=r"a//scores: two slashes without a name between them"):
         score(ScoreRequest(str(tmp_path), bundle_uri, f"s3://{bucket}/a//scores"))
     assert boto3.client("s3").list_objects_v2(Bucket=bucket)["KeyCount"] == 0

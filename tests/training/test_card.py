@@ -45,7 +45,7 @@ def test_data_figures_and_recipe(bundle: Bundle) -> None:
         "Not used: 7 images without label, 0 skipped files.",
         "cover the lesion, from 900 given masks and 350 estimated from color.",
         "| seborrheic_keratosis | 3 of 12 | 1.000 (1.000 to 1.000) |",
-        "| mean | 7 of 12 | 1.000 (1.000 to 1.000) |",
+        "| mean (melanoma, seborrheic_keratosis) |  | 1.000 (1.000 to 1.000) |",
         "| melanoma | 1.000 | 1.000 |",
         "Best epochs: 14 of 20 in stage 1, 11 of 15 in stage 2.",
         "Ray Train workers: 2.",
