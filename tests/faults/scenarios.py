@@ -33,9 +33,12 @@ _WORKER_TITLES = ("fetch_and_decode", "Localize", "Classify", "WindowActor", "wr
 
 
 def driver_killed(trial: Trial, _: Proxy | None, rng: random.Random, seconds: float) -> None:
-    """The driver is killed, and its Ray ends with it; by 0.7 of the time a fast run has ended."""
+    """The driver is killed, at the latest soon after the first images are read; Ray ends too."""
     run = trial.start()
-    _sleep(run, rng.uniform(0.2, 0.7) * seconds)
+    deadline = time.monotonic() + rng.uniform(0.2, 0.7) * seconds
+    while not trial.processes("fetch_and_decode") and time.monotonic() < deadline:
+        _sleep(run, 0.1)
+    _sleep(run, min(rng.uniform(0, 0.05) * seconds, deadline - time.monotonic()))
     if run.poll() is None:
         run.send_signal(signal.SIGKILL)
     trial.wait(run)
