@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BUCKET = "clinic"
 _OBJECT_STORE = "--object-store-memory=300000000"
-_TIMEOUT_S = 240
+_TIMEOUT_S = 480
 # Ray's fake cloud for tests: the nodes that its autoscaler adds are on the head's machine.
 _FAKE_CLOUD = {
     "RAY_FAKE_CLUSTER": "1",
