@@ -106,8 +106,9 @@ def train(
             class.
         bundle: where to write the model; must not hold one yet.
         settings: the training settings, or the path of a TOML file of them; None for the defaults.
-        masks: lesion masks of some or all images, `<image_id>.png` or
-            `<image_id>_segmentation.png`, to train the class activation maps on.
+        masks: lesion masks of some or all images, `<image_id>.png` or `.bmp`, also with
+            `_segmentation`, `_mask` or `_lesion` behind the id, to train the class activation maps
+            on.
         val_images: extra images to report metrics on; they influence nothing.
         val_labels: the labels of `val_images`.
         workers: Ray Train workers.

@@ -273,8 +273,8 @@ def _train_flags(parser: _Parser) -> None:
     data.add_argument(
         "--masks",
         metavar="URI",
-        help="directory of lesion masks, <image_id>.png or <image_id>_segmentation.png, to train "
-        "the CAMs on",
+        help="directory of lesion masks, <image_id>.png or .bmp, also with _segmentation, _mask or "
+        "_lesion behind the id, to train the CAMs on",
     )
     data.add_argument(
         "--val-images",
@@ -383,8 +383,8 @@ def _evaluate_flags(parser: _Parser) -> None:
     optional.add_argument(
         "--masks",
         metavar="URI",
-        help="directory of lesion masks, <image_id>.png or <image_id>_segmentation.png, to compare "
-        "CAMs and boxes with",
+        help="directory of lesion masks, <image_id>.png or .bmp, also with _segmentation, _mask or "
+        "_lesion behind the id, to compare CAMs and boxes with",
     )
     optional.add_argument(
         "--overlays",

@@ -39,7 +39,7 @@ class EvaluateRequest:
         labels: an ISIC ground-truth CSV.
         output: where the evaluation goes; None for `_evaluation` under the scores.
         rest_class: the class of label rows with no 1.
-        masks: lesion masks, `<image_id>.png` or `<image_id>_segmentation.png`, or None.
+        masks: a directory or prefix of lesion masks, or None.
         overlays: of how many images to draw the CAM and box.
     """
 

@@ -91,6 +91,7 @@ class Decoded:
         canvases: of those m.
         good: (m,) int64, their indices in the list.
         failed: how many could not be decoded, by error kind.
+        sizes: (m, 2) int64, width and height of their files, in pixels.
         thumbnails: (m, 16, 16, 3) uint8, to find copies by.
         estimated_masks: (m, 32, 32) bool, as `estimate_lesion_masks` gives them.
     """
@@ -98,6 +99,7 @@ class Decoded:
     canvases: Canvases
     good: np.ndarray
     failed: Counter[str]
+    sizes: np.ndarray
     thumbnails: np.ndarray
     estimated_masks: np.ndarray
 
@@ -114,6 +116,7 @@ def decode_canvases(uris: Sequence[str], size: int) -> Decoded:
         Canvases(tuple(chunk for chunk, _ in started), good),
         good,
         Counter(outcome.kind for outcome in outcomes if outcome.kind is not None),
+        np.array([outcomes[index].size for index in good], np.int64),
         np.array([outcomes[index].thumbnail for index in good]),
         np.array([outcomes[index].estimated_mask for index in good]),
     )
@@ -121,9 +124,10 @@ def decode_canvases(uris: Sequence[str], size: int) -> Decoded:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One image: its error kind, or its thumbnail and estimated lesion mask."""
+    """One image: its error kind, or its size, thumbnail and estimated lesion mask."""
 
     kind: str | None
+    size: tuple[int, int] | None = None
     thumbnail: np.ndarray | None = None
     estimated_mask: np.ndarray | None = None
 
@@ -131,14 +135,18 @@ class _Outcome:
 def _decode_chunk(uris: list[str], size: int) -> tuple[Chunk, list[_Outcome]]:
     canvases = np.zeros((len(uris), size, size, 3), np.uint8)
     kinds: list[str | None] = []
+    sizes: list[tuple[int, int] | None] = []
     for row, uri in enumerate(uris):
         try:
-            canvases[row] = _DECODER.decode(read_uri(uri), size).canvas
+            decoded = _DECODER.decode(read_uri(uri), size)
+            canvases[row] = decoded.canvas
             kinds.append(None)
+            sizes.append((decoded.width, decoded.height))
         except (StoreError, DecodeError) as error:
             kinds.append(str(error.kind))
+            sizes.append(None)
     masks = estimate_lesion_masks(to_channels_first(torch.from_numpy(canvases))).numpy()
     return Chunk(canvases, np.array([kind is None for kind in kinds])), [
-        _Outcome(None, thumbnail(canvas), mask) if kind is None else _Outcome(kind)
-        for kind, canvas, mask in zip(kinds, canvases, masks, strict=True)
+        _Outcome(None, pixels, thumbnail(canvas), mask) if kind is None else _Outcome(kind)
+        for kind, pixels, canvas, mask in zip(kinds, sizes, canvases, masks, strict=True)
     ]

@@ -32,6 +32,7 @@ class Images:
         uris: where they came from.
         canvases: their pixels.
         labels: (n,) int64, class indices.
+        sizes: (n, 2) int64, width and height of the files, in pixels.
         thumbnails: (n, 16, 16, 3) uint8.
         estimated_masks: (n, 32, 32) bool, the lesion as estimated from color.
     """
@@ -39,6 +40,7 @@ class Images:
     uris: tuple[str, ...]
     canvases: Canvases
     labels: np.ndarray
+    sizes: np.ndarray
     thumbnails: np.ndarray
     estimated_masks: np.ndarray
 
@@ -52,6 +54,7 @@ class Images:
             tuple(self.uris[index] for index in rest),
             self.canvases.take(rest),
             self.labels[rest],
+            self.sizes[rest],
             self.thumbnails[rest],
             self.estimated_masks[rest],
         )
@@ -142,6 +145,7 @@ def decode_source(source: Source, canvas_size: int) -> Images:
         tuple(source.uris[index] for index in decoded.good),
         decoded.canvases,
         source.class_indices[decoded.good],
+        decoded.sizes,
         decoded.thumbnails,
         decoded.estimated_masks,
     )
@@ -210,7 +214,7 @@ def read_lesion_masks(
         settings: the weights of either kind in the loss.
 
     Raises:
-        InputError: a mask cannot be read.
+        InputError: a mask cannot be read, or has another aspect ratio than its image.
         RunFailedError: its store cannot be reached.
     """
     scale = _MASK_SIZE // images.estimated_masks.shape[1]
@@ -218,7 +222,11 @@ def read_lesion_masks(
     uris = [mask_uris.get(image_id(uri)) for uri in images.uris]
     given = np.array([uri is not None for uri in uris], bool)
     with ThreadPoolExecutor(_MASK_THREADS) as threads:
-        masks = threads.map(lambda uri: read_mask(uri, _MASK_SIZE), filter(None, uris))
+        masks = threads.map(
+            lambda uri, size: read_mask(uri, tuple(size), _MASK_SIZE),
+            filter(None, uris),
+            images.sizes[given].tolist(),
+        )
         for index, mask in zip(np.flatnonzero(given), masks, strict=True):
             grid[index] = mask
     weights = np.where(given, settings.mask_weight, settings.estimated_mask_weight)

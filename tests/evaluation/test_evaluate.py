@@ -236,6 +236,12 @@ def test_localization_joins_by_id_and_skips_empty_masks(tmp_path: Path) -> None:
         localization(rows[3:], str(masks))
 
 
+def test_a_mask_of_another_frame_is_refused(tmp_path: Path) -> None:
+    Image.new("1", (300, 900)).save(tmp_path / "000.png")
+    with pytest.raises(InputError, match="has 300 x 900 pixels, its image 320 x 240"):
+        localization(score_rows(tmp_path, 1).to_pandas(), str(tmp_path))
+
+
 def test_importing_evaluation_is_cheap() -> None:
     code = (
         "import sys, lesioncam.cli, lesioncam.evaluation.evaluate; "

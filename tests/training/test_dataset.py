@@ -1,6 +1,7 @@
 """The split, copies that are not used, and lesion masks."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,11 @@ def test_given_masks_replace_estimated_ones(tmp_path: Path) -> None:
     assert not found.grid[1, :32].any()
     assert found.grid[[0, 2], :, :32].all()
     assert images.estimated_masks[1, :, :16].all()  # unchanged
+
+
+def test_a_mask_of_another_frame_is_refused(tmp_path: Path) -> None:
+    write_mask(tmp_path / "mask.png", 0, 48, 128, 96)
+    images = replace(flat_images(1, 2), sizes=np.array([[128, 96], [256, 256]]))
+    read_lesion_masks(images, {"000": f"{tmp_path}/mask.png"}, SETTINGS)
+    with pytest.raises(InputError, match="has 128 x 96 pixels, its image 256 x 256"):
+        read_lesion_masks(images, {"001": f"{tmp_path}/mask.png"}, SETTINGS)
