@@ -67,13 +67,14 @@ def found_by(loaded: Bundle, images: Path) -> Outcome:
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "peer",
+    ("peer", "precision"),
     [
-        pytest.param("dataloader", marks=needs_grad_cam),
-        pytest.param("ray_data", marks=pytest.mark.slow),  # starts a Ray of its own
-        pytest.param("daft_udf", marks=needs_daft),
+        pytest.param("dataloader", "float32", marks=needs_grad_cam),
+        pytest.param("dataloader", "bfloat16", marks=needs_grad_cam),
+        pytest.param("ray_data", "bfloat16", marks=pytest.mark.slow),  # starts a Ray of its own
+        pytest.param("daft_udf", "float32", marks=needs_daft),
+        pytest.param("daft_udf", "bfloat16", marks=needs_daft),
     ],
 )
 def test_a_peer_does_the_same_work(

@@ -60,11 +60,11 @@ def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFacto
     save_file(VGGGAP("tiny", 3).state_dict(), weights)
     cluster.s3().upload_file(str(weights), BUCKET, weights.name)
     flags = ["--images", f"s3://{BUCKET}/train", "--labels", f"s3://{BUCKET}/labels.csv"]
-    flags += ["--bundle", f"s3://{BUCKET}/model", "--backbone", "tiny", "--epochs", "40,1"]
+    flags += ["--bundle", f"s3://{BUCKET}/model", "--backbone", "tiny", "--epochs", "16,1"]
     flags += ["--weights", f"s3://{BUCKET}/tiny.safetensors"]
     flags += ["--workers", "2", "--no-gpu"]  # the pretended GPU cannot train
     with cluster.submitted(log, "jobs/train.py", *flags, "--val-fraction", "0.25") as job:
-        wait_for(log, "stage 1: epoch 3 of 40", job)
+        wait_for(log, "stage 1: epoch 3 of 16", job)
         assert cluster.gpu_node is not None
         cluster.gpu_node.cut_power()
         cluster.gpu_node = cluster.join("--num-cpus=1", "--num-gpus=1")
@@ -141,11 +141,7 @@ def test_nodes_start_only_for_work_and_few_images_start_one_gpu(
         s3.upload_file(str(path), "growing", f"model/{path.name}")
 
     flags = ["--bundle", "s3://growing/model", "--output", "s3://growing/scores"]
-    refused = cluster.run("jobs/score.py", "--images", "s3://growing/nowhere", *flags)
-    assert "lesioncam: --images: " in refused.stdout
-    assert re.search(r"Job '\w+' failed", refused.stdout), refused.stdout
-    cluster.await_nodes(1)
-
+    assert len(cluster.nodes()) == 1
     images = ["--images", "s3://growing/images"]
     done = cluster.run("jobs/score.py", *images, *flags, "--gpus", "2")
     assert "12 images listed: 12 ok, 0 failed" in done.stdout, done.stdout
@@ -177,7 +173,7 @@ def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
 
 def test_training_continues_when_a_workers_node_is_lost(bundle: Path) -> None:
     history = pd.read_csv(bundle / "metrics.csv")
-    assert list(history[history["stage"] == "stage1"]["epoch"]) == list(range(1, 41))
+    assert list(history[history["stage"] == "stage1"]["epoch"]) == list(range(1, 17))
     trained = load_bundle(str(bundle))
     assert trained.settings.backbone == "tiny"
     assert trained.training["training_images"]["melanoma"] > 0

@@ -10,21 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-import ray.train
 import torch
 
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.storage.labels import read_labels
 from lesioncam.storage.lease import LEASE_FILE
 from lesioncam.storage.uris import open_store
 from lesioncam.training.fit import fit, remove_checkpoints
-from lesioncam.training.initial import initial_network
 from lesioncam.training.job import checkpoints_of, train
 from lesioncam.training.metrics_file import MetricsFile
-from lesioncam.training.stage import StageState, read_state
 from lesioncam.training.stage_jobs import stage1_job
-from tests.training.small import SMALL, Prepared, history, hold_lease, request
+from tests.training.small import Prepared, history, hold_lease, request
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -39,26 +35,6 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return folder / "model", train(request(synthetic, "model", **validation))
-
-
-@pytest.fixture(scope="module")
-def resumed(
-    synthetic: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
-) -> tuple[Path, StageState]:
-    """A bundle of two runs on two workers, and stage 1's checkpoint after the first."""
-
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left")
-
-    bundle = tmp_path_factory.mktemp("resumed") / "model"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lesioncam.training.job.localize_all", full_disk)
-        with pytest.raises(RunFailedError, match="no space left; fix that and run the same"):
-            train(request(synthetic, bundle, workers=2))
-    (last,) = sorted(Path(f"{bundle}-checkpoints").glob("stage1-*/checkpoint_*/"))[-1:]
-    stage1 = read_state(ray.train.Checkpoint(last))
-    train(request(synthetic, bundle, workers=2))
-    return bundle, stage1
 
 
 def change(state: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -108,44 +84,32 @@ def test_a_finished_bundle_is_refused(
 
 
 @pytest.mark.slow
-def test_two_workers_train_on_the_same_batches_as_one(
-    synthetic: Path, trained: tuple[Path, dict[str, Any]], resumed: tuple[Path, StageState]
+def test_two_workers_train_on_the_same_batches_as_one(prepared: Prepared, tmp_path: Path) -> None:
+    fitted = []
+    for count in (1, 2):
+        workers = replace(prepared.setup.workers, count=count)
+        setup = replace(prepared.setup, bundle=f"{tmp_path}/{count}", workers=workers)
+        hold_lease(Path(setup.bundle), setup.run_id)
+        job = stage1_job(setup, prepared.dataset, prepared.initial)
+        fitted.append(fit(job, f"{setup.bundle}-checkpoints", MetricsFile(setup.bundle)))
+    first, second = (change(state.best, prepared.initial) for state in fitted)
+    assert (second - first).norm() < 0.2 * first.norm()
+    losses = [[entry["loss"] for entry in state.history] for state in fitted]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+    # The two evaluated half of the held-out images each.
+    aucs = [[entry["mean_auc"] for entry in state.history] for state in fitted]
+    np.testing.assert_allclose(aucs[1], aucs[0], atol=0.1)
+
+
+def test_predictors_reach_the_metrics_of_the_best_epochs(
+    trained: tuple[Path, dict[str, Any]],
 ) -> None:
-    one, two = (load_bundle(str(folder)) for folder in (trained[0], resumed[0]))
-    start = initial_network(SMALL, read_labels(f"{synthetic}/train.csv", "nevus"))[1]
-    before = {"stage1": (start, start), "stage2": (one.stage1, two.stage1)}
-    for stage, (one_before, two_before) in before.items():
-        first = change(getattr(one, stage), one_before)
-        second = change(getattr(two, stage), two_before)
-        assert (second - first).norm() < 0.2 * first.norm()
-        np.testing.assert_allclose(
-            [entry["loss"] for entry in history(resumed[0], stage)],
-            [entry["loss"] for entry in history(trained[0], stage)],
-            rtol=0.01,
-        )
-
-
-@pytest.mark.slow
-def test_the_same_command_resumes_from_the_last_checkpoint(
-    resumed: tuple[Path, StageState],
-) -> None:
-    folder, stage1 = resumed
-    bundle = load_bundle(str(folder))
-    assert history(folder) == stage1.history  # times, too: no epoch was repeated
-    torch.testing.assert_close(dict(bundle.stage1), dict(stage1.best), rtol=0, atol=0)
-    assert not list(Path(f"{folder}-checkpoints").iterdir())
-    assert not open_store(str(folder)).exists(LEASE_FILE)
-
-
-@pytest.mark.slow
-def test_predictors_reach_the_figures_of_the_best_epochs(
-    resumed: tuple[Path, StageState],
-) -> None:
-    bundle = load_bundle(str(resumed[0]))
+    bundle = load_bundle(str(trained[0]))
     for stage in ("stage1", "stage2"):
-        # The two workers evaluated half of the held-out images each, predictors all of them.
-        best = history(resumed[0], stage)[bundle.training[stage]["best_epoch"] - 1]
+        best = history(trained[0], stage)[bundle.training[stage]["best_epoch"] - 1]
         assert best["mean_auc"] == bundle.metrics["held_out"][stage]["mean"]["auc"]
+    assert not list(Path(f"{trained[0]}-checkpoints").iterdir())
+    assert not open_store(str(trained[0])).exists(LEASE_FILE)
 
 
 def test_a_loss_that_is_not_a_number_is_bad_input(prepared: Prepared, tmp_path: Path) -> None:
@@ -158,7 +122,6 @@ def test_a_loss_that_is_not_a_number_is_bad_input(prepared: Prepared, tmp_path: 
         fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle))
 
 
-@pytest.mark.slow
 def test_a_run_without_the_lease_writes_no_checkpoint(
     prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
