@@ -16,6 +16,7 @@ import pytest
 from jobs.kuberay import leased_uri, wait_for_lost_run
 from lesioncam.cli import main
 from lesioncam.errors import InputError
+from lesioncam.predict import load
 from lesioncam.storage.lease import LEASE_FILE, Holder, refuse_other_run
 from lesioncam.storage.uris import open_store
 from tests.messy import lesion
@@ -99,22 +100,20 @@ def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-def test_a_submitted_job_gives_the_rows_of_the_verb(
-    head: str, tmp_path: Path, bundle_uri: str, local_ray: None
+def test_a_submitted_job_gives_the_rows_of_the_python_api(
+    head: str, tmp_path: Path, bundle_uri: str
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(6):
         lesion(120, 90, number).save(images / f"{number}.jpg")
     (images / "broken.jpg").write_bytes(b"")
-    flags = ("--images", images, "--bundle", bundle_uri, "--output")
-    done = submit(head, "jobs/score.py", *flags, tmp_path / "job")
+    flags = ("--images", images, "--bundle", bundle_uri, "--output", tmp_path / "scores")
+    done = submit(head, "jobs/score.py", *flags)
     assert done.returncode == 0, done.stdout
     assert "7 images listed: 6 ok, 1 failed (1 empty)" in done.stdout
-    assert main(["score", *map(str, flags), str(tmp_path / "verb")]) == 0
-
-    job, verb = (pd.read_parquet(tmp_path / name) for name in ("job", "verb"))
-    assert_same_scores(job, verb)
+    rows = load(bundle_uri, device="cpu").predict(sorted(map(str, images.iterdir())))
+    assert_same_scores(pd.read_parquet(tmp_path / "scores"), rows)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from safetensors.torch import save_file
 
 from lesioncam.demo import draw_images
-from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.predict import load
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.vision.network import VGGGAP
 from tests.cluster.conftest import BUCKET, Cluster
@@ -98,6 +98,11 @@ def wait_for_parts(cluster: Cluster, count: int, job: "subprocess.Popen[bytes]")
         time.sleep(0.2)
 
 
+def predict(bundle: Path | str, images: Path) -> pd.DataFrame:
+    """The rows of a folder's images, made in this process."""
+    return load(str(bundle), device="cpu").predict(sorted(map(str, images.iterdir())))
+
+
 def group(max_workers: int, **resources: int) -> dict[str, Any]:
     """A group of zero to `max_workers` nodes."""
     offered = {**resources, "object_store_memory": _STORE}
@@ -105,7 +110,7 @@ def group(max_workers: int, **resources: int) -> dict[str, Any]:
 
 
 def test_nodes_start_only_for_work_and_few_images_start_one_gpu(
-    network: Callable[..., Cluster], bundle_uri: str, tmp_path: Path, local_ray: None
+    network: Callable[..., Cluster], bundle_uri: str, tmp_path: Path
 ) -> None:
     """Only a head until there is work, as under KubeRay.
 
@@ -158,9 +163,8 @@ def test_nodes_start_only_for_work_and_few_images_start_one_gpu(
     cluster.head.cut_power()
 
     cluster.fetch("growing", "scores/", tmp_path / "scores")
-    score(ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "here")))
-    remote, local = (pd.read_parquet(tmp_path / name) for name in ("scores", "here"))
-    assert_same_scores(remote, local, by="image_id")
+    local = predict(bundle_uri, tmp_path / "images")
+    assert_same_scores(pd.read_parquet(tmp_path / "scores"), local, by="image_id")
 
 
 def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
@@ -187,8 +191,8 @@ def test_a_refused_run_ends_as_stopped_which_kuberay_does_not_retry(cluster: Clu
     assert re.search(r"Job '\w+' was stopped", done.stdout), done.stdout
 
 
-def test_a_stopped_run_continues_while_nodes_come_and_go_with_the_rows_of_a_local_run(
-    cluster: Cluster, drawn: Path, bundle: Path, tmp_path: Path, local_ray: None
+def test_a_stopped_run_continues_while_nodes_come_and_go_with_the_rows_of_the_python_api(
+    cluster: Cluster, drawn: Path, bundle: Path, tmp_path: Path
 ) -> None:
     flags = ["--images", f"s3://{BUCKET}/copies", "--bundle", f"s3://{BUCKET}/model"]
     arguments = ("jobs/score.py", *flags, "--output", f"s3://{BUCKET}/scores", "--gpus", "0")
@@ -215,8 +219,6 @@ def test_a_stopped_run_continues_while_nodes_come_and_go_with_the_rows_of_a_loca
     assert 0 < int(now.replace(",", "")) < images
 
     cluster.fetch(BUCKET, "scores/", tmp_path / "scores")
-    here = str(tmp_path / "here")
-    score(ScoreRequest(str(drawn / "images"), str(bundle), here))
-    remote, local = pd.read_parquet(tmp_path / "scores"), pd.read_parquet(here)
+    remote, local = pd.read_parquet(tmp_path / "scores"), predict(bundle, drawn / "images")
     assert remote["uri"].is_unique
     assert_same_scores(remote, local.loc[local.index.repeat(COPIES)], by="image_id")

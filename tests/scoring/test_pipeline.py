@@ -130,23 +130,14 @@ def test_summary_and_records_count_what_is_in_the_parquet(
     assert not (run / "progress.json").exists()
 
 
-@pytest.mark.parametrize("precision", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
 def test_the_python_api_gives_the_same_rows(
     messy: tuple[Path, dict[str, Expected]],
     scored: tuple[Path, dict[str, Any]],
     bundle_uri: str,
-    tmp_path: Path,
-    precision: str,
 ) -> None:
     folder, expected = messy
-    output = scored[0]
-    if precision != "auto":
-        output = tmp_path / "out"
-        score(ScoreRequest(str(folder), bundle_uri, str(output), precision=precision))
-    job = pd.read_parquet(output).sort_values("uri", ignore_index=True)
-    rows = load(bundle_uri, precision, "cpu").predict(
-        sorted(str(folder / name) for name in expected)
-    )
+    job = pd.read_parquet(scored[0]).sort_values("uri", ignore_index=True)
+    rows = load(bundle_uri, device="cpu").predict(sorted(str(folder / name) for name in expected))
     assert list(rows.columns) == scores_schema(CLASSES).names
     provenance = ["run_id", "scored_at"]
     pd.testing.assert_frame_equal(
@@ -197,14 +188,13 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
     assert there["etag"].notna().all()
 
 
-@pytest.mark.parametrize("decode_cpus", [pytest.param(0.25, marks=pytest.mark.slow), 1.0])
 def test_many_small_pending_files_do_not_stop_before_a_full_window(
-    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch, decode_cpus: float
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def small_plan(gpus: int | None, precision: str, pending: int) -> Plan:
         plan = make_plan(gpus, precision, pending)
         small = replace(plan, batch_size=4, block_rows=4, part_rows=8)
-        return replace(small, window=2 * 8 + 4, decode_cpus=decode_cpus)
+        return replace(small, window=2 * 8 + 4, decode_cpus=0.25)
 
     monkeypatch.setattr("lesioncam.scoring.pipeline.make_plan", small_plan)
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 9)

@@ -1,145 +1,99 @@
-"""Kills: of workers in both stages, of predictors between them, and of a whole run."""
+"""Kills: of a worker, of a predictor, and of a whole run, which the same command then continues."""
 
-import logging
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import boto3
-import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
 
 from lesioncam.errors import InputError
+from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.training.job import TrainRequest, train
-from lesioncam.training.progress import stage_name
 from lesioncam.vision.network import VGGGAP
-from tests.training.small import history, request, weights
+from tests.training.small import history, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
-PREDICTOR = "_Stage1Predictor"
 SEVEN = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
-
-
-def seven(synthetic: Path, bundle: Path) -> TrainRequest:
-    """A run on seven classes, none of them the rest class, long enough for kills."""
-    labels = pd.read_csv(synthetic / "labels.csv")[["image_id"]]
-    for index, name in enumerate(SEVEN):
-        labels[name] = (labels.index % 7 == index).astype(int)
-    labels.to_csv(f"{bundle}.csv", index=False)
-    long = {"stage1_epochs": 6, "stage2_epochs": 6, "batch_size": 4, "dropout": 0.5}
-    base = request(synthetic, bundle, settings=long, workers=2)
-    return replace(base, labels=f"{bundle}.csv")
+EPOCHS = (6, 12)
+RECIPE = {"batch_size": 4, "val_fraction": 0.25, "learning_rate": 0.02, "frozen_blocks": 2}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(synthetic: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def collection(synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of seven classes, none of them the rest class, one image empty; and weights."""
+    folder = tmp_path_factory.mktemp("collection")
+    (folder / "images").mkdir()
+    for path in (synthetic / "images").iterdir():
+        (folder / "images" / path.name).write_bytes(path.read_bytes())
+    labels = pd.read_csv(synthetic / "labels.csv")[["image_id"]]
+    for index, name in enumerate(SEVEN):
+        labels[name] = (labels.index % 7 == index).astype(int)
+    labels.to_csv(folder / "seven.csv", index=False)
+    (folder / "images" / "DRAWN_00000.jpg").write_bytes(b"")
+    torch.save(VGGGAP("tiny", 2).state_dict(), folder / "w.pth")
+    recipe = "\n".join(f"{name} = {value}" for name, value in RECIPE.items())
+    (folder / "recipe.toml").write_text(recipe)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    collection: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> Path:
     bundle = tmp_path_factory.mktemp("undisturbed") / "model"
-    train(seven(synthetic, bundle))
+    epochs = {"stage1_epochs": EPOCHS[0], "stage2_epochs": EPOCHS[1]}
+    network = {"backbone": "tiny", "weights": str(collection / "w.pth")}
+    settings = parse(TrainSettings, {**RECIPE, **epochs, **network}, "recipe")
+    uris = (str(collection / "images"), str(collection / "seven.csv"), str(bundle))
+    train(TrainRequest(*uris, settings))
     return bundle
 
 
-def test_seven_classes_with_no_rest_class(undisturbed: Path) -> None:
+def test_seven_classes_with_no_rest_class(undisturbed: Path, collection: Path) -> None:
     bundle = load_bundle(str(undisturbed))
     assert bundle.settings.classes == tuple(SEVEN)
     assert bundle.training["target_classes"] == SEVEN
     assert bundle.metrics["held_out"]["final"]["mean"]["auc"] is not None
+    counts = (bundle.training["training_images"], bundle.training["held_out_images"])
+    assert sum(sum(part.values()) for part in counts) == 35
+    loaded = torch.load(collection / "w.pth")
+    for stage in (bundle.stage1, bundle.stage2):  # two blocks' convolutions stay as loaded
+        same = [name for name in loaded if torch.equal(stage[name], loaded[name])]
+        assert [name for name in same if name.endswith("weight")] == [
+            "features.0.weight",
+            "features.3.weight",
+        ]
 
 
-def test_workers_killed_in_both_stages_and_between_change_nothing(
-    synthetic: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_kills_change_nothing(
+    collection: Path, undisturbed: Path, bucket: str, tmp_path: Path
 ) -> None:
-    disturbed = tmp_path / "disturbed"
-    with caplog.at_level(logging.INFO, "lesioncam"), Killer(f"{disturbed}-checkpoints") as killer:
-        train(seven(synthetic, disturbed))
-    assert killer.killed == ["stage1", PREDICTOR, "stage2"]
-    for stage in ("stage1", "stage2"):
-        name = stage_name(stage)
-        assert re.search(rf"{name}: worker [01] failed: Actor\w+Error: ", caplog.text)
-        assert f"{name}: resuming from the checkpoint after epoch" in caplog.text
-        first, second = history(undisturbed, stage), history(disturbed, stage)
-        assert [entry["epoch"] for entry in second] == list(range(1, 7))
-        np.testing.assert_allclose(
-            [entry["loss"] for entry in second], [entry["loss"] for entry in first], rtol=1e-6
-        )
-    assert weights(disturbed) == weights(undisturbed)
-
-
-class Killer(threading.Thread):
-    """Kills a worker of each stage once it has a checkpoint, and a predictor between them."""
-
-    def __init__(self, checkpoints: str):
-        super().__init__(daemon=True)
-        self.checkpoints = Path(checkpoints)
-        self.killed: list[str] = []
-        self._over = threading.Event()
-
-    def __enter__(self) -> "Killer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._over.wait(0.02):
-            for stage in ("stage1", "stage2"):
-                # Written when Ray Train has registered a checkpoint, whose files come before.
-                known = f"{stage}-*/checkpoint_manager_snapshot.json"
-                if stage not in self.killed and list(self.checkpoints.glob(known)):
-                    self.kill("RayTrainWorker", stage)
-            if PREDICTOR not in self.killed and "stage1" in self.killed:
-                self.kill(PREDICTOR, PREDICTOR)
-
-    def kill(self, name: str, reason: str) -> None:
-        """SIGKILL a process of that name which this process's own Ray started."""
-        for process in children(psutil.Process()):
-            try:
-                if name in " ".join(process.cmdline()):
-                    process.kill()
-                    self.killed.append(reason)
-                    return
-            except psutil.Error:  # it ended meanwhile
-                continue
-
-
-def children(process: psutil.Process) -> list[psutil.Process]:
-    return process.children(recursive=True)
-
-
-def test_in_a_bucket_a_killed_worker_and_a_killed_run_are_resumed(
-    synthetic: Path, bucket: str, tmp_path: Path
-) -> None:
-    fill(bucket, synthetic)
+    fill(bucket, collection)
     bundle, log = f"s3://{bucket}/model", tmp_path / "log"
-    recipe = "batch_size = 4\nval_fraction = 0.25\nlearning_rate = 0.02\nfrozen_blocks = 2\n"
-    loaded = VGGGAP("tiny", 2).state_dict()
-    torch.save(loaded, tmp_path / "w.pth")
-    (tmp_path / "recipe.toml").write_text(recipe)
     command = [sys.executable, "-m", "lesioncam", "train", "--images", f"s3://{bucket}/images"]
-    command += ["--labels", f"s3://{bucket}/two.csv", "--bundle", bundle, "--backbone", "tiny"]
-    command += ["--epochs", "2,20", "--config", f"{tmp_path}/recipe.toml"]
-    command += ["--weights", f"{tmp_path}/w.pth"]
+    command += ["--labels", f"s3://{bucket}/seven.csv", "--bundle", bundle, "--backbone", "tiny"]
+    command += ["--epochs", "{},{}".format(*EPOCHS), "--config", f"{collection}/recipe.toml"]
+    command += ["--weights", f"{collection}/w.pth"]
 
     with started(command, log) as first:
-        wait_for(log, "stage 2: epoch 4 of 20", first)  # a checkpoint is registered by then
-        for process in children(psutil.Process(first.pid)):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
-        wait_for(log, "stage 2: resuming from the checkpoint after epoch", first)
+        wait_for(log, "stage 1: epoch 2 of 6", first)  # a checkpoint is registered by then
+        kill(first, "RayTrainWorker")
+        wait_for(log, "stage 1: resuming from the checkpoint after epoch", first)
+        wait_for(log, "stage 1: epoch 6 of 6", first)
+        kill(first, "_Stage1Predictor")
+        wait_for(log, "stage 2: epoch 4 of 12", first)
         driver = psutil.Process(first.pid)
-        for process in [*children(driver), driver]:
+        for process in [*driver.children(recursive=True), driver]:
             process.kill()
+    assert ": worker " in log.read_text()
     with pytest.raises(InputError, match="--bundle"):
         load_bundle(bundle)
 
@@ -148,30 +102,36 @@ def test_in_a_bucket_a_killed_worker_and_a_killed_run_are_resumed(
     assert "--images: 1 images cannot be used: 1 empty" in log.read_text()
     assert "stage 1: epoch" not in log.read_text()  # it had ended before
     assert "stage 2: resuming from the checkpoint after epoch" in log.read_text()
-    assert [entry["epoch"] for entry in history(bundle, "stage2")] == list(range(1, 21))
-    trained = load_bundle(bundle)
-    assert trained.settings.classes == ("malignant", "benign")
-    counts = (trained.training["training_images"], trained.training["held_out_images"])
-    assert sum(sum(part.values()) for part in counts) == 35
-    for stage in (trained.stage1, trained.stage2):  # two blocks' convolutions stay as loaded
-        same = [name for name in loaded if torch.equal(stage[name], loaded[name])]
-        assert [name for name in same if name.endswith("weight")] == [
-            "features.0.weight",
-            "features.3.weight",
-        ]
+    for stage, epochs in zip(("stage1", "stage2"), EPOCHS, strict=True):
+        assert [entry["epoch"] for entry in history(bundle, stage)] == list(range(1, epochs + 1))
+    downloaded = tmp_path / "model"
+    downloaded.mkdir()
+    boto3.client("s3").download_file(bucket, "model/bundle.json", f"{downloaded}/bundle.json")
+    assert weights(downloaded) == weights(undisturbed)
 
 
-def fill(bucket: str, synthetic: Path) -> None:
-    """Upload the images, one of them broken, and labels of two other classes."""
+def fill(bucket: str, collection: Path) -> None:
+    """Upload the images and labels."""
     client = boto3.client("s3")
-    for path in (synthetic / "images").iterdir():
+    for path in (collection / "images").iterdir():
         client.upload_file(str(path), bucket, f"images/{path.name}")
-    client.put_object(Bucket=bucket, Key="images/DRAWN_00000.jpg", Body=b"")
-    labels = pd.read_csv(synthetic / "labels.csv").rename(columns={"image_id": "image"})
-    labels["malignant"] = labels["melanoma"]
-    labels["benign"] = 1 - labels["melanoma"]
-    csv = labels[["image", "malignant", "benign"]].to_csv(index=False)
-    client.put_object(Bucket=bucket, Key="two.csv", Body=csv.encode())
+    client.upload_file(str(collection / "seven.csv"), bucket, "seven.csv")
+
+
+def kill(driver: "subprocess.Popen[bytes]", name: str) -> None:
+    """SIGKILL the first process of that name which a driver's Ray started."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert driver.poll() is None
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            try:
+                if name in " ".join(process.cmdline()):
+                    process.kill()
+                    return
+            except psutil.Error:  # it ended meanwhile
+                continue
+        time.sleep(0.02)
+    raise AssertionError(f"no process {name}")
 
 
 def started(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
