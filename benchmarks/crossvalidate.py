@@ -39,7 +39,7 @@ from lesioncam.errors import InputError
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import bundle_exists
-from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.storage.labels import LabelColumns, Labels, read_labels
 from lesioncam.training.job import TrainRequest, train
 from lesioncam.vision.copies import SIZE
 from lesioncam.vision.metrics import markdown_table
@@ -50,7 +50,7 @@ SEED = 20170
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(n,) int: each image's fold, drawn class by class; copies are in one fold."""
+    """(n,) int: each image's fold, drawn class by class; a group is in one fold."""
     random = np.random.default_rng(SEED)
     folds = np.zeros(len(labels), int)
     for class_index in np.unique(labels):
@@ -119,12 +119,13 @@ def run_fold(
     truth = pd.DataFrame({"image_id": images["image_id"]})
     for index, name in enumerate(labels.target_classes):
         truth[name] = (images["label"] == index).astype(int)
-    truth.loc[others.index].to_csv(work / "train.csv", index=False)
+    truth.loc[others.index].assign(group=others["group"]).to_csv(work / "train.csv", index=False)
     truth.loc[own.index].to_csv(work / "labels.csv", index=False)
     own[["uri"]].to_csv(work / "images.csv", index=False)
     bundle, scores = f"{work}/model", f"{work}/scores"
     if not bundle_exists(bundle):
-        train(TrainRequest(flags.images, f"{work}/train.csv", bundle, settings, masks=flags.masks))
+        csv, masks = f"{work}/train.csv", flags.masks
+        train(TrainRequest(flags.images, csv, bundle, settings, masks, group_column="group"))
     score(ScoreRequest(f"{work}/images.csv", bundle, scores))
     own_labels = read_labels(f"{work}/labels.csv", labels.classes[-1])
     found = read_predictions(scores, own_labels, flags.masks)
@@ -185,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", required=True)
     parser.add_argument("--labels", required=True)
+    parser.add_argument("--group-column", help="images of one patient or lesion are in one fold")
     parser.add_argument("--masks")
     parser.add_argument("--forms", help="a CSV of image_id and form, to report each form")
     parser.add_argument("--weights")
@@ -196,7 +198,8 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = read_settings(flags)
-    labels = read_labels(flags.labels, settings.rest_class)
+    columns = LabelColumns(group=flags.group_column)
+    labels = read_labels(flags.labels, settings.rest_class, columns=columns)
     forms = None
     if flags.forms is not None:
         forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]

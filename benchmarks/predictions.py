@@ -20,7 +20,12 @@ from lesioncam.storage.results import Results
 from lesioncam.storage.uris import read_uri
 from lesioncam.training.source import match_source
 from lesioncam.vision.classifier import combine
-from lesioncam.vision.copies import groups_of_copies, thumbnail
+from lesioncam.vision.copies import (
+    groups_by_name,
+    groups_of_copies,
+    join_groups,
+    thumbnail,
+)
 from lesioncam.vision.decode import decode
 from lesioncam.vision.metrics import Figures, evaluate_stages, with_interval
 from lesioncam.vision.overlap import bounding_box, mean_overlap
@@ -32,7 +37,8 @@ WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)  # of stage 2, compared
 def read_images(images: str, labels: Labels, size: int) -> tuple[pd.DataFrame, str]:
     """The labeled images: `uri`, `image_id`, `label` (a class index) and `group`.
 
-    Images of one group show the same picture; the group's number is its first image's index.
+    Images of one group show the same picture, or are of one patient or the like where the labels
+    have groups; the group's number is its first image's index.
 
     Args:
         images: a directory or prefix.
@@ -53,9 +59,12 @@ def read_images(images: str, labels: Labels, size: int) -> tuple[pd.DataFrame, s
     names = [image_id(uri) for uri in source.uris]
     digest = hashlib.sha256("\n".join(names).encode() + thumbnails.tobytes())
     digest.update(source.class_indices.tobytes())
+    groups = groups_of_copies(thumbnails)
+    if labels.groups is not None:
+        digest.update("\n".join(source.groups).encode())
+        groups = join_groups(groups, groups_by_name(source.groups))
     columns = {"uri": source.uris, "image_id": names, "label": source.class_indices}
-    rows = pd.DataFrame(columns).assign(group=groups_of_copies(thumbnails))
-    return rows, digest.hexdigest()[:16]
+    return pd.DataFrame(columns).assign(group=groups), digest.hexdigest()[:16]
 
 
 def read_predictions(scores: str, labels: Labels, masks: str | None) -> pd.DataFrame:

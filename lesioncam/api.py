@@ -89,6 +89,9 @@ def train(
     bundle: Uri,
     *,
     settings: "TrainSettings | Uri | None" = None,
+    id_column: str | None = None,
+    class_column: str | None = None,
+    group_column: str | None = None,
     masks: Uri | None = None,
     val_images: Uri | None = None,
     val_labels: Uri | None = None,
@@ -102,10 +105,16 @@ def train(
 
     Args:
         images: as for `score`.
-        labels: an ISIC ground-truth CSV: a column `image_id` or `image`, then a 0/1 column per
-            class.
+        labels: a table of labels (CSV): a column of image ids, and a 0/1 column per class or one
+            column of class names.
         bundle: where to write the model; must not hold one yet.
         settings: the training settings, or the path of a TOML file of them; None for the defaults.
+        id_column: the labels' column of image ids; None for `image_id`, `image`, `isic_id`,
+            `image_name` or `img_id`.
+        class_column: the labels' column of class names, or of 0 and 1; None for the only one, or
+            a 0/1 column per class.
+        group_column: the labels' column of the patient or lesion: images of one stay on one side
+            of the split.
         masks: lesion masks of some or all images, `<image_id>.png` or `.bmp`, also with
             `_segmentation`, `_mask` or `_lesion` behind the id, to train the class activation maps
             on.
@@ -145,6 +154,9 @@ def train(
             workers=workers,
             gpu=gpu,
             checkpoint_dir=_optional(checkpoint_dir),
+            id_column=id_column,
+            class_column=class_column,
+            group_column=group_column,
         )
     )
 
@@ -155,6 +167,8 @@ def evaluate(
     *,
     output: Uri | None = None,
     rest_class: str = DEFAULT_REST_CLASS,
+    id_column: str | None = None,
+    class_column: str | None = None,
     masks: Uri | None = None,
     overlays: int = 0,
 ) -> dict[str, Any]:
@@ -165,6 +179,8 @@ def evaluate(
         labels: as for `train`.
         output: where to write; None for `_evaluation` under the scores.
         rest_class: the class of images that have 0 in every column of the labels.
+        id_column: as for `train`.
+        class_column: as for `train`.
         masks: lesion masks, as for `train`, to compare maps and boxes with.
         overlays: how many images to show with their map and box in `overlays.png`.
 
@@ -187,6 +203,8 @@ def evaluate(
             rest_class=rest_class,
             masks=_optional(masks),
             overlays=overlays,
+            id_column=id_column,
+            class_column=class_column,
         )
     )
     return {"metrics": metrics, "markdown": markdown, "output": written}

@@ -270,6 +270,12 @@ def _train_flags(parser: _Parser) -> None:
 
     data = parser.add_argument_group("data")
     _add_rest_class(data)
+    _add_label_columns(data)
+    data.add_argument(
+        "--group-column",
+        metavar="NAME",
+        help="column of the patient or lesion: images of one stay on one side of the split",
+    )
     data.add_argument(
         "--masks",
         metavar="URI",
@@ -380,6 +386,7 @@ def _evaluate_flags(parser: _Parser) -> None:
 
     optional = parser.add_argument_group("optional")
     _add_rest_class(optional)
+    _add_label_columns(optional)
     optional.add_argument(
         "--masks",
         metavar="URI",
@@ -414,7 +421,22 @@ def _add_labels(group: Any) -> None:
         "--labels",
         required=True,
         metavar="CSV",
-        help="ISIC ground truth: a column image_id or image, then a 0/1 column per class",
+        help="table of labels: a column of image ids, and a 0/1 column per class or one column of "
+        "class names",
+    )
+
+
+def _add_label_columns(group: Any) -> None:
+    group.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help="column of the image ids (default: image_id, image, isic_id, image_name or img_id)",
+    )
+    group.add_argument(
+        "--class-column",
+        metavar="NAME",
+        help="column of class names, such as dx, or of 0 and 1 (default: the only one, or a 0/1 "
+        "column per class)",
     )
 
 

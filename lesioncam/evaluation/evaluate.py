@@ -16,7 +16,7 @@ from lesioncam.columns import BOX_COLUMNS, STAGES, Status, classes_of, probabili
 from lesioncam.errors import InputError
 from lesioncam.evaluation.localization import localization
 from lesioncam.evaluation.overlays import overlay_sheet
-from lesioncam.storage.labels import Labels, match, read_labels
+from lesioncam.storage.labels import LabelColumns, Labels, match, read_labels
 from lesioncam.storage.results import SUCCESS, Results
 from lesioncam.storage.uris import open_store
 from lesioncam.vision.metrics import decision_table, evaluate_stages, markdown_table
@@ -36,11 +36,13 @@ class EvaluateRequest:
 
     Attributes:
         scores: the output of `lesioncam score`.
-        labels: an ISIC ground-truth CSV.
+        labels: a table of labels.
         output: where the evaluation goes; None for `_evaluation` under the scores.
         rest_class: the class of label rows with no 1.
         masks: a directory or prefix of lesion masks, or None.
         overlays: of how many images to draw the CAM and box.
+        id_column: of the labels, as `LabelColumns.image_id`.
+        class_column: likewise, as `LabelColumns.class_name`.
     """
 
     scores: str
@@ -49,6 +51,8 @@ class EvaluateRequest:
     rest_class: str
     masks: str | None = None
     overlays: int = 0
+    id_column: str | None = None
+    class_column: str | None = None
 
 
 def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
@@ -62,8 +66,10 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     """
     results = Results(request.scores)
     classes = read_classes(results)
-    labels = read_labels(request.labels, request.rest_class)
-    _check_same_classes(labels, classes, request.rest_class)
+    columns = LabelColumns(request.id_column, request.class_column)
+    labels = read_labels(request.labels, request.rest_class, columns=columns)
+    labels.check_classes(classes, request.rest_class, "--labels")
+    labels = labels.of_classes(classes)
     more = _MAP_COLUMNS if request.overlays or request.masks is not None else ()
     rows, counts = read_labeled(results, labels, classes, more)
 
@@ -113,8 +119,7 @@ def read_labeled(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Read the scored images that have a label, and count the others.
 
-    Other rows are only counted, however many there are. Of several images with one id, the first
-    by uri counts.
+    Other rows are only counted, however many there are.
 
     Args:
         results: the scores.
@@ -126,11 +131,18 @@ def read_labeled(
         the rows, ordered by uri, with `label`, an index into `classes`; and the counts.
 
     Raises:
-        InputError: no scored image has a label.
+        InputError: no scored image has a label, or a label could be of several images.
     """
     columns = ["uri", "image_id", "status", "prediction", *more]
     columns += [name for stage in STAGES for name in probability_columns(classes, stage)]
     rows = results.read(columns, labels.ids).to_pandas().sort_values("uri", ignore_index=True)
+    repeated = rows["image_id"][rows["image_id"].duplicated()].nunique()
+    if repeated:
+        raise InputError(
+            f"--labels: {repeated:,} of its ids are the image_id of several images in the scores "
+            f"(files of one name in several folders, or in a folder that was moved); rename the "
+            f"files, or score each folder into an output of its own"
+        )
     scored = rows[rows["status"] == Status.OK].drop(columns="status")
     matched = match(labels, scored["image_id"])
     totals = results.count_by_status()
@@ -145,17 +157,6 @@ def read_labeled(
         "evaluated": len(labeled),
         "images_without_label": totals[Status.OK] - len(scored),
         "labels_without_image": matched.unused,
-        "images_with_a_duplicate_id": matched.duplicates,
         "failed_images": totals[Status.FAILED],
     }
     return labeled.reset_index(drop=True), counts
-
-
-def _check_same_classes(labels: Labels, classes: tuple[str, ...], rest_class: str) -> None:
-    unknown = set(labels.classes) - set(classes)
-    unlabeled = set(classes) - set(labels.target_classes) - {rest_class}
-    if unknown or unlabeled:
-        raise InputError(
-            f"--labels: classes {', '.join(labels.classes)} are not those of the scores, "
-            f"{', '.join(classes)}; check its columns and --rest-class"
-        )

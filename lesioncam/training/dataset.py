@@ -16,7 +16,12 @@ from lesioncam.storage.masks import read_mask
 from lesioncam.training.batches import LesionMasks
 from lesioncam.training.canvases import Canvases, decode_canvases
 from lesioncam.training.source import Inputs, Source
-from lesioncam.vision.copies import groups_of_copies, pairs_of_copies
+from lesioncam.vision.copies import (
+    groups_by_name,
+    groups_of_copies,
+    join_groups,
+    pairs_of_copies,
+)
 
 log = logging.getLogger("lesioncam")
 
@@ -32,6 +37,7 @@ class Images:
         uris: where they came from.
         canvases: their pixels.
         labels: (n,) int64, class indices.
+        groups: of each image the patient or the like, empty where there is none.
         sizes: (n, 2) int64, width and height of the files, in pixels.
         thumbnails: (n, 16, 16, 3) uint8.
         estimated_masks: (n, 32, 32) bool, the lesion as estimated from color.
@@ -40,6 +46,7 @@ class Images:
     uris: tuple[str, ...]
     canvases: Canvases
     labels: np.ndarray
+    groups: tuple[str, ...]
     sizes: np.ndarray
     thumbnails: np.ndarray
     estimated_masks: np.ndarray
@@ -54,6 +61,7 @@ class Images:
             tuple(self.uris[index] for index in rest),
             self.canvases.take(rest),
             self.labels[rest],
+            tuple(self.groups[index] for index in rest),
             self.sizes[rest],
             self.thumbnails[rest],
             self.estimated_masks[rest],
@@ -145,6 +153,7 @@ def decode_source(source: Source, canvas_size: int) -> Images:
         tuple(source.uris[index] for index in decoded.good),
         decoded.canvases,
         source.class_indices[decoded.good],
+        tuple(source.groups[index] for index in decoded.good),
         decoded.sizes,
         decoded.thumbnails,
         decoded.estimated_masks,
@@ -168,26 +177,27 @@ def split(images: Images, labels: Labels, settings: TrainSettings) -> np.ndarray
     Raises:
         InputError: a class has no image to train on, or none to hold out.
     """
-    groups = groups_of_copies(images.thumbnails)
+    groups = join_groups(groups_of_copies(images.thumbnails), groups_by_name(images.groups))
     held_out = hold_out(images.labels, groups, settings.val_fraction, settings.seed)
     for part, purpose in ((~held_out, "to train on"), (held_out, "to hold out")):
         missing = labels.missing_classes(images.labels[part])
         if missing:
             raise InputError(
                 f"--images: class {', '.join(missing)} has no image {purpose}; unreadable files "
-                f"are not used, and duplicates are never split; add images of this class"
+                f"are not used, and duplicates and groups are never split; add images of this class"
             )
     return held_out
 
 
 def hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Draw the held-out images class by class; copies of one picture stay together.
+    """Draw the held-out groups class by class; a group counts for its rarest class.
 
     Args:
         labels: (n,) int, class indices.
-        groups: (n,) int, for each image the index of the first one that shows the same picture.
-        fraction: of each class's pictures; at least one is held out and one trained on, where
-            there are two.
+        groups: (n,) int, for each image the index of the first one of its group: copies of one
+            picture, and images of one patient or the like.
+        fraction: of each class's groups; at least one is held out and one trained on, where there
+            are two.
         seed: of the draw.
 
     Returns:
@@ -195,9 +205,12 @@ def hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int)
     """
     random = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), bool)
-    firsts = groups == np.arange(len(groups))
+    firsts = np.flatnonzero(groups == np.arange(len(groups)))
+    by_frequency = np.argsort(np.argsort(-np.bincount(labels), kind="stable"))
+    rarest = np.full(len(labels), -1)
+    np.maximum.at(rarest, groups, by_frequency[labels])
     for class_index in np.unique(labels):
-        members = random.permutation(np.flatnonzero((labels == class_index) & firsts))
+        members = random.permutation(firsts[rarest[firsts] == by_frequency[class_index]])
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         held_out[members[:count]] = True
     return np.asarray(held_out[groups])

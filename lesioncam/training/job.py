@@ -17,7 +17,7 @@ from lesioncam.cluster import as_run_error, connected, failed_by
 from lesioncam.errors import InputError, LesioncamError
 from lesioncam.settings import ModelSettings, TrainSettings
 from lesioncam.storage.bundle import Bundle, bundle_exists, save_bundle
-from lesioncam.storage.labels import read_labels
+from lesioncam.storage.labels import LabelColumns, read_labels
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.runs import new_run_id
 from lesioncam.storage.store import StoreError
@@ -37,6 +37,8 @@ from lesioncam.training.source import (
     match_masks,
     match_source,
     match_validation,
+    without_empty_classes,
+    without_groups_of,
 )
 from lesioncam.training.stage import Setup
 from lesioncam.training.stage_jobs import stage1_job, stage2_job
@@ -51,12 +53,15 @@ class TrainRequest:
 
     Attributes:
         images: a directory or prefix, or a CSV or Parquet file of `uri`s.
-        labels: an ISIC ground-truth CSV.
+        labels: a table of labels.
         bundle: where the trained model goes; must not hold one yet.
         settings: the recipe.
         masks: lesion masks of (some of) the images, or None.
         val_images: images that are only reported on, or None.
         val_labels: their labels, or None.
+        id_column: of both files, as `LabelColumns.image_id`.
+        class_column: likewise, as `LabelColumns.class_name`.
+        group_column: likewise, as `LabelColumns.group`.
         workers: Ray Train workers.
         gpu: whether each uses a GPU; None for where the cluster has enough.
         checkpoint_dir: checkpoints go below it, each bundle's to a directory of its own; None for
@@ -70,9 +75,17 @@ class TrainRequest:
     masks: str | None = None
     val_images: str | None = None
     val_labels: str | None = None
+    id_column: str | None = None
+    class_column: str | None = None
+    group_column: str | None = None
     workers: int = 1
     gpu: bool | None = None
     checkpoint_dir: str | None = None
+
+    @property
+    def label_columns(self) -> LabelColumns:
+        """The columns of the labels."""
+        return LabelColumns(self.id_column, self.class_column, self.group_column)
 
 
 def train(request: TrainRequest) -> dict[str, Any]:
@@ -172,16 +185,16 @@ def read_inputs(request: TrainRequest) -> Inputs:
             a batch, or validation images that are also trained on.
     """
     rest_class = request.settings.rest_class
-    labels = read_labels(request.labels, rest_class)
+    labels = read_labels(request.labels, rest_class, columns=request.label_columns)
     training = match_source(request.images, labels, "--images", "--labels")
+    labels, training = without_empty_classes(labels, training)
+    validation = match_validation(
+        request.val_images, request.val_labels, labels, rest_class, request.label_columns, training
+    )
+    training = without_groups_of(training, validation)
     check_counts(labels, training.class_indices)
     check_workers(request.workers, min(request.settings.batch_size, len(training.uris)))
-    return Inputs(
-        labels,
-        training,
-        match_masks(training, request.masks),
-        match_validation(request.val_images, request.val_labels, labels, rest_class, training),
-    )
+    return Inputs(labels, training, match_masks(training, request.masks), validation)
 
 
 def save(trained: Bundle, uri: str, checkpoints: str) -> str:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lesioncam.columns import check_classes
 from lesioncam.errors import InputError
-from lesioncam.storage.labels import Labels, match, read_labels
+from lesioncam.storage.labels import LabelColumns, Labels, match, read_labels
 from lesioncam.storage.listing import Listing, image_id
 from lesioncam.storage.masks import find_masks
 
@@ -21,12 +22,14 @@ class Source:
     Attributes:
         uris: of the images.
         class_indices: (n,) int64.
+        groups: of each image the patient or the like, empty where there is none.
         not_used: how many files or labels were not used, by reason.
         flag: the flag that named the images.
     """
 
     uris: tuple[str, ...]
     class_indices: np.ndarray
+    groups: tuple[str, ...]
     not_used: Mapping[str, int]
     flag: str
 
@@ -71,11 +74,33 @@ def match_source(images: str, labels: Labels, flag: str, labels_flag: str) -> So
     shown = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in not_used.items())
     log.info("%s: %s labeled images; not used: %s", flag, f"{len(matched.rows):,}", shown)
     chosen = tuple(uris[row] for row in matched.rows)
-    return Source(chosen, matched.class_indices, not_used, flag)
+    groups = tuple(labels.group_by_id.get(image_id(uri), "") for uri in chosen)
+    return Source(chosen, matched.class_indices, groups, not_used, flag)
+
+
+def without_empty_classes(labels: Labels, source: Source) -> tuple[Labels, Source]:
+    """The same without the classes that no image has; the archives have columns of such.
+
+    Raises:
+        InputError: fewer than two classes remain.
+    """
+    empty = labels.missing_classes(source.class_indices)
+    if not empty:
+        return labels, source
+    log.warning("--labels: class %s is left out: it has no image under --images", ", ".join(empty))
+    rest = [name for name in labels.classes if name not in empty]
+    labels = labels.of_classes(check_classes(rest, "--labels"))
+    indices = np.array([labels.by_id[image_id(uri)] for uri in source.uris], np.int64)
+    return labels, replace(source, class_indices=indices)
 
 
 def match_validation(
-    images: str | None, csv: str | None, labels: Labels, rest_class: str, training: Source
+    images: str | None,
+    csv: str | None,
+    labels: Labels,
+    rest_class: str,
+    columns: LabelColumns,
+    training: Source,
 ) -> Source | None:
     """The images that are only reported on, if `--val-images` and `--val-labels` name any.
 
@@ -87,15 +112,9 @@ def match_validation(
         return None
     if images is None or csv is None:
         raise InputError("--val-images and --val-labels go together; give both or neither")
-    val_labels = read_labels(csv, rest_class, "--val-labels")
-    if (
-        set(val_labels.classes) - set(labels.classes)
-        or val_labels.target_classes != labels.target_classes
-    ):
-        raise InputError(
-            f"--val-labels: its classes {', '.join(val_labels.classes)} are not those of --labels "
-            f"in their order, {', '.join(labels.classes)}; give it the same columns"
-        )
+    val_labels = read_labels(csv, rest_class, "--val-labels", columns)
+    val_labels.check_classes(labels.classes, rest_class, "--val-labels")
+    val_labels = val_labels.of_classes(labels.classes)
     validation = match_source(images, val_labels, "--val-images", "--val-labels")
     shared = {image_id(uri) for uri in validation.uris} & {image_id(uri) for uri in training.uris}
     if shared:
@@ -104,6 +123,23 @@ def match_validation(
             f"training image; remove them from --labels or --val-labels"
         )
     return validation
+
+
+def without_groups_of(source: Source, validation: Source | None) -> Source:
+    """The training images without those of a validation image's patient, or other group."""
+    groups = set(validation.groups) - {""} if validation is not None else set()
+    kept = [row for row, group in enumerate(source.groups) if group not in groups]
+    removed = len(source.uris) - len(kept)
+    if not removed:
+        return source
+    log.warning("--images: %d images not used: of a group of --val-images", removed)
+    return replace(
+        source,
+        uris=tuple(source.uris[row] for row in kept),
+        class_indices=source.class_indices[kept],
+        groups=tuple(source.groups[row] for row in kept),
+        not_used={**source.not_used, "images_of_validation_groups": removed},
+    )
 
 
 def match_masks(source: Source, masks: str | None) -> Mapping[str, str]:

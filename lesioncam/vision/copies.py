@@ -4,7 +4,7 @@ A copy on both sides of a split makes the held-out figures too good; ISIC-2017 h
 twice under two ids, also across its training and validation sets. Knows nothing about files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -57,6 +57,32 @@ def groups_of_copies(thumbnails: np.ndarray) -> np.ndarray:
         _, smallest = np.unique(component, return_index=True)
         groups = smallest[component]
     return groups
+
+
+def join_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,) int64: groups of what is connected by either of two groupings, as the smallest index.
+
+    Args:
+        first: (n,) int64, as `groups_of_copies` gives them.
+        second: (n,) int64, likewise.
+    """
+    from scipy.sparse import coo_array  # noqa: PLC0415
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
+    indices = np.tile(np.arange(len(first)), 2)
+    ends = indices, np.concatenate([first, second])
+    graph = coo_array((np.ones(len(indices), bool), ends), shape=(len(first), len(first)))
+    _, component = connected_components(graph, directed=False)
+    _, smallest = np.unique(component, return_index=True)
+    return np.asarray(smallest[component], np.int64)
+
+
+def groups_by_name(names: Sequence[str]) -> np.ndarray:
+    """(n,) int64: for each item the index of the first of its name; its own if that is empty."""
+    firsts: dict[str, int] = {}
+    return np.array(
+        [firsts.setdefault(name, row) if name else row for row, name in enumerate(names)], np.int64
+    )
 
 
 def _compared(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

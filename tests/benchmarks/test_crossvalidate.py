@@ -41,6 +41,7 @@ def test_a_fold_is_scored_by_a_model_trained_on_the_others(
     images = pd.DataFrame({"image_id": [f"I{number}" for number in range(12)]})
     images["uri"] = [f"/images/{name}.jpg" for name in images["image_id"]]
     images["label"], images["fold"] = np.arange(12) % 3, np.arange(12) % 4
+    images["group"] = [0, 1, 0, *range(3, 12)]
     requests: list[Any] = []
     monkeypatch.setattr(crossvalidate, "train", requests.append)
     monkeypatch.setattr(crossvalidate, "score", requests.append)
@@ -52,7 +53,9 @@ def test_a_fold_is_scored_by_a_model_trained_on_the_others(
     crossvalidate.run_fold(1, images, labels, settings, flags, tmp_path / "work")
     trained, scored = requests
     assert (trained.images, trained.masks, trained.settings) == ("/images", "/masks", settings)
-    given = read_labels(trained.labels, "nevus")
+    given = read_labels(trained.labels, "nevus", columns=trained.label_columns)
+    assert given.groups is not None
+    assert given.groups[:3] == ("0", "0", "3")
     class_indices = dict(zip(given.ids, given.class_indices, strict=True))
     own = ["I1", "I5", "I9"]
     assert class_indices == {

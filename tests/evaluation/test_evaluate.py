@@ -108,10 +108,8 @@ def test_images_that_do_not_match_are_counted(
     scores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, complete: bool
 ) -> None:
     results = Results(str(scores))
-    duplicate = score_rows(tmp_path / "elsewhere", 1)
     failed = score_rows(tmp_path / "broken", 2).to_pandas()
-    failed["status"] = "failed"
-    results.write_part("part-c.parquet", duplicate)
+    failed["status"], failed["image_id"] = "failed", ["x", "y"]
     results.write_part("part-d.parquet", pa.Table.from_pandas(failed, scores_schema(CLASSES)))
     if not complete:
         results.store.delete(SUCCESS)
@@ -120,7 +118,6 @@ def test_images_that_do_not_match_are_counted(
         "evaluated": 12,
         "images_without_label": 18,
         "labels_without_image": 1,
-        "images_with_a_duplicate_id": 1,
         "failed_images": 2,
     }
     warning = "--scores: no _SUCCESS file: the scoring run has not finished, rows may be missing"
@@ -145,9 +142,42 @@ def test_the_newest_row_of_an_image_counts_while_a_run_is_under_way(
         "evaluated": 2,
         "images_without_label": 26,
         "labels_without_image": 2,
-        "images_with_a_duplicate_id": 0,
         "failed_images": 2,
     }
+
+
+@pytest.mark.parametrize("status", ["ok", "failed"])
+def test_a_label_that_could_be_of_several_images_is_refused(
+    scores: Path, tmp_path: Path, status: str
+) -> None:
+    others = score_rows(tmp_path / "elsewhere", 2).to_pandas().assign(status=status)
+    others.loc[1, "image_id"] = "unlabeled"
+    table = pa.Table.from_pandas(others, scores_schema(CLASSES))
+    Results(str(scores)).write_part("part-c.parquet", table)
+    labels = write_labels(tmp_path / "labels.csv", list(range(12)))
+    with pytest.raises(InputError, match="--labels: 1 of its ids are the image_id of several"):
+        evaluate(request(scores, labels))
+    assert not (scores / "_evaluation").exists()
+    labels = write_labels(tmp_path / "labels.csv", list(range(1, 12)))  # without the id in question
+    assert evaluate(request(scores, labels))[0]["images"]["evaluated"] == 11
+
+
+def test_labels_as_class_names_are_compared_with_scores(scores: Path, tmp_path: Path) -> None:
+    marked = write_labels(tmp_path / "labels.csv", list(range(30)))
+    names = [CLASSES[number % 3] for number in range(30)]
+    frame = pd.DataFrame({"file": [f"{number:03d}" for number in range(30)], "kind": names})
+    frame.assign(age=50).to_csv(tmp_path / "names.csv", index=False)
+    named = request(scores, f"{tmp_path}/names.csv", id_column="file", class_column="kind")
+    content, expected = evaluate(named)[0], evaluate(request(scores, marked))[0]
+    for name in CLASSES:
+        assert content["final"][name] == expected["final"][name]
+
+
+def test_an_empty_class_that_the_model_lacks_is_no_difference(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    pd.read_csv(labels, dtype=str).assign(UNK=0).to_csv(tmp_path / "unk.csv", index=False)
+    expected = evaluate(request(scores, labels))[0]
+    assert evaluate(request(scores, f"{tmp_path}/unk.csv"))[0] == expected
 
 
 def test_an_undefined_figure_is_null(scores: Path, tmp_path: Path) -> None:
@@ -162,8 +192,8 @@ def test_an_undefined_figure_is_null(scores: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (["image_id", "melanoma"], "are not those of the scores"),
-        (["image_id", "melanoma", "wart"], "are not those of the scores"),
+        (["image_id", "melanoma"], "are not those of the model"),
+        (["image_id", "melanoma", "wart"], "are not those of the model"),
     ],
 )
 def test_labels_of_other_classes_are_refused(

@@ -71,6 +71,7 @@ def flat_images(*grays: int, prefix: str = "") -> Images:
         uris=tuple(f"/images/{prefix}{number:03d}.jpg" for number in range(count)),
         canvases=Canvases((), np.arange(count)),
         labels=np.arange(count) % 2,
+        groups=("",) * count,
         sizes=np.tile([128, 96], (count, 1)),
         thumbnails=np.stack([np.full((16, 16, 3), gray, np.uint8) for gray in grays]),
         estimated_masks=masks,

@@ -72,6 +72,28 @@ def test_a_class_with_copies_is_on_both_sides_if_it_can_be(seed: int) -> None:
         assert set(held_out[labels == class_index]) == {True, False}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_images_of_a_patient_and_their_copies_are_on_the_same_side(seed: int) -> None:
+    grays = [10, 60, 110, 160, 210, 240, 12, 85, 35]  # 0 and 6 are copies
+    patients = ("p1", "p2", "p1", "", "", "p3", "p2", "p3", "")
+    images = replace(flat_images(*grays), groups=patients)
+    held_out = split(images, LABELS, TrainSettings(val_fraction=0.4, seed=seed))
+    assert len(set(held_out[[0, 2, 6, 1]])) == 1  # p1 and p2 have one picture in common
+    assert held_out[5] == held_out[7]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_rare_class_is_on_both_sides_though_its_patients_have_others(seed: int) -> None:
+    groups = np.repeat(np.arange(0, 400, 20), 20)
+    labels = np.zeros(400, int)
+    labels[[25, 87, 199, 305]] = 1  # never a patient's first image
+    held_out = hold_out(labels, groups, 0.2, seed)
+    for group in range(0, 400, 20):
+        assert len(set(held_out[group : group + 20])) == 1
+    assert set(held_out[labels == 1]) == {True, False}
+    assert 0.1 < held_out.mean() < 0.3
+
+
 def test_a_class_missing_on_one_side_is_refused() -> None:
     with pytest.raises(InputError, match="class melanoma has no image to hold out; unreadable"):
         split(flat_images(10, 90, 170, 250).without(np.array([0])), LABELS, TrainSettings())

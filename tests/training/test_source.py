@@ -15,7 +15,7 @@ from lesioncam.training.job import read_inputs
 from lesioncam.training.source import Source, check_counts, match_masks
 from tests.training.small import request
 
-SOURCE = Source(("/images/000.jpg", "/images/001.jpg"), np.array([0, 1]), {}, "--images")
+SOURCE = Source(("/images/000.jpg", "/images/001.jpg"), np.array([0, 1]), ("", ""), {}, "--images")
 
 
 def test_classes_of_fewer_than_two_images_are_refused() -> None:
@@ -45,10 +45,10 @@ def test_masks_of_other_images_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda frame: frame.drop(columns="image_id"), "no 'image_id' or 'image' column"),
+        (lambda frame: frame.drop(columns="image_id"), "or 'img_id' column"),
         (lambda frame: frame.replace({"melanoma": {1.0: 0.5}}), "column 'melanoma' holds '0.5'"),
         (lambda frame: frame.assign(image_id="x" + frame["image_id"]), "none of its 36 ids"),
-        (lambda frame: frame[frame["melanoma"] == 0], "class 'melanoma' has 0 images"),
+        (lambda frame: frame[frame["melanoma"] == 0][:3], "class 'nevus' has 1 images"),
     ],
 )
 def test_bad_labels_are_one_line(synthetic: Path, tmp_path: Path, edit: Any, message: str) -> None:
@@ -57,6 +57,69 @@ def test_bad_labels_are_one_line(synthetic: Path, tmp_path: Path, edit: Any, mes
     with pytest.raises(InputError, match=message) as error:
         read_inputs(request(tmp_path, tmp_path / "model"))
     assert "\n" not in str(error.value)
+
+
+def test_a_class_without_an_image_is_left_out(
+    synthetic: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pd.read_csv(synthetic / "labels.csv")
+    columns = {name: frame.pop(name) for name in ("melanoma", "seborrheic_keratosis")}
+    one_hot = frame.assign(UNK=0, MEL=columns["melanoma"], DF=0, SK=columns["seborrheic_keratosis"])
+    (tmp_path / "masks").symlink_to(synthetic / "masks")
+    (tmp_path / "images").symlink_to(synthetic / "images")
+    elsewhere = pd.DataFrame({"image_id": ["elsewhere"], "DF": [1]})
+    csv = pd.concat([one_hot, elsewhere]).fillna(0)
+    csv.to_csv(tmp_path / "train.csv", index=False)
+    inputs = read_inputs(request(tmp_path, tmp_path / "model"))
+    assert inputs.labels.classes == ("MEL", "SK", "nevus")
+    assert inputs.labels.target_classes == ("MEL", "SK")
+    assert inputs.training.class_indices.tolist() == [0, 1, 2] * 12
+    assert "--labels: class UNK, DF is left out: it has no image under --images" in caplog.messages
+
+
+def test_validation_labels_may_have_their_classes_in_another_order(
+    synthetic: Path, tmp_path: Path
+) -> None:
+    frame = pd.read_csv(synthetic / "val.csv")
+    frame[["seborrheic_keratosis", "image_id", "melanoma"]].assign(UNK=0).to_csv(
+        tmp_path / "val.csv", index=False
+    )
+    for labels in (f"{synthetic}/val.csv", f"{tmp_path}/val.csv"):
+        validation = {"val_images": f"{synthetic}/images", "val_labels": labels}
+        inputs = read_inputs(request(synthetic, "model", **validation))
+        assert inputs.validation is not None
+        assert inputs.validation.class_indices.tolist() == [0, 1, 2] * 3
+
+
+def test_validation_labels_without_a_class_are_refused(synthetic: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(synthetic / "val.csv")
+    frame.drop(columns="melanoma").to_csv(tmp_path / "val.csv", index=False)
+    validation = {"val_images": f"{synthetic}/images", "val_labels": f"{tmp_path}/val.csv"}
+    with pytest.raises(InputError, match="--val-labels: classes seborrheic_keratosis, nevus are"):
+        read_inputs(request(synthetic, "model", **validation))
+
+
+def test_training_images_of_a_validation_group_are_not_used(
+    synthetic: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pd.read_csv(synthetic / "labels.csv")
+    frame["patient"] = [f"p{number % 10}" if number % 7 else "" for number in range(36)]
+    (tmp_path / "images").symlink_to(synthetic / "images")
+    (tmp_path / "masks").symlink_to(synthetic / "masks")
+    frame[:30].to_csv(tmp_path / "train.csv", index=False)
+    frame[30:33].to_csv(tmp_path / "val.csv", index=False)  # of patients 0, 1 and 2
+    validation = {"val_images": f"{synthetic}/images", "val_labels": f"{tmp_path}/val.csv"}
+    inputs = read_inputs(request(tmp_path, "model", group_column="patient", **validation))
+    assert inputs.validation is not None
+    assert inputs.validation.groups == ("p0", "p1", "p2")
+    numbers = [number for number in range(30) if number % 10 > 2 or number % 7 == 0]
+    assert inputs.training.uris == tuple(
+        f"{tmp_path}/images/DRAWN_{number:05d}.jpg" for number in numbers
+    )
+    assert inputs.training.class_indices.tolist() == [number % 3 for number in numbers]
+    assert (
+        f"--images: {30 - len(numbers)} images not used: of a group of --val-images" in caplog.text
+    )
 
 
 def test_validation_images_that_are_trained_on_are_refused(synthetic: Path) -> None:

@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 
 from lesioncam.vision import copies
-from lesioncam.vision.copies import SIZE, groups_of_copies, pairs_of_copies, thumbnail
+from lesioncam.vision.copies import (
+    SIZE,
+    groups_by_name,
+    groups_of_copies,
+    join_groups,
+    pairs_of_copies,
+    thumbnail,
+)
 from lesioncam.vision.decode import decode
 from tests.messy import lesion
 
@@ -102,3 +109,14 @@ def test_no_images_have_no_copies() -> None:
     none = uniform(1)[:0]
     assert list(pairs_of_copies(none, uniform(1, 2))) == []
     assert list(pairs_of_copies(uniform(1, 2), none)) == []
+
+
+def test_items_without_a_name_are_groups_of_their_own() -> None:
+    assert groups_by_name(["", "b", "a", "", "b", "a"]).tolist() == [0, 1, 2, 3, 1, 2]
+    assert groups_by_name([]).tolist() == []
+
+
+def test_joined_groups_hold_what_either_connects() -> None:
+    first, second = np.array([0, 0, 2, 3, 4, 4]), np.array([0, 1, 1, 3, 4, 3])
+    assert join_groups(first, second).tolist() == [0, 0, 0, 3, 3, 3]
+    assert join_groups(first, np.arange(6)).tolist() == first.tolist()
