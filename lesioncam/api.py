@@ -36,8 +36,9 @@ def score(
     score new images.
 
     Args:
-        images: a directory or prefix, searched recursively, or a `.csv` or `.parquet` file with a
-            `uri` column.
+        images: a directory or prefix, searched recursively; or a list: a `.csv`, `.tsv` or
+            `.parquet` file with a `uri` column, or a `.txt` file with one path or URI a line.
+            Relative paths are relative to the list.
         output: where to write Parquet; read it with `pandas.read_parquet`.
         bundle: a trained model.
         retry_failed: also score images again that failed for a permanent reason, not only those

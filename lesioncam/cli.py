@@ -411,8 +411,9 @@ def _add_images(group: Any) -> None:
         "--images",
         required=True,
         metavar="URI",
-        help="directory or prefix, searched recursively; or a .csv or .parquet file with a 'uri' "
-        "column",
+        help="directory or prefix, searched recursively; or a list: a .csv, .tsv or .parquet file "
+        "with a 'uri' column, or a .txt file with one path or URI a line; relative paths are "
+        "relative to the list",
     )
 
 

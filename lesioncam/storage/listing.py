@@ -20,7 +20,7 @@ from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.storage.local import local_path
 from lesioncam.storage.parallel import merge_parallel
 from lesioncam.storage.store import Entry, Store, stat_or_unknown
-from lesioncam.storage.uri_list import is_uri_list, read_uri_list
+from lesioncam.storage.uri_list import LIST_ENDINGS, is_uri_list, read_uri_list
 from lesioncam.storage.uris import open_store, stat_uri
 
 IMAGE_ENDINGS = frozenset(
@@ -40,7 +40,7 @@ _LIST_THREADS = 16
 
 
 class Listing:
-    """The images a flag names: a directory or prefix, or a CSV or Parquet file of `uri`s.
+    """The images a flag names: a directory or prefix, or a list of `uri`s (`LIST_ENDINGS`).
 
     Iterate once; `skipped` is complete after that.
 
@@ -81,7 +81,7 @@ class Listing:
         if "://" not in self.source and not Path(self.source).is_dir():
             raise InputError(
                 f"{self._flag}: no such directory: {self.source}; give a directory, an s3:// "
-                f"prefix, or a .csv or .parquet file with a uri column"
+                f"prefix, or a list of images ({', '.join(LIST_ENDINGS)})"
             )
         return open_store(self.source)
 

@@ -1,6 +1,7 @@
 """Listing: which files count as images, lists of uris, and the manifest."""
 
 import errno
+import gzip
 import io
 import os
 import subprocess
@@ -35,6 +36,7 @@ from lesioncam.storage.parallel import merge_parallel
 from lesioncam.storage.s3_client import s3_client
 from lesioncam.storage.store import Entry
 from lesioncam.storage.uris import open_store
+from tests.conftest import SHARED, needs_shared
 from tests.storage.conftest import refused
 
 
@@ -49,6 +51,8 @@ def write_list(location: str, ending: str, uris: Sequence[str | None], column: s
     sink = io.BytesIO()
     if ending == "csv":
         frame.to_csv(sink, index=False)
+    elif ending == "txt":
+        sink.write("\n".join(map(str, uris)).encode())
     else:
         frame.to_parquet(sink)
     open_store(location).write(f"list.{ending}", sink.getvalue())
@@ -478,14 +482,98 @@ def test_a_listed_file_out_of_reach_stays_listed(unreachable: str, tmp_path: Pat
     assert list(Listing(source)) == [Entry(f"{unreachable}/a.jpg", None, None, None)]
 
 
-def test_relative_paths_of_a_list_become_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_relative_paths_of_a_list_are_relative_to_it(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fill(str(tmp_path), "x/a.jpg")
-    listing = Listing(write_list(str(tmp_path), "csv", ["x/a.jpg", "./x/a.jpg"]))
-    assert uris(listing) == [str(tmp_path / "x" / "a.jpg")]
-    assert listing.skipped == {LISTED_TWICE: 1}
+    fill(location, "lists/x/a.jpg", "b.jpg")
+    names = ["x/a.jpg", "./x/../x/a.jpg", "../b.jpg", "/absolute/c.jpg"]
+    for ending in ("csv", "parquet", "txt"):
+        listing = Listing(write_list(f"{location}/lists", ending, names))
+        entries = list(listing)
+        wanted = [f"{location}/lists/x/a.jpg", f"{location}/b.jpg", "/absolute/c.jpg"]
+        assert [entry.uri for entry in entries] == wanted
+        assert [entry.size for entry in entries] == [5, 5, None]
+        assert listing.skipped == {LISTED_TWICE: 1}
+
+
+def test_a_list_that_is_named_by_a_relative_path_or_a_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b").mkdir()
+    monkeypatch.chdir(tmp_path / "a b")
+    write_list(str(tmp_path / "a b"), "csv", ["x.jpg"])
+    for source in (
+        "list.csv",
+        "./list.csv",
+        "../a b/list.csv",
+        (tmp_path / "a b/list.csv").as_uri(),
+    ):
+        assert uris(Listing(source)) == [f"{tmp_path}/a b/x.jpg"]
+
+
+def test_a_relative_path_above_its_bucket_is_refused(bucket: str) -> None:
+    source = write_list(f"s3://{bucket}/x", "csv", ["a.jpg", "../../b.jpg"])
+    with refused("--images", source, "row 2", kind=InputError):
+        list(Listing(source))
+
+
+TABLES = {
+    "list.csv": "uri\na.jpg\nb,c.jpg\n".replace("b,c.jpg", '"b,c.jpg"'),
+    "header_space.csv": ' uri ,patient\na.jpg,1\n"b,c.jpg",2\n',
+    "semicolons.csv": "patient;uri\n1;a.jpg\n2;b,c.jpg\n",
+    "tabs.TSV": "patient\turi\n1\ta.jpg\n2\tb,c.jpg\n",
+    "tabs.txt": "patient\turi\n1\ta.jpg\n2\tb,c.jpg\n",
+    "bars.csv": "patient|uri\r\n1|a.jpg\r\n\r\n2|b,c.jpg\r\n",
+    "mark.csv": "\ufeffpatient;uri\n1;a.jpg\n2;b,c.jpg\n",
+    "lines.txt": "a.jpg\nb,c.jpg\n",
+    "windows.txt": "\ufeffa.jpg\r\n\r\nb,c.jpg\r\n",
+}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_lists_with_other_separators_and_of_lines(
+    tmp_path: Path, name: str, compressed: bool
+) -> None:
+    data = TABLES[name].encode()
+    if compressed:
+        name, data = f"{name}.gz", gzip.compress(data)
+    (tmp_path / name).write_bytes(data)
+    listing = Listing(f"{tmp_path}/{name}")
+    assert uris(listing) == [f"{tmp_path}/a.jpg", f"{tmp_path}/b,c.jpg"]
+    assert not listing.skipped
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "part"),
+    [
+        ("a.csv", b"uri;note,x\na.jpg;1,2\n", "its first line holds ',' and ';'; use one"),
+        ("a.csv", b"uri\nb\xe4.jpg\n", "is not a CSV file in UTF-8"),
+        ("a.txt", b"a.jpg\nb\xe4.jpg\n", "is not a text file in UTF-8"),
+        ("a.txt", b"path;patient\na.jpg;1\n", "a header with a 'uri' column, or the path"),
+        ("a.txt", b"", "a header with a 'uri' column, or the path"),
+        ("a.csv", b"uri,uri\na.jpg,b.jpg\n", "a column occurs twice"),
+        ("a.csv.gz", gzip.compress(b"uri\na.jpg\n" * 99)[:-9], ""),
+        ("a.txt.gz", gzip.compress(b"a.jpg\n" * 99)[:-9], ""),
+        ("a.tsv", b"\x1f\x8bnot compressed", ""),
+    ],
+)
+def test_other_lists_are_refused_with_the_cause(
+    tmp_path: Path, name: str, data: bytes, part: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with refused("--images", f"{tmp_path}/{name}", part, kind=InputError):
+        list(Listing(f"{tmp_path}/{name}"))
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["relative_to_csv", "header_space", "semicolon"])
+def test_lists_as_people_have_them(name: str) -> None:
+    folder = SHARED / "wild" / "lists"
+    assert uris(Listing(f"{folder}/{name}.csv")) == [
+        f"{folder}/images/DRAWN_{number:05d}.jpg" for number in range(4)
+    ]
 
 
 def test_file_uris_of_a_list_become_absolute_paths(tmp_path: Path) -> None:
