@@ -5,6 +5,7 @@ Knows nothing about files, Ray or class names. Shape legend for the whole packag
 map (h = w).
 
 - `decode`: an image file's bytes to a canvas; `decoder`: the same in a process of its own.
+- `formats`: what a file's bytes are. `color`: ICC profiles. `repair`: files with broken metadata.
 - `network`: VGG-GAP. `cam`: its class activation maps. `crop`: boxes and their pixels.
 - `classifier`: both stages, composed of these.
 - `augment`: random geometry and color. `lesion_masks`: masks estimated from color.

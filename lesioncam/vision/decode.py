@@ -4,41 +4,38 @@ Knows nothing about where the bytes came from. Every failure is a `DecodeError` 
 error kinds of `lesioncam.columns`.
 """
 
+import hashlib
 import io
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from lesioncam.columns import ErrorKind
+from lesioncam.vision.color import to_srgb
+from lesioncam.vision.formats import (
+    describe_readable,
+    format_of,
+    has_tiff_directory,
+    readable_formats,
+    unreadable_variant,
+)
+from lesioncam.vision.repair import (
+    MAX_PNG_PROFILE,
+    with_end_marker,
+    without_padding,
+    without_unused_chunks,
+)
 
 MAX_PIXELS = 200_000_000  # width x height; a decoded image of this size takes 0.6 to 0.8 GB
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-_SUPPORTED = "supported are JPEG, PNG, WebP, BMP, TIFF and GIF"
-# Signatures by which files are recognized: (offset, bytes, format).
-_UNSUPPORTED_SIGNATURES = (
-    (4, b"ftypheic", "HEIC"),
-    (4, b"ftypheix", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftypavif", "AVIF"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"%PDF", "PDF"),
-    (128, b"DICM", "DICOM"),
-)
-_SUPPORTED_SIGNATURES = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF87a", "GIF"),
-    (0, b"GIF89a", "GIF"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (8, b"WEBP", "WebP"),
-)
 _WHITE = 255
 _INT32_MAX = 2**31 - 1
+_EXTRA = {"HEIC": "heif", "HEIF": "heif"}  # of this package, that reads a format
+_ALPHA_MODES = {"RGBA": "RGBA", "LA": "LA", "RGBa": "RGBA", "La": "LA"}  # not premultiplied
+_REDUCED_PAGE, _MASK_PAGE = 1, 4  # bits of a TIFF page's NewSubfileType
+_OLD_REDUCED_PAGE = 2  # its older SubfileType
 
 
 class DecodeError(Exception):
@@ -79,8 +76,10 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an image file onto a square canvas.
 
     JPEG is decoded at a reduced scale where that keeps at least `size` pixels each way. EXIF
-    orientation is applied, transparency is laid over white, and gray, palette, CMYK and 16-bit
-    pixels become 8-bit RGB. Of an animation or a multi-page file, the first picture is taken.
+    orientation is applied, colors become sRGB by the image's ICC profile, transparency is laid
+    over white, and gray, palette, CMYK and 16-bit pixels become 8-bit RGB. An alpha channel that
+    is zero everywhere is ignored. Of an animation or a multi-page file, the first picture is
+    taken that is not marked as a reduced copy of another.
 
     Args:
         data: the file's bytes.
@@ -92,11 +91,53 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
     """
     if not data:
         raise DecodeError(ErrorKind.EMPTY, "the file has no bytes")
+    is_jpeg = data.startswith(b"\xff\xd8\xff")
+    if is_jpeg:
+        data = without_padding(data)
+    try:
+        return _decode(data, size, max_pixels)
+    except DecodeError as error:
+        if error.kind is not ErrorKind.TRUNCATED:
+            raise
+        if variant := unreadable_variant(data):
+            raise _unsupported(variant, error.size) from error
+        whole = _decode_jpeg_without_end if is_jpeg else _decode_png_without_metadata
+        decoded = whole(data, size, max_pixels)
+        if decoded is None:
+            raise
+        return decoded
+
+
+def _decode(data: bytes, size: int, max_pixels: int) -> Decoded:
     image = _open(data)
     declared = image.size
     _check_pixels(declared, max_pixels)
     image.draft("RGB" if image.mode == "YCbCr" else image.mode, (size, size))
     return _to_canvas(image, declared, size)
+
+
+def _decode_jpeg_without_end(data: bytes, size: int, max_pixels: int) -> Decoded | None:
+    """The canvas of a JPEG that only lacks its end marker; None if pixels are missing."""
+    ended = with_end_marker(data)
+    if ended is None:
+        return None
+    with suppress(DecodeError, OSError):
+        if _pixel_digest(ended[0]) == _pixel_digest(ended[1]):
+            return _decode(ended[0], size, max_pixels)
+    return None
+
+
+def _pixel_digest(data: bytes) -> bytes:
+    return hashlib.sha256(_open(data).tobytes()).digest()
+
+
+def _decode_png_without_metadata(data: bytes, size: int, max_pixels: int) -> Decoded | None:
+    """The canvas of a PNG of which only metadata is damaged or too large; else None."""
+    pixels = without_unused_chunks(data) if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+    if pixels is not None:
+        with suppress(DecodeError):
+            return _decode(pixels, size, max_pixels)
+    return None
 
 
 def decode_image(image: Image.Image, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -143,39 +184,55 @@ def _to_canvas(image: Image.Image, declared: tuple[int, int], size: int) -> Deco
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is below `max_pixels`
+    PngImagePlugin.MAX_TEXT_CHUNK = MAX_PNG_PROFILE  # likewise 1 MB
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=readable_formats())
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _select_page(image)
+    except DecodeError:
+        raise
     except UnidentifiedImageError:
         raise _unrecognized(data) from None
     except Exception as error:  # Pillow's parsers raise many types on damaged headers
         raise DecodeError(ErrorKind.TRUNCATED, f"damaged header: {error}") from error
+    return image
+
+
+def _select_page(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Go to the first page that is not a reduced copy or a mask of another, if there is one."""
+    if not _is_secondary(image):
+        return
+    if TiffImagePlugin.SUBIFD in image.tag_v2:
+        raise _unsupported("TIFF with its image below a thumbnail", None)
+    for page in range(1, image.n_frames):
+        image.seek(page)
+        if not _is_secondary(image):
+            return
+    image.seek(0)
+
+
+def _is_secondary(image: TiffImagePlugin.TiffImageFile) -> bool:
+    kind = image.tag_v2.get(254, 0)
+    older = image.tag_v2.get(255, 0)
+    return bool(kind & (_REDUCED_PAGE | _MASK_PAGE)) or older == _OLD_REDUCED_PAGE
 
 
 def _unrecognized(data: bytes) -> DecodeError:
-    """The error for bytes that Pillow does not recognize as one of `_FORMATS`."""
-    if name := _signed(data, _UNSUPPORTED_SIGNATURES):
-        return DecodeError(ErrorKind.UNSUPPORTED, f"{name} is not supported; {_SUPPORTED}")
-    if _has_tiff_directory(data):
-        return DecodeError(ErrorKind.UNSUPPORTED, "this kind of TIFF is not supported")
-    is_bmp = data[:2] == b"BM" and data[6:10] == bytes(4)
-    if name := "BMP" if is_bmp else _signed(data, _SUPPORTED_SIGNATURES):
-        return DecodeError(ErrorKind.TRUNCATED, f"the {name} header is damaged or incomplete")
-    return DecodeError(ErrorKind.NOT_AN_IMAGE, f"not an image file; {_SUPPORTED}")
+    """The error for bytes that Pillow does not recognize as an image."""
+    found = format_of(data)
+    if found is None:
+        return DecodeError(ErrorKind.NOT_AN_IMAGE, f"not an image file; {describe_readable()}")
+    if found.pillow not in readable_formats():
+        return _unsupported(found.name, None)
+    if has_tiff_directory(data) and not unreadable_variant(data):
+        return _unsupported("this kind of TIFF", None)
+    return DecodeError(ErrorKind.TRUNCATED, f"the {found.name} header is damaged or incomplete")
 
 
-def _signed(data: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:
-    """The format whose signature the bytes have; None if they have none of these."""
-    return next((name for start, magic, name in signatures if data.startswith(magic, start)), None)
-
-
-def _has_tiff_directory(data: bytes) -> bool:
-    """Whether a TIFF's first directory is complete: then it is sound, but Pillow cannot read it."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return False
-    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
-    start = int.from_bytes(data[4:8], order)
-    entries = int.from_bytes(data[start : start + 2], order)
-    return start >= 8 and entries > 0 and start + 2 + 12 * entries <= len(data)
+def _unsupported(name: str, size: tuple[int, int] | None) -> DecodeError:
+    fix = f"pip install 'lesioncam[{_EXTRA[name]}]' reads it; " if name in _EXTRA else ""
+    message = f"{name} is not supported; {fix}{describe_readable()}"
+    return DecodeError(ErrorKind.UNSUPPORTED, message, size)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -188,7 +245,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale to `size` and convert to 8-bit RGB."""
+    """Scale to `size` and convert to 8-bit sRGB."""
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16"):  # 16-bit gray: keep the upper byte
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode == "I" and image.format == "PNG":  # older Pillow's name for 16-bit gray
@@ -197,12 +255,24 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         raise DecodeError(ErrorKind.UNSUPPORTED, f"pixel type {image.mode} is not supported")
     if image.mode in ("1", "P", "PA", "YCbCr", "HSV") or "transparency" in image.info:
         image = image.convert("RGBA" if _has_transparency(image) else "RGB")
+    if image.mode in _ALPHA_MODES:
+        return _over_white(image, size, profile)
+    return to_srgb(image.resize(size, Image.Resampling.BILINEAR), profile)
+
+
+def _over_white(image: Image.Image, size: tuple[int, int], profile: bytes | None) -> Image.Image:
+    """As `_to_rgb`, for an image with transparency; one of nothing but that counts as opaque."""
+    *bands, alpha = image.split()
+    opaque_mode = "L" if len(bands) == 1 else "RGB"
+    if alpha.getextrema() == (0, 0):
+        opaque = Image.merge(opaque_mode, bands)
+        return to_srgb(opaque.resize(size, Image.Resampling.BILINEAR), profile)
     image = image.resize(size, Image.Resampling.BILINEAR)
-    if image.mode in ("RGBA", "LA", "RGBa", "La"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (_WHITE, _WHITE, _WHITE, _WHITE))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    image = image.convert(_ALPHA_MODES[image.mode])
+    color = to_srgb(Image.merge(opaque_mode, image.split()[:-1]), profile)
+    color.putalpha(image.getchannel("A"))
+    white = Image.new("RGBA", size, (_WHITE, _WHITE, _WHITE, _WHITE))
+    return Image.alpha_composite(white, color).convert("RGB")
 
 
 def _has_transparency(image: Image.Image) -> bool:
