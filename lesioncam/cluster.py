@@ -6,19 +6,20 @@ scoring or training.
 
 import logging
 import os
-import signal
-import socket
-import threading
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import ray.data
 from ray.util import placement_group, remove_placement_group
 
-from lesioncam.errors import InputError, RunFailedError
+from lesioncam.address import check_address, cluster_address, no_answer
+from lesioncam.errors import InputError, RunFailedError, failed_by, first_line
+from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
 from lesioncam.storage.store import StoreError
 
 if TYPE_CHECKING:
@@ -109,11 +110,6 @@ def capacity() -> Capacity:
     return Capacity(tuple(Node(node.get("CPU", 0.0), int(node.get("GPU", 0))) for node in alive))
 
 
-def can_grow() -> bool:
-    """Whether nodes may join: a cluster at `RAY_ADDRESS` may grow, a local one cannot."""
-    return bool(os.environ.get("RAY_ADDRESS"))
-
-
 def await_resources(bundles: list[dict[str, float]], what: str) -> None:
     """Request resources and wait until the cluster has them, as an autoscaler may start nodes.
 
@@ -181,7 +177,7 @@ def as_run_error(error: BaseException) -> RunFailedError | None:
     """
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     if isinstance(cause, RunFailedError):
-        return None if cause is error else RunFailedError(_first_line(cause))
+        return None if cause is error else RunFailedError(first_line(cause))
     if isinstance(cause, InputError | StoreError | OSError):
         return failed_by(cause)
     if isinstance(cause, ray.exceptions.RayError):
@@ -192,65 +188,63 @@ def as_run_error(error: BaseException) -> RunFailedError | None:
     return None
 
 
-def failed_by(error: Exception) -> RunFailedError:
-    """The error of a run whose input or output became unusable while it ran."""
-    return RunFailedError(
-        f"the run failed: {_first_line(error)}; fix that and run the same command again"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """The message without a worker's traceback."""
-    return str(error).partition("\n")[0]
-
-
 @contextmanager
 def connected() -> Iterator[None]:
     """Attach to the cluster in `RAY_ADDRESS`, or start a local one and stop it at the end.
 
     Never joins a Ray that happens to run on this machine. Does nothing if this process is already
-    connected. SIGTERM raises KeyboardInterrupt inside.
+    connected. Ctrl-C and SIGTERM raise KeyboardInterrupt inside.
 
     Raises:
         InputError: nothing answers at `RAY_ADDRESS`.
+        RunFailedError: a local Ray did not start in time.
     """
     if ray.is_initialized():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
+    with interruptible():
         try:
-            _start()
-        except SystemExit as error:  # Ray's handler while it starts
-            raise KeyboardInterrupt from error
-        _at_sigterm(signal.default_int_handler)  # Ray's own handler prints a stack and aborts
-        yield
-    finally:
-        ray.shutdown()
-        _at_sigterm(before)
+            try:
+                _start()
+            except SystemExit as error:  # Ray's handler of SIGTERM while it starts
+                ignore_signals()
+                raise KeyboardInterrupt from error
+            handle_signals()  # Ray's own handler of SIGTERM prints a stack and aborts
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _start() -> None:
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
+    # Ray's core logs an "error" per actor pool on a healthy run.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
+    if address is not None:
         for name, value in _KEEPALIVE.items():
             os.environ.setdefault(name, value)
+        check_address()
         try:
-            _check_answers(address)
-            ray.init(address=address, **quiet)
+            with _without_log_level_line():
+                ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"RAY_ADDRESS: no Ray cluster answers at {address}; correct or unset it"
-            ) from error
+            raise no_answer(address) from error
     else:
-        # Ray's core logs an "error" per actor pool on a healthy run.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         for name, value in _KEEP_IDLE.items():
             os.environ.setdefault(name, value)
         # Ray's listing task takes a whole CPU beside the actors: one core has to count as two.
         cpus = 2 if os.cpu_count() == 1 else None
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        try:
+            with _without_log_level_line():
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # Ray raises this very class where one of its processes is too slow.
+            raise RunFailedError(
+                f"Ray did not start on this machine ({first_line(error)}); run the same command "
+                f"again"
+            ) from error
     # lesioncam logs its own progress.
     ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
@@ -258,14 +252,23 @@ def _start() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-def _at_sigterm(handler: Any) -> None:
-    """Install a handler. None stands for one not set from Python, which Python cannot restore."""
-    if threading.current_thread() is threading.main_thread():  # signal.signal requires it
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+@contextmanager
+def _without_log_level_line() -> Iterator[None]:
+    """Drop the line that Ray's core prints about `RAY_BACKEND_LOG_LEVEL`, and no other.
 
-
-def _check_answers(address: str) -> None:
-    """Fail quickly: Ray itself tries an address for minutes. Skips `auto` and `ray://`."""
-    host, _, port = address.rpartition(":")
-    if "://" not in address and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
+    It prints to the file descriptor of stderr, past `sys.stderr`.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            printed.seek(0)
+            for line in printed:
+                if b"RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(2, line)

@@ -24,16 +24,16 @@ from lesioncam.storage.runs import Pending, RunRecord
 from lesioncam.vision.classifier import CropClassifier, Localizer
 from lesioncam.vision.network import build_network, prepare_for_inference
 
-PIPELINE = "lesioncam.scoring.pipeline"
+STREAM = "lesioncam.scoring.stream"
 
 
 def patch_score(patch: pytest.MonkeyPatch) -> None:
     """Have `score` run without Ray."""
     plan = plan_for(Capacity((Node(cpus=2, gpus=0),)), gpus=0, precision="float32")
-    patch.setattr(f"{PIPELINE}.connected", nullcontext)
-    patch.setattr(f"{PIPELINE}.check_cluster", lambda _: None)
-    patch.setattr(f"{PIPELINE}.make_plan", lambda *_: plan)
-    patch.setattr(f"{PIPELINE}.build_pipeline", Chain)
+    patch.setattr(f"{STREAM}.connected", nullcontext)
+    patch.setattr(f"{STREAM}.check_cluster", lambda _: None)
+    patch.setattr(f"{STREAM}.make_plan", lambda *_: plan)
+    patch.setattr(f"{STREAM}.build_pipeline", Chain)
     patch.setattr("lesioncam.scoring.fetch.ray", SimpleNamespace(get=lambda answer: answer))
 
 

@@ -8,11 +8,11 @@ import pytest
 import ray
 
 from lesioncam import cluster
+from lesioncam.address import can_grow
 from lesioncam.cluster import (
     Capacity,
     Node,
     as_run_error,
-    can_grow,
     capacity,
     connected,
     probe_hardware,

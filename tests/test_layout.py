@@ -18,7 +18,7 @@ LAYERS = (
     {"columns", "errors", "schema", "settings"},
     {"vision"},
     {"storage"},
-    {"cluster", "telemetry", "logs"},
+    {"address", "cluster", "interrupts", "logs", "telemetry"},
     {"scoring", "training", "evaluation"},
     {"predict"},
     {"api"},
@@ -74,6 +74,7 @@ def test_vision_imports_neither_ray_nor_storage_libraries() -> None:
         ("lesioncam.columns", {"torch", "ray", "pandas", "numpy", "pyarrow", "pydantic"}),
         ("lesioncam.evaluation.evaluate", {"torch", "ray"}),
         ("lesioncam.cluster", {"torch"}),
+        ("lesioncam.scoring.pipeline", {"torch", "ray"}),
     ],
 )
 def test_modules_stay_light(module: str, heavy: set[str]) -> None:

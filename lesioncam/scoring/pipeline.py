@@ -1,46 +1,40 @@
 """The scoring job, which reads as its pipeline.
 
 list -> pending -> fetch and decode -> localize -> classify -> write
+
+What is listed and what is pending is decided here, without torch or Ray: a run with nothing to do
+ends at once. `stream` has the steps on Ray.
 """
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
-from typing import Any
-
-import ray
-import ray.data
-from ray.data.exceptions import ExecutionTimeoutError
+from typing import TYPE_CHECKING, Any
 
 from lesioncam import __version__
-from lesioncam.cluster import as_run_error, connected
+from lesioncam.address import check_address
 from lesioncam.columns import Status
-from lesioncam.errors import InputError, LesioncamError, RunFailedError
-from lesioncam.scoring.actors import ClassifyActor, Compute, LocalizeActor
-from lesioncam.scoring.fetch import fetch_and_decode, read_pending
-from lesioncam.scoring.outage import Outage
-from lesioncam.scoring.plan import Plan, check_cluster, make_plan
-from lesioncam.scoring.progress import Progress
-from lesioncam.scoring.window import open_window
-from lesioncam.scoring.write import write_part
-from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.errors import InputError, LesioncamError, RunFailedError, failed_by
+from lesioncam.interrupts import interruptible
+from lesioncam.storage.bundle import BundleFiles, read_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.listing import LISTED_TWICE, Listing
 from lesioncam.storage.pending import Tally
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord, new_run_id
-from lesioncam.storage.store import Entry
+from lesioncam.storage.store import Entry, StoreError
 from lesioncam.storage.uris import open_store
 
-log = logging.getLogger("lesioncam")
+if TYPE_CHECKING:
+    from lesioncam.scoring.plan import Plan
+    from lesioncam.scoring.progress import Progress
 
-_NO_PROGRESS_TIMEOUT_S = 1800
-_WAITING_CPUS = 0.05  # of a task that mostly waits: reading the manifest, writing a part
+log = logging.getLogger("lesioncam")
 
 
 @dataclass(frozen=True)
@@ -69,19 +63,29 @@ class ScoreRequest:
     gpus: int | None = None
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What the steps of one run share."""
+@dataclass
+class Run:
+    """What the steps of one run share.
+
+    Attributes:
+        request: as it was made.
+        bundle: checked, not loaded.
+        results: the output's rows.
+        record: the output's files about this run.
+        lease: on the output.
+        progress: None until images are scored.
+        started_at: the run's start.
+    """
 
     request: ScoreRequest
-    bundle: Bundle
+    bundle: BundleFiles
     results: Results
     record: RunRecord
-    progress: Progress
     lease: Lease
+    progress: "Progress | None" = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def record_plan(self, plan: Plan | None = None) -> None:
+    def record_plan(self, plan: "Plan | None" = None) -> None:
         """Write `run.json`: the request, and the plan once there is one."""
         content = {
             **asdict(self.request),
@@ -102,33 +106,41 @@ def score(request: ScoreRequest) -> dict[str, Any]:
             writing to it.
         RunFailedError: a listed image ended without a row, or the lease on the output was lost.
     """
+    with interruptible():
+        return _checked(request)
+
+
+def _checked(request: ScoreRequest) -> dict[str, Any]:
+    """Refuse what can be refused before anything is written; then run."""
     results = Results(request.output)
     refuse_other_run(results.store)
     results.store.arrow()  # a name that pyarrow cannot take is refused before any work
-    bundle = load_bundle(request.bundle)
+    bundle = read_bundle(request.bundle)
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it is inside --images; choose a directory outside of them")
+    check_address()
+    if request.gpus:
+        from lesioncam.scoring.stream import refuse_without_gpus  # noqa: PLC0415
+
+        refuse_without_gpus(request.gpus)
     listing = Listing(request.images)
     entries = _started(
         listing.unordered() if request.limit is None else islice(listing, request.limit)
     )
     record = RunRecord(results.store, new_run_id())
-    with connected():
-        check_cluster(request.gpus)
-        with closing(Progress(record)) as progress, Lease(results.store, record.run_id) as lease:
-            results.check(bundle.settings.classes, bundle.digest)
-            run = _Run(request, bundle, results, record, progress, lease)
-            try:
-                return _score(run, listing, entries)
-            except BaseException as error:
-                _record_failure(run, error)
-                failed = _as_run_error(error)
-                if failed is None:
-                    raise
-                raise failed from error
+    with Lease(results.store, record.run_id) as lease:
+        results.check(bundle.settings.classes, bundle.digest)
+        run = Run(request, bundle, results, record, lease)
+        try:
+            return _score(run, listing, entries)
+        except BaseException as error:
+            _record_failure(run, error)
+            if isinstance(error, InputError | StoreError | OSError):
+                raise failed_by(error) from error
+            raise
 
 
-def _score(run: _Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, Any]:
+def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, Any]:
     """List, score what is pending, compact the parts and count the rows; returns the summary."""
     started = time.monotonic()
     run.results.recover()
@@ -137,7 +149,9 @@ def _score(run: _Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, A
     run.results.begin()
     pending = _record_pending(run, rows)
     if pending.pending:
-        _score_pending(run, pending)
+        from lesioncam.scoring.stream import score_pending  # noqa: PLC0415  loads torch and Ray
+
+        score_pending(run, pending)
     run.lease.check()
     run.results.compact(run.record.run_id, run.lease.check)
     tally = _checked_tally(run, rows)
@@ -155,7 +169,7 @@ def _score(run: _Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, A
     return summary
 
 
-def _record_pending(run: _Run, rows: int) -> Pending:
+def _record_pending(run: Run, rows: int) -> Pending:
     """Record the listed images that have no row yet, of a manifest of so many rows."""
     partitions = run.results.partitions(run.record.manifest(), rows)
     pending = run.record.record_pending(partitions, retry_failed=run.request.retry_failed)
@@ -172,85 +186,7 @@ def _record_pending(run: _Run, rows: int) -> Pending:
     return pending
 
 
-def _score_pending(run: _Run, pending: Pending) -> None:
-    """Run the pipeline, counting each part as it becomes durable."""
-    run.progress.begin(pending.pending)
-    plan = make_plan(run.request.gpus, run.request.precision, pending.pending)
-    run.record_plan(plan)
-    run.progress.start_clock()
-    outage = Outage(run.record)
-    for receipt in build_pipeline(run.record, pending, run.bundle, plan, run.results).iter_rows():
-        part = dict(zip(receipt["outcomes"], receipt["counts"], strict=True))
-        for outcome, count in part.items():
-            run.progress.add(outcome, count)
-        outage.check(part)
-        run.lease.check()
-
-
-def build_pipeline(
-    record: RunRecord, pending: Pending, bundle: Bundle, plan: Plan, results: Results
-) -> ray.data.Dataset:
-    """The pipeline from pending images to receipts of written parts; nothing runs yet."""
-    settings = bundle.settings
-    compute = Compute(settings, plan.precision, plan.batch_size)
-    stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
-    window = open_window(plan.window)
-    context = ray.data.DataContext.get_current()
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
-    context.raise_original_map_exception = True  # a worker's message reaches the user
-    actors: dict[str, Any] = {
-        "compute": ray.data.ActorPoolStrategy(size=plan.actors),
-        "num_cpus": plan.actor_cpus,
-        "batch_size": plan.batch_size,
-        "batch_format": "pyarrow",
-    }
-    return (
-        ray.data.from_items([{"name": name} for name in record.pending.names()])
-        .map_batches(
-            read_pending,
-            fn_kwargs={"pending": record.pending.uri},
-            num_cpus=_WAITING_CPUS,
-            batch_size=1,
-            batch_format="pyarrow",
-        )
-        .repartition(target_num_rows_per_block=plan.block_rows)
-        .map_batches(
-            fetch_and_decode,
-            fn_kwargs={"canvas_size": settings.canvas_size, "window": window},
-            num_cpus=plan.decode_cpus,
-            batch_size=None,  # a block a task: one that waits for the window holds nothing back
-            batch_format="pyarrow",
-        )
-        .map_batches(
-            LocalizeActor,
-            fn_constructor_args=(compute, stage1),
-            num_gpus=plan.actor_gpus[0],
-            **actors,
-        )
-        .map_batches(
-            ClassifyActor,
-            fn_constructor_args=(compute, stage2),
-            num_gpus=plan.actor_gpus[1],
-            **actors,
-        )
-        .map_batches(
-            write_part,
-            fn_kwargs={
-                "output": results.store.uri,
-                "classes": settings.classes,
-                "model": bundle.digest,
-                "run_id": record.run_id,
-                "not_before": max(pending.after, datetime.now(UTC)),
-                "window": window,
-            },
-            num_cpus=_WAITING_CPUS,
-            batch_size=plan.part_rows,
-            batch_format="pyarrow",
-        )
-    )
-
-
-def _checked_tally(run: _Run, rows: int) -> Tally:
+def _checked_tally(run: Run, rows: int) -> Tally:
     """Count the rows against a manifest of so many rows; each image must have exactly one."""
     partitions = run.results.partitions(run.record.manifest(), rows)
     tally = sum((partition.tally() for partition in partitions), start=Tally())
@@ -285,18 +221,10 @@ def _started(entries: Iterator[Entry]) -> Iterator[Entry]:
     return chain([first], entries)
 
 
-def _record_failure(run: _Run, error: BaseException) -> None:
+def _record_failure(run: Run, error: BaseException) -> None:
     """Leave a summary of a failed run, unless the store is what failed."""
     with suppress(LesioncamError):
-        content = {"outcome": "failed", "error": type(error).__name__}
-        run.record.finish(content | {"progress": run.progress.state()})
-
-
-def _as_run_error(error: BaseException) -> RunFailedError | None:
-    """The failure in one line; None for errors that are one line already, and for bugs."""
-    if isinstance(error, ExecutionTimeoutError):
-        minutes = _NO_PROGRESS_TIMEOUT_S / 60
-        return RunFailedError(
-            f"the run made no progress for {minutes:g} minutes; run the same command again"
-        )
-    return as_run_error(error)
+        content: dict[str, Any] = {"outcome": "failed", "error": type(error).__name__}
+        if run.progress is not None:
+            content["progress"] = run.progress.state()
+        run.record.finish(content)

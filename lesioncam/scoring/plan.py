@@ -4,7 +4,8 @@ import logging
 import math
 from dataclasses import dataclass
 
-from lesioncam.cluster import Capacity, await_resources, can_grow, capacity, probe_hardware
+from lesioncam.address import can_grow
+from lesioncam.cluster import Capacity, await_resources, capacity, probe_hardware
 from lesioncam.errors import InputError
 from lesioncam.scoring.stages import BATCH_SIZES
 

@@ -1,21 +1,24 @@
-"""Bundle: a trained model as a directory; loading is strict, checks digests and runs no code."""
+"""Bundle: a trained model as a directory; loading is strict, checks digests and runs no code.
+
+Checking a bundle needs no torch; loading its networks does.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic.dataclasses
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from lesioncam.errors import InputError
 from lesioncam.settings import STRICT, ModelSettings, parse
 from lesioncam.storage.store import Store, StoreError, refusal
 from lesioncam.storage.uris import open_store
-from lesioncam.vision.network import build_network
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 6
 BUNDLE_FILE = "bundle.json"
@@ -37,11 +40,53 @@ class Bundle:
     """
 
     settings: ModelSettings
-    stage1: Mapping[str, Tensor]
-    stage2: Mapping[str, Tensor]
+    stage1: "Mapping[str, Tensor]"
+    stage2: "Mapping[str, Tensor]"
     digest: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """The files of a bundle, read and checked; its networks are not loaded yet.
+
+    Attributes:
+        settings: what inference needs beside the weights.
+        digest: of the whole bundle, `model` in the scores.
+    """
+
+    settings: ModelSettings
+    digest: str
+    _parsed: "_BundleFile"
+    _weights: Mapping[str, bytes]
+    _where: str
+
+    def load(self) -> Bundle:
+        """The bundle with its networks' weights.
+
+        Raises:
+            InputError: a file does not hold the tensors of its network.
+        """
+        stage1, stage2 = (self._load_stage(stage) for stage in STAGES)
+        return Bundle(
+            self.settings, stage1, stage2, self.digest, self._parsed.training, self._parsed.metrics
+        )
+
+    def _load_stage(self, stage: str) -> "dict[str, Tensor]":
+        from safetensors.torch import load  # noqa: PLC0415
+
+        from lesioncam.vision.network import build_network  # noqa: PLC0415
+
+        try:
+            state: dict[str, Tensor] = load(self._weights[stage])
+            build_network(self.settings, state)
+        except (SafetensorError, RuntimeError) as error:
+            raise InputError(
+                f"{self._where}/{stage}.safetensors does not hold the tensors of "
+                f"{self.settings.backbone}"
+            ) from error
+        return state
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -67,6 +112,8 @@ def save_bundle(bundle: Bundle, uri: str, card: str) -> str:
     Returns:
         The bundle's digest.
     """
+    from safetensors.torch import save  # noqa: PLC0415
+
     store = open_store(uri)
     files = {
         "stage1.safetensors": save(dict(bundle.stage1)),
@@ -93,7 +140,12 @@ def bundle_exists(uri: str) -> bool:
 
 
 def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
-    """Read and check a bundle.
+    """Read, check and load a bundle; raises as `read_bundle` and `BundleFiles.load` do."""
+    return read_bundle(uri, flag).load()
+
+
+def read_bundle(uri: str, flag: str = "--bundle") -> BundleFiles:
+    """Read and check a bundle's files.
 
     Raises:
         InputError: a file is missing, was changed after it was written, or has content that this
@@ -116,25 +168,11 @@ def load_bundle(uri: str, flag: str = "--bundle") -> Bundle:
             f"new one"
         )
     parsed = parse(_BundleFile, json.loads(data), where)
-    stages = {name: _read_stage(store, name, parsed, flag) for name in STAGES}
+    weights = {
+        stage: _check_digest(store, f"{stage}.safetensors", parsed, flag) for stage in STAGES
+    }
     _check_digest(store, CARD_FILE, parsed, flag)
-    return Bundle(
-        parsed.model, stages["stage1"], stages["stage2"], parsed.digest, parsed.training,
-        parsed.metrics,
-    )  # fmt: skip
-
-
-def _read_stage(store: Store, stage: str, parsed: _BundleFile, flag: str) -> dict[str, Tensor]:
-    name = f"{stage}.safetensors"
-    data = _check_digest(store, name, parsed, flag)
-    try:
-        state: dict[str, Tensor] = load(data)
-        build_network(parsed.model, state)
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(
-            f"{flag}: {store.uri}/{name} does not hold the tensors of {parsed.model.backbone}"
-        ) from error
-    return state
+    return BundleFiles(parsed.model, parsed.digest, parsed, weights, f"{flag}: {store.uri}")
 
 
 def _check_digest(store: Store, name: str, parsed: _BundleFile, flag: str) -> bytes:

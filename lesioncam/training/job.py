@@ -13,8 +13,8 @@ import numpy as np
 import ray
 from torch import Tensor
 
-from lesioncam.cluster import as_run_error, connected, failed_by
-from lesioncam.errors import InputError, LesioncamError
+from lesioncam.cluster import as_run_error, connected
+from lesioncam.errors import InputError, LesioncamError, failed_by
 from lesioncam.settings import ModelSettings, TrainSettings
 from lesioncam.storage.bundle import Bundle, bundle_exists, save_bundle
 from lesioncam.storage.labels import LabelColumns, read_labels

@@ -196,7 +196,7 @@ def test_many_small_pending_files_do_not_stop_before_a_full_window(
         small = replace(plan, batch_size=4, block_rows=4, part_rows=8)
         return replace(small, window=2 * 8 + 4, decode_cpus=0.25)
 
-    monkeypatch.setattr("lesioncam.scoring.pipeline.make_plan", small_plan)
+    monkeypatch.setattr("lesioncam.scoring.stream.make_plan", small_plan)
     monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 9)
     write_lesions(tmp_path / "images", 70)
     request = ScoreRequest(str(tmp_path / "images"), bundle_uri, str(tmp_path / "out"))

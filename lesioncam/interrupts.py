@@ -1,0 +1,57 @@
+"""Interrupts: Ctrl-C and SIGTERM end a run once, and its clean-up is not cut short.
+
+The first one raises KeyboardInterrupt. Later ones are ignored: raised in the middle of the clean-up
+they would leave a lease behind, or end in a stack of Ray's.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+log = logging.getLogger("lesioncam")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Handle both signals so inside; the handlers of before return at the end.
+
+    Does nothing inside another `interruptible`, and in other threads than the main one, where
+    Python allows no handlers.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is _interrupt:
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    handle_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None stands for a handler not set from Python, which Python cannot restore.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def handle_signals() -> None:
+    """Install the handlers, again where Ray has replaced them."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, _interrupt)
+
+
+def ignore_signals() -> None:
+    """Let nothing interrupt the clean-up that follows."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    ignore_signals()
+    log.warning("interrupted: stopping")
+    raise KeyboardInterrupt
