@@ -20,7 +20,8 @@ import torch
 
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.vision.classifier import CropClassifier, Localizer, TwoStageClassifier
-from lesioncam.vision.network import build_network, native_precision, prepare_for_inference
+from lesioncam.vision.engine import load_network
+from lesioncam.vision.network import native_precision
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -102,7 +103,7 @@ class Passes:
     def __init__(self, bundle: Bundle, batch: int, precision: str):
         settings = bundle.settings
         self.stage1, self.stage2 = (
-            prepare_for_inference(build_network(bundle.settings, state), device(), precision)
+            load_network(bundle.settings, state, device(), precision)
             for state in (bundle.stage1, bundle.stage2)
         )
         self._classifier = TwoStageClassifier(

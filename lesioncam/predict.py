@@ -31,7 +31,8 @@ from lesioncam.storage.local import local_path
 from lesioncam.storage.uri_list import is_supported
 from lesioncam.vision.classifier import CropClassifier, Localizer
 from lesioncam.vision.decode import DecodeError, decode_image
-from lesioncam.vision.network import build_network, native_precision, prepare_for_inference
+from lesioncam.vision.engine import load_network
+from lesioncam.vision.network import native_precision
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -62,8 +63,7 @@ def load(
     if precision == "auto":
         precision = native_precision(target)
     stage1, stage2 = (
-        prepare_for_inference(build_network(settings, state), target, precision)
-        for state in (loaded.stage1, loaded.stage2)
+        load_network(settings, state, target, precision) for state in (loaded.stage1, loaded.stage2)
     )
     batch_size = BATCH_SIZES[target.type]
     return Classifier(

@@ -22,7 +22,7 @@ from lesioncam.storage.bundle import Bundle
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord
 from lesioncam.vision.classifier import CropClassifier, Localizer
-from lesioncam.vision.network import build_network, prepare_for_inference
+from lesioncam.vision.engine import load_network
 
 STREAM = "lesioncam.scoring.stream"
 
@@ -58,9 +58,7 @@ class Chain:
         always_free = SimpleNamespace(remote=lambda *_: None)
         window = SimpleNamespace(acquire=always_free, release=always_free)
         stage1, stage2 = (
-            prepare_for_inference(
-                build_network(settings, state), torch.device("cpu"), plan.precision
-            )
+            load_network(settings, state, torch.device("cpu"), plan.precision)
             for state in (self._bundle.stage1, self._bundle.stage2)
         )
         localize = Localize(Localizer(settings, stage1), plan.batch_size)

@@ -10,8 +10,8 @@ from lesioncam.cluster import device_here
 from lesioncam.scoring.stages import Classify, Localize
 from lesioncam.settings import ModelSettings
 from lesioncam.telemetry import timed
-from lesioncam.vision.classifier import CropClassifier, Localizer
-from lesioncam.vision.network import VGGGAP, build_network, prepare_for_inference
+from lesioncam.vision.classifier import CropClassifier, Localizer, Network
+from lesioncam.vision.engine import load_network
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,12 @@ class Compute:
     precision: str
     batch_size: int
 
-    def load(self, state: ray.ObjectRef) -> VGGGAP:
+    def load(self, state: ray.ObjectRef) -> Network:
         """A stage's network with the weights `state`, ready for inference in this process."""
         device = device_here()
         if device.type == "cpu":
             torch.set_num_threads(1)  # there is an actor for each core
-        network = build_network(self.settings, ray.get(state))
-        return prepare_for_inference(network, device, self.precision)
+        return load_network(self.settings, ray.get(state), device, self.precision)
 
 
 class LocalizeActor:

@@ -14,9 +14,9 @@ from lesioncam.cluster import device_here
 from lesioncam.settings import ModelSettings
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.workers import Workers
-from lesioncam.vision.classifier import CropClassifier, Localizer, to_channels_first
+from lesioncam.vision.classifier import CropClassifier, Localizer, Network, to_channels_first
 from lesioncam.vision.crop import sample_boxes
-from lesioncam.vision.network import VGGGAP, build_network, prepare_for_inference
+from lesioncam.vision.engine import load_network
 
 _BATCH = 16
 _RETRIES = 10  # of an actor that was lost, and of its batch
@@ -121,12 +121,12 @@ def classify_all(
     return np.concatenate(list(results))
 
 
-def _network(model: ModelSettings, weights: Mapping[str, Tensor], workers: Workers) -> VGGGAP:
+def _network(model: ModelSettings, weights: Mapping[str, Tensor], workers: Workers) -> Network:
     """A stage's network, ready for inference in this process."""
     device = device_here()
     if device.type == "cpu":
         torch.set_num_threads(workers.threads)
-    return prepare_for_inference(build_network(model, weights), device, workers.precision)
+    return load_network(model, weights, device, workers.precision)
 
 
 def _pixels(canvases: Canvases, rows: np.ndarray) -> Tensor:
