@@ -31,6 +31,7 @@ class ErrorKind(StrEnum):
     TOO_LARGE = "too_large"
     DECODE_TIMEOUT = "decode_timeout"
     NOT_FOUND = "not_found"
+    ARCHIVED = "archived"
     PERMISSION = "permission"
     UNREACHABLE = "unreachable"
 

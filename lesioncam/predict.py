@@ -190,7 +190,7 @@ def _decode(image: str | bytes | Image.Image, canvas_size: int) -> tuple[dict[st
     if isinstance(image, str):
         entry = stat_listed(image)
         row = {**asdict(entry), "image_id": image_id(entry.uri)}
-        return row, read_canvas(entry.uri, entry.size, canvas_size)
+        return row, read_canvas(entry.uri, entry.size, entry.archived, canvas_size)
     try:
         with _PILLOW:
             return {}, decode_image(image, canvas_size)

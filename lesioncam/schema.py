@@ -15,7 +15,15 @@ _OBJECT_FIELDS = (
     pa.field("last_modified", TIMESTAMP),
 )
 # What listing knows of an image. `row` numbers the images of a run and names part files.
-MANIFEST_SCHEMA = pa.schema([pa.field("row", pa.int64()), *_NAME_FIELDS, *_OBJECT_FIELDS])
+# `archived` is null where the store does not say.
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        *_NAME_FIELDS,
+        *_OBJECT_FIELDS,
+        pa.field("archived", pa.bool_()),
+    ]
+)
 
 _PANDAS_NULLABLE = {pa.int32(): "Int32", pa.int64(): "Int64", pa.bool_(): "boolean"}
 

@@ -234,7 +234,7 @@ def test_statuses_and_kinds_are_the_contracts() -> None:
     assert [*Status] == ["ok", "failed"]
     assert {*ErrorKind} == {
         *("empty", "truncated", "not_an_image", "unsupported", "too_large", "decode_timeout"),
-        *("not_found", "permission", "unreachable"),
+        *("not_found", "archived", "permission", "unreachable"),
     }
     assert {"permission", "unreachable"} == TRANSIENT_KINDS
 
@@ -246,6 +246,7 @@ def test_endings_are_in_lower_case_with_their_dot() -> None:
 
 def test_manifest_keeps_what_the_score_rows_say_of_the_source() -> None:
     scores = scores_schema(CLASSES)
-    assert MANIFEST_SCHEMA.names == ["row", "uri", "image_id", "size", "etag", "last_modified"]
-    for name in MANIFEST_SCHEMA.names[1:]:
+    names = ["uri", "image_id", "size", "etag", "last_modified"]
+    assert MANIFEST_SCHEMA.names == ["row", *names, "archived"]
+    for name in names:
         assert MANIFEST_SCHEMA.field(name).equals(scores.field(name)), name

@@ -32,6 +32,6 @@ def fetch_and_decode(table: pa.Table, canvas_size: int, window: Any) -> pa.Table
     """
     ray.get(window.acquire.remote(*block_range(table)))
     with timed("fetch", table.num_rows), ThreadPoolExecutor(READ_THREADS) as threads:
-        files = (table["uri"].to_pylist(), table["size"].to_pylist())
+        files = (table[name].to_pylist() for name in ("uri", "size", "archived"))
         outcomes = threads.map(read_canvas, *files, repeat(canvas_size))
         return with_canvases(table, outcomes, canvas_size)

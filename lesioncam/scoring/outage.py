@@ -26,7 +26,7 @@ class Outage:
     After `MAX_FAILURES` of them it tries images from all over the listing: if none can be read
     either, it is the store or the credentials, and the run stops. If one can, the run goes on, and
     the next check is after twice as many. Outcomes come part by part: a part with any other outcome
-    resets the count.
+    resets the count. Archived images do not count, nor do they reset it: most were not requested.
     """
 
     def __init__(self, record: RunRecord):
@@ -39,12 +39,15 @@ class Outage:
         Raises:
             RunFailedError: the store is out of reach.
         """
+        asked = {kind: count for kind, count in part.items() if kind != ErrorKind.ARCHIVED}
+        if not asked:
+            return
         self._failures = (
-            self._failures + sum(part.values()) if part.keys() <= TRANSIENT_KINDS else 0
+            self._failures + sum(asked.values()) if asked.keys() <= TRANSIENT_KINDS else 0
         )
         if self._failures < self._allowed:
             return
-        outcome = max(part, key=lambda kind: part[kind])
+        outcome = max(asked, key=lambda kind: asked[kind])
         with ThreadPoolExecutor(_SAMPLE) as threads:
             if not any(threads.map(_answers, self._record.sample(_SAMPLE))):
                 raise RunFailedError(
@@ -61,12 +64,12 @@ class Outage:
 
 
 def _answers(uri: str) -> bool:
-    """Whether a listed image can be read, or is only too large to be.
+    """Whether a listed image can be read, or only not because it is too large or archived.
 
     One that is not there may have gone with its disk.
     """
     try:
         read_uri(uri, MAX_BYTES)
     except StoreError as error:
-        return error.kind is ErrorKind.TOO_LARGE
+        return error.kind in (ErrorKind.TOO_LARGE, ErrorKind.ARCHIVED)
     return True

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from lesioncam.columns import ErrorKind
 from lesioncam.scoring.rows import Outcome
-from lesioncam.storage.store import StoreError
+from lesioncam.storage.store import ARCHIVED, StoreError
 from lesioncam.storage.uris import read_uri, stat_uri
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoders
@@ -21,14 +21,17 @@ _ATTEMPTS = 3  # at a file that comes shorter than it is
 _DECODERS = Decoders(2)  # of this process: decodes take the memory
 
 
-def read_canvas(uri: str, size: int | None, canvas_size: int) -> Outcome:
+def read_canvas(uri: str, size: int | None, archived: bool | None, canvas_size: int) -> Outcome:
     """Read and decode a listed file; an image that fails gives its error.
 
     Args:
         uri: of the file.
         size: in bytes, as it was listed; None if unknown.
+        archived: whether it was listed as archived: then it is not requested.
         canvas_size: the side of the canvas, in pixels.
     """
+    if archived:
+        return StoreError(ErrorKind.ARCHIVED, ARCHIVED)
     try:
         with _LARGE_FILE if (size or 0) > _LARGE_BYTES else nullcontext():
             return decode_bytes(read_listed(uri, size), canvas_size)

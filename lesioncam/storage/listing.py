@@ -166,7 +166,7 @@ def write_manifest(entries: Iterable[Entry], store: Store) -> int:
     rows = 0
     while chunk := list(islice(remaining, MANIFEST_ROWS)):
         values = (
-            (row, e.uri, image_id(e.uri), e.size, e.etag, e.last_modified)
+            (row, e.uri, image_id(e.uri), e.size, e.etag, e.last_modified, e.archived)
             for row, e in enumerate(chunk, rows)
         )
         columns = [list(column) for column in zip(*values, strict=True)]

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lesioncam.columns import TRANSIENT_KINDS, Status
+from lesioncam.columns import TRANSIENT_KINDS, ErrorKind, Status
 from lesioncam.schema import MANIFEST_SCHEMA
 
 PARTITION_ROWS = 250_000  # target for listed and written rows together: some 50 MB
@@ -81,11 +81,17 @@ class Partition:
     def pending(self, *, retry_failed: bool) -> pa.Table:
         """The listed images that a run has to score: all but those that count as written.
 
-        Transient failures do not count as written; with `retry_failed` no failure does.
+        Transient failures do not count as written, nor do archived images that are restored; with
+        `retry_failed` no failure does.
         """
         failed = pc.equal(self.newest["status"], Status.FAILED)
         transient = pc.is_in(self.newest["error_kind"], pa.array(sorted(TRANSIENT_KINDS)))
-        again = failed if retry_failed else pc.and_(failed, transient)
+        readable = self.listed.filter(pc.equal(self.listed["archived"], False))
+        restored = pc.and_(
+            pc.equal(pc.coalesce(self.newest["error_kind"], ""), ErrorKind.ARCHIVED),
+            pc.is_in(self.newest["uri"], _column(readable, "uri")),
+        )
+        again = failed if retry_failed else pc.and_(failed, pc.or_(transient, restored))
         written = self.newest.filter(pc.invert(again))
         return pending_rows(self.listed, written.select(["uri", "version"]))
 

@@ -3,6 +3,7 @@
 Knows nothing about images or scores.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -29,9 +30,13 @@ from lesioncam.storage.s3_client import (
 from lesioncam.storage.store import Entry, Store, StoreError, check_size, refusal
 
 if TYPE_CHECKING:
+    from mypy_boto3_s3.literals import OptionalObjectAttributesType
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 _MAX_LISTINGS = 32  # a prefix is divided until there are so many parts, or after so many requests
+_ARCHIVE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")  # GLACIER_IR can be read at once
+_ACCESS_POINT = re.compile(r"(arn:[^/]+:accesspoint[/:][^/]+)(/|$)")
+_LISTED_TOO: list["OptionalObjectAttributesType"] = ["RestoreStatus"]
 _CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"}
 
 
@@ -58,7 +63,10 @@ class S3Store(Store):
             prefix = prefixes.popleft()
             with as_lesioncam_error(f"cannot list {self.uri}"):
                 page = s3_client().list_objects_v2(
-                    Bucket=self._bucket, Prefix=prefix, Delimiter="/"
+                    Bucket=self._bucket,
+                    Prefix=prefix,
+                    Delimiter="/",
+                    OptionalObjectAttributes=_LISTED_TOO,
                 )
             if page["IsTruncated"]:
                 listings.append(self._below(prefix))
@@ -78,7 +86,9 @@ class S3Store(Store):
     def _below(self, prefix: str) -> Iterator[Entry]:
         with as_lesioncam_error(f"cannot list {self.uri}"):
             pages = s3_client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+            for page in pages.paginate(
+                Bucket=self._bucket, Prefix=prefix, OptionalObjectAttributes=_LISTED_TOO
+            ):
                 yield from self._entries_of(page)
 
     def _entries_of(self, page: "ListObjectsV2OutputTypeDef") -> Iterator[Entry]:
@@ -89,6 +99,10 @@ class S3Store(Store):
                     item["Size"],
                     item["ETag"].strip('"'),
                     item["LastModified"].astimezone(UTC),
+                    _is_archived(
+                        item.get("StorageClass"),
+                        "RestoreExpiryDate" in item.get("RestoreStatus", {}),
+                    ),
                 )
 
     def read(self, name: str) -> bytes:
@@ -143,14 +157,25 @@ class S3Store(Store):
         return True
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        if self._bucket.startswith("arn:"):
+            raise InputError(
+                f"{self.uri}: scores cannot be below an access point's ARN; use its alias, which "
+                f"is a bucket's name"
+            )
         if "//" in self._prefix:
             raise InputError(f"{self.uri}: two slashes without a name between them; remove one")
         return arrow_s3(self._bucket), f"{self._bucket}/{self._prefix}".rstrip("/")
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """`s3://bucket/key` -> (`bucket`, `key`); keys are taken as they are, nothing is unescaped."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    """`s3://bucket/key` -> (`bucket`, `key`); keys are taken as they are, nothing is unescaped.
+
+    The bucket may be an access point's ARN, `arn:aws:s3:<region>:<account>:accesspoint/<name>`.
+    """
+    address = uri.removeprefix("s3://")
+    if arn := _ACCESS_POINT.match(address):
+        return arn[1], address[arn.end() :]
+    bucket, _, key = address.partition("/")
     if not bucket:
         raise InputError(f"{uri}: no bucket; expected s3://bucket/prefix")
     return bucket, key
@@ -204,4 +229,12 @@ def stat_s3(uri: str) -> Entry:
     except (ClientError, BotoCoreError) as error:
         raise store_error(error) from error
     modified = head["LastModified"].astimezone(UTC)
-    return Entry(uri, head["ContentLength"], head["ETag"].strip('"'), modified)
+    archived = _is_archived(head.get("StorageClass"), "expiry-date" in head.get("Restore", ""))
+    return Entry(uri, head["ContentLength"], head["ETag"].strip('"'), modified, archived)
+
+
+def _is_archived(storage_class: str | None, restored: bool) -> bool | None:
+    """Whether an object has to be restored before it can be read; None if S3 does not say."""
+    if storage_class == "INTELLIGENT_TIERING":  # its archive tiers are not listed
+        return None
+    return storage_class in _ARCHIVE_CLASSES and not restored

@@ -1,6 +1,8 @@
 """S3 clients of boto3 and pyarrow, with the same endpoint, credentials, region and retries.
 
 All of these come from the ordinary AWS chain (`AWS_ENDPOINT_URL` for S3-compatible servers).
+`AWS_NO_SIGN_REQUEST=YES` reads public buckets without credentials; `AWS_REQUEST_PAYER=requester`
+pays for requests.
 """
 
 import os
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import boto3
 import pyarrow.fs
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -19,10 +22,11 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
+from botocore.model import OperationModel
 
 from lesioncam.columns import ErrorKind
 from lesioncam.errors import InputError
-from lesioncam.storage.store import StoreError, refusal
+from lesioncam.storage.store import ARCHIVED, StoreError, refusal
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -52,9 +56,12 @@ def s3_client(*, quick: bool = False) -> "S3Client":
         connect_timeout=5 if quick else _CONNECT_TIMEOUT_S,
         read_timeout=5 if quick else _READ_TIMEOUT_S,
         max_pool_connections=64,
+        signature_version=UNSIGNED if _unsigned() else None,
     )
     client = boto3.client("s3", region_name=_region(), config=config)
     client.meta.events.register("needs-retry.s3", cast("Any", _retry_denied))
+    if os.environ.get("AWS_REQUEST_PAYER") == "requester":
+        client.meta.events.register("provide-client-params.s3", cast("Any", _pay))
     return client
 
 
@@ -68,6 +75,17 @@ def _retry_denied(attempts: int, response: Any, **_: object) -> float | None:
     if code not in _DENIED or attempts > len(RETRY_PAUSES_S):
         return None
     return RETRY_PAUSES_S[attempts - 1]
+
+
+def _unsigned() -> bool:
+    """Whether requests go without credentials: a public bucket refuses wrong ones."""
+    return os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "true", "yes")
+
+
+def _pay(params: dict[str, Any], model: OperationModel, **_: object) -> None:
+    """boto3's hook before each request: the requester pays, where the operation can say so."""
+    if model.input_shape is not None and "RequestPayer" in model.input_shape.members:
+        params.setdefault("RequestPayer", "requester")
 
 
 def _region() -> str | None:
@@ -97,15 +115,10 @@ def arrow_s3(bucket: str) -> pyarrow.fs.FileSystem:
 
 @lru_cache(maxsize=8)
 def _arrow_like(client: "S3Client", bucket: str) -> pyarrow.fs.FileSystem:
-    credentials = boto3.Session().get_credentials()
-    if credentials is None:
-        raise InputError(f"s3://: {_NO_CREDENTIALS}")
-    frozen = credentials.get_frozen_credentials()
-    expiring = bool(frozen.token)  # then pyarrow's own chain finds them, and new ones in time
+    keys = {"anonymous": True} if _unsigned() else _arrow_keys()
     region = _region_of(client, bucket)
     filesystem = _ArrowS3(
-        access_key=None if expiring else frozen.access_key,
-        secret_key=None if expiring else frozen.secret_key,
+        **keys,
         region=region,
         endpoint_override=boto3.client("s3", region_name=region).meta.endpoint_url,
         connect_timeout=_CONNECT_TIMEOUT_S,
@@ -114,6 +127,17 @@ def _arrow_like(client: "S3Client", bucket: str) -> pyarrow.fs.FileSystem:
     )
     filesystem.bucket = bucket
     return filesystem
+
+
+def _arrow_keys() -> dict[str, str | None]:
+    """The keys for pyarrow; none where they expire, as its own chain renews them in time."""
+    credentials = boto3.Session().get_credentials()
+    if credentials is None:
+        raise InputError(f"s3://: {_NO_CREDENTIALS}")
+    frozen = credentials.get_frozen_credentials()
+    if frozen.token:
+        return {}
+    return {"access_key": frozen.access_key, "secret_key": frozen.secret_key}
 
 
 def _region_of(client: "S3Client", bucket: str) -> str:
@@ -136,15 +160,21 @@ def error_code(error: Exception) -> str | None:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def _refused_with(code: str) -> StoreError:
+    if code in NOT_FOUND:
+        return StoreError(ErrorKind.NOT_FOUND, "no such object or bucket")
+    if code == "InvalidObjectState":
+        return StoreError(ErrorKind.ARCHIVED, ARCHIVED)
+    if code in _FORBIDDEN:
+        return StoreError(ErrorKind.PERMISSION, f"the store refused: {code}")
+    return StoreError(ErrorKind.UNREACHABLE, f"the store answered {code}")
+
+
 def store_error(error: Exception) -> StoreError:
     """An error of boto3 with the schema's kind for it."""
     code = error_code(error)
     if code is not None:
-        if code in NOT_FOUND:
-            return StoreError(ErrorKind.NOT_FOUND, "no such object or bucket")
-        if code in _FORBIDDEN:
-            return StoreError(ErrorKind.PERMISSION, f"the store refused: {code}")
-        return StoreError(ErrorKind.UNREACHABLE, f"the store answered {code}")
+        return _refused_with(code)
     if isinstance(error, ParamValidationError):
         return StoreError(ErrorKind.NOT_FOUND, "not a possible name of an object or bucket")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):

@@ -39,12 +39,14 @@ class Entry:
         size: bytes; None if unknown.
         etag: S3's, without quotes; None for local files.
         last_modified: UTC; None if unknown.
+        archived: whether it has to be restored before it can be read; None if unknown.
     """
 
     uri: str
     size: int | None = None
     etag: str | None = None
     last_modified: datetime | None = None
+    archived: bool | None = None
 
 
 class Store(Protocol):
@@ -101,6 +103,9 @@ class Store(Protocol):
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """A filesystem of pyarrow, and the path of this store in it."""
+
+
+ARCHIVED = "the object is archived; restore it"
 
 
 def check_size(size: int, max_bytes: int | None) -> None:

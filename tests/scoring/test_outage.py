@@ -54,6 +54,17 @@ def test_the_run_continues_if_other_images_are_only_too_large(tmp_path: Path) ->
     outage_of(tmp_path, [str(tmp_path / "large.tif")]).check({ErrorKind.PERMISSION: MAX_FAILURES})
 
 
+def test_archived_images_neither_count_nor_reset_the_count(
+    tmp_path: Path, unreachable: str
+) -> None:
+    outage = outage_of(tmp_path, [f"{unreachable}/a.jpg"])
+    outage.check({ErrorKind.ARCHIVED: 10 * MAX_FAILURES})
+    outage.check({ErrorKind.UNREACHABLE: MAX_FAILURES - 1, ErrorKind.ARCHIVED: MAX_FAILURES})
+    outage.check({ErrorKind.ARCHIVED: 1})
+    with pytest.raises(RunFailedError, match=rf"\(unreachable\): {MAX_FAILURES} images"):
+        outage.check({ErrorKind.UNREACHABLE: 1, ErrorKind.ARCHIVED: 9})
+
+
 @pytest.mark.parametrize("between", [Status.OK, ErrorKind.TRUNCATED, ErrorKind.NOT_FOUND])
 def test_a_successful_read_resets_the_failure_count(
     tmp_path: Path, unreachable: str, between: str

@@ -70,6 +70,12 @@ def test_a_listed_pipe_is_not_found(tmp_path: Path) -> None:
 def test_an_image_that_fails_gives_its_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     for name, kind in (("empty.jpg", ErrorKind.EMPTY), ("gone.jpg", ErrorKind.NOT_FOUND)):
-        outcome = read_canvas(str(tmp_path / name), None, 32)
+        outcome = read_canvas(str(tmp_path / name), None, None, 32)
         assert isinstance(outcome, DecodeError | StoreError)
         assert outcome.kind is kind
+
+
+def test_an_image_that_was_listed_as_archived_is_not_requested(unreachable: str) -> None:
+    outcome = read_canvas(f"{unreachable}/a.jpg", 5, True, 32)
+    assert isinstance(outcome, StoreError)
+    assert outcome.kind is ErrorKind.ARCHIVED

@@ -36,6 +36,7 @@ def row(
     etag: str | None = "e1",
     size: int | None = 10,
     modified: datetime | None = NOON,
+    archived: bool | None = None,
     part: int = 0,
     row_in_part: int = 0,
 ) -> Row:
@@ -48,6 +49,7 @@ def row(
         "size": size,
         "etag": etag,
         "last_modified": modified,
+        "archived": archived,
         "scored_at": NOON + timedelta(minutes=minute),
         "part": part,
         "row_in_part": row_in_part,
@@ -132,6 +134,19 @@ def test_transient_failures_are_pending(kind: ErrorKind) -> None:
     rows = [row("/ok"), row("/failed", kind)]
     expected = ["/failed"] if kind in ("permission", "unreachable") else []
     assert pending(listed(*rows), written(*rows)) == expected
+
+
+@pytest.mark.parametrize(
+    ("listed_as", "expected"), [(True, []), (None, []), (False, ["/archived"])]
+)
+def test_an_archived_image_is_pending_when_the_listing_shows_it_restored(
+    listed_as: bool | None, expected: list[str]
+) -> None:
+    rows = written(row("/ok"), row("/truncated", ErrorKind.TRUNCATED),
+                   row("/archived", ErrorKind.ARCHIVED))  # fmt: skip
+    names = ("/ok", "/truncated", "/archived")
+    manifest = listed(*(row(name, archived=listed_as) for name in names))
+    assert pending(manifest, rows) == expected
 
 
 def test_retrying_makes_all_failures_pending() -> None:

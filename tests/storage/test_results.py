@@ -50,6 +50,7 @@ def scored(
         "size": size,
         "etag": etag,
         "last_modified": modified,
+        "archived": None,
         "model": model,
         "run_id": f"run-{minute}",
         "lesioncam_version": "0.1.0",

@@ -16,12 +16,13 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.stub import Stubber
 
 from lesioncam.columns import TRANSIENT_KINDS, ErrorKind
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.storage.listing import write_table
 from lesioncam.storage.local import LocalStore
-from lesioncam.storage.s3 import S3Store
+from lesioncam.storage.s3 import S3Store, split_s3
 from lesioncam.storage.s3_client import arrow_s3, s3_client
 from lesioncam.storage.store import Entry, Store, StoreError
 from lesioncam.storage.uris import open_store, read_uri, stat_uri
@@ -32,6 +33,7 @@ ODD_NAMES = [
     "a b.jpg", "a#b.jpg", "100%.jpg", "a%20b.jpg", "é ü.jpg", "e\u0301.jpg", "画像.jpg", "a+b.jpg",
     "a?b=c&d.jpg", "a'\"b.jpg", "a\\b.jpg", "a:b.jpg", "dir #1/a b.jpg", "[a]*.jpg", "~.jpg",
 ]  # fmt: skip
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 
 
@@ -602,3 +604,115 @@ def test_arrow_reads_at_the_top_of_a_bucket(bucket: str) -> None:
     filesystem, root = store.arrow()
     assert root == bucket
     assert pq.read_table(f"{root}/a.parquet", filesystem=filesystem).equals(table)
+
+
+# Archives, public buckets, access points
+
+
+@pytest.mark.parametrize(
+    ("storage_class", "archived"),
+    [("STANDARD", False), ("GLACIER_IR", False), ("GLACIER", True), ("DEEP_ARCHIVE", True),
+     ("INTELLIGENT_TIERING", None)],
+)  # fmt: skip
+def test_the_listing_shows_what_is_archived(
+    bucket: str, storage_class: Any, archived: bool | None
+) -> None:
+    s3_client().put_object(Bucket=bucket, Key="a/b.jpg", Body=b"1", StorageClass=storage_class)
+    store = open_store(f"s3://{bucket}")
+    listings = [store.entries(), *store.parallel_listings()]
+    entries = [
+        *(entry for listing in listings for entry in listing),
+        stat_uri(f"{store.uri}/a/b.jpg"),
+    ]
+    assert [entry.archived for entry in entries] == [archived] * 3
+
+
+def test_an_archived_object_is_readable_once_it_is_restored(bucket: str) -> None:
+    client, uri = s3_client(), f"s3://{bucket}/a.jpg"
+    client.put_object(Bucket=bucket, Key="a.jpg", Body=b"1", StorageClass="GLACIER")
+    assert kind_of(uri) is ErrorKind.ARCHIVED
+    assert ErrorKind.ARCHIVED not in TRANSIENT_KINDS
+    client.restore_object(Bucket=bucket, Key="a.jpg", RestoreRequest={"Days": 1})
+    assert stat_uri(uri).archived is False
+    assert read_uri(uri) == b"1"
+
+
+@pytest.mark.parametrize(
+    ("status", "archived"),
+    [
+        (
+            {"IsRestoreInProgress": False, "RestoreExpiryDate": datetime(2026, 1, 1, tzinfo=UTC)},
+            False,
+        ),
+        ({"IsRestoreInProgress": True}, True),
+    ],
+)
+def test_the_listing_is_asked_for_what_is_restored(
+    bucket: str, status: dict[str, Any], archived: bool
+) -> None:
+    item = {"Key": "a.jpg", "Size": 1, "ETag": '"e"', "LastModified": NOON,
+            "StorageClass": "GLACIER", "RestoreStatus": status}  # fmt: skip
+    asked = {"Bucket": bucket, "Prefix": "", "OptionalObjectAttributes": ["RestoreStatus"]}
+    with Stubber(s3_client()) as stub:
+        stub.add_response("list_objects_v2", {"Contents": [item], "IsTruncated": False}, asked)
+        (entry,) = open_store(f"s3://{bucket}").entries()
+    assert entry.archived is archived
+
+
+def sent_headers(action: Callable[[], object]) -> dict[str, str]:
+    """The headers of the first request that an action sends."""
+    sent: list[dict[str, str]] = []
+    client = s3_client()
+    client.meta.events.register(
+        "before-send.s3", lambda request, **_: sent.append({"url": request.url, **request.headers})
+    )
+    action()
+    return sent[0]
+
+
+@pytest.fixture
+def fresh_clients(s3_server: str) -> Iterator[None]:
+    """Clients are made from the environment of this test."""
+    s3_client.cache_clear()
+    yield
+    s3_client.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_clients")
+def test_a_public_bucket_is_read_without_credentials(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3.client("s3").put_object(Bucket=bucket, Key="a.jpg", Body=b"1", ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    uri = f"s3://{bucket}/a.jpg"
+    assert "Authorization" not in sent_headers(lambda: read_uri(uri))
+    assert read_uri(uri) == b"1"
+    with arrow_s3(bucket).open_input_file(f"{bucket}/a.jpg") as file:
+        assert file.read() == b"1"
+
+
+@pytest.mark.usefixtures("fresh_clients")
+def test_the_requester_pays_where_the_environment_says_so(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3.client("s3").put_object(Bucket=bucket, Key="a.jpg", Body=b"1")
+    store, uri = open_store(f"s3://{bucket}"), f"s3://{bucket}/a.jpg"
+    actions = (lambda: list(store.entries()), lambda: read_uri(uri), lambda: stat_uri(uri))
+    assert "x-amz-request-payer" not in sent_headers(actions[0])
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    for action in actions:
+        s3_client.cache_clear()
+        assert sent_headers(action)["x-amz-request-payer"] in ("requester", b"requester")
+
+
+ARN = "arn:aws:s3:eu-west-1:123456789012:accesspoint/images"
+
+
+def test_an_access_point_is_a_bucket() -> None:
+    assert split_s3(f"s3://{ARN}/a/b.jpg") == (ARN, "a/b.jpg")
+    assert split_s3(f"s3://{ARN}") == (ARN, "")
+    assert open_store(f"s3://{ARN}/a").join("b").uri == f"s3://{ARN}/a/b"
+    with refused(ARN, "use its alias", kind=InputError):
+        open_store(f"s3://{ARN}/a").arrow()
