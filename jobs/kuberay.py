@@ -21,6 +21,7 @@ from ray.job_submission import JobSubmissionClient
 
 from lesioncam.cli import main, parse
 from lesioncam.errors import InputError, LesioncamError
+from lesioncam.interrupts import handle_signals
 from lesioncam.storage.lease import LEASE_SECONDS, refuse_other_run
 from lesioncam.storage.uris import open_store
 
@@ -58,14 +59,21 @@ def wait_for_lost_run(uri: str) -> None:
 
 
 def stop_this_job() -> None:
-    """Have Ray stop the job whose entry point this process is, and wait for its signal."""
-    job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"]
+    """Have Ray stop the job whose entry point this process is, and wait for its signal.
+
+    Does nothing where this process is no job's.
+    """
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job = config.get("metadata", {}).get("job_submission_id")
+    if job is None:
+        return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's own handler would print a stack
     JobSubmissionClient().stop_job(job)
     time.sleep(_SIGNAL_TIMEOUT_S)
 
 
 if __name__ == "__main__":
+    handle_signals()
     if (uri := leased_uri(sys.argv[1:])) is not None:
         wait_for_lost_run(uri)
     code = main(sys.argv[1:], prog=_PROG, json_logs=True)

@@ -5,9 +5,7 @@ ray job submit --address http://HEAD:8265 --working-dir . -- \
         --output s3://bucket/scores
 """
 
-import sys
-
-from lesioncam.cli import main
+from lesioncam.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], verb="score", prog="python jobs/score.py", json_logs=True))
+    run(verb="score", prog="python jobs/score.py", json_logs=True)

@@ -5,9 +5,7 @@ ray job submit --address http://HEAD:8265 --working-dir . -- \
         --bundle s3://bucket/model --weights VGG16_Weights.IMAGENET1K_V1 --workers 4
 """
 
-import sys
-
-from lesioncam.cli import main
+from lesioncam.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], verb="train", prog="python jobs/train.py", json_logs=True))
+    run(verb="train", prog="python jobs/train.py", json_logs=True)

@@ -4,21 +4,46 @@ The command line calls these, so both have the same defaults, errors and results
 `RAY_ADDRESS` if that is set, else in this process's own local cluster.
 """
 
+import inspect
 import os
 import tomllib
+from collections.abc import Callable
+from functools import wraps
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from lesioncam.arguments import check_argument
 from lesioncam.columns import DEFAULT_REST_CLASS, PRECISIONS
-from lesioncam.errors import InputError
+from lesioncam.errors import InputError, LesioncamError
 
 if TYPE_CHECKING:
     from lesioncam.settings import TrainSettings
 
 Uri = str | PathLike[str]
 
+_Arguments = ParamSpec("_Arguments")
+_Returned = TypeVar("_Returned")
 
+
+def _verb(function: Callable[_Arguments, _Returned]) -> Callable[_Arguments, _Returned]:
+    """Check a verb's texts and paths, and let its errors name keywords in place of flags."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Returned:
+        try:
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                check_argument(name, value)
+            return function(*args, **kwargs)
+        except LesioncamError as error:
+            error.name_keywords()
+            raise
+
+    return call
+
+
+@_verb
 def score(
     images: Uri,
     output: Uri,
@@ -84,6 +109,7 @@ def score(
     )
 
 
+@_verb
 def train(
     images: Uri,
     labels: Uri,
@@ -162,6 +188,7 @@ def train(
     )
 
 
+@_verb
 def evaluate(
     scores: Uri,
     labels: Uri,

@@ -6,6 +6,7 @@ needs them, so that `--help` is quick and `evaluate` needs neither torch nor Ray
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,13 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from lesioncam import __version__
+from lesioncam.arguments import check_argument
 from lesioncam.columns import DEFAULT_REST_CLASS, PRECISIONS
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
+from lesioncam.interrupts import handle_signals, ignore_signals
+from lesioncam.logs import log_to_stderr, print_error, print_result
 
 if TYPE_CHECKING:
     from lesioncam.settings import TrainSettings
 
 TOO_MANY_FAILED = 3
+
+log = logging.getLogger("lesioncam")
 
 _SHELLS = ("bash", "zsh", "tcsh")
 _PATHS = ("URI", "CSV", "TOML", "DIR")  # metavars of flags that shells complete with file names
@@ -27,14 +34,16 @@ _PATHS = ("URI", "CSV", "TOML", "DIR")  # metavars of flags that shells complete
 Flags = dict[str, Any]
 
 
-def run() -> NoReturn:
-    """Entry point of the `lesioncam` command."""
+def run(**options: Any) -> NoReturn:
+    """Entry point of a program: runs `main` with these options on its arguments, and exits."""
+    handle_signals()
     try:
-        code = main(sys.argv[1:])
+        code = main(sys.argv[1:], **options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    ignore_signals()
     sys.exit(code)
 
 
@@ -51,7 +60,7 @@ def main(
         arguments: the verb and its flags; only the flags if `verb` is given.
         verb: the verb of a program that has only this one.
         prog: how the program is called, for help and errors.
-        json_logs: log one JSON object per line instead of text.
+        json_logs: log one JSON object per line instead of text; results and errors too.
 
     Returns:
         0 done, 1 the run failed, 2 bad input or refused, 3 done but too many images failed.
@@ -59,17 +68,18 @@ def main(
     if verb is None and not arguments:
         _main_parser(prog).print_help(sys.stderr)
         return InputError.exit_code
+    log_to_stderr(as_json=json_logs)
     try:
         flags = vars(parse(arguments, verb=verb, prog=prog))
-        from lesioncam.logs import log_to_stderr  # noqa: PLC0415
-
-        log_to_stderr(as_json=json_logs)
-        return VERBS[flags.pop("verb")].run(flags)
+        name = flags.pop("verb")
+        # A first line at once: what the verbs import takes seconds.
+        log.info("lesioncam %s: %s", __version__, name)
+        return VERBS[name].run(flags)
     except LesioncamError as error:
-        print(f"lesioncam: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(" ".join(error.command_line_message.split()))
         return error.exit_code
     except KeyboardInterrupt:
-        print("lesioncam: interrupted; run the same command again to continue", file=sys.stderr)
+        print_error("interrupted; run the same command again to continue")
         return RunFailedError.exit_code
 
 
@@ -141,10 +151,23 @@ class _Parser(argparse.ArgumentParser):
             if _looks_like_flag(name) and name not in self._option_string_actions:
                 hint = _hint(name, self._option_string_actions, self.prog)
                 raise InputError(f"unknown flag {name}; {hint}")
+        self._check_values(arguments)
         flags, unexpected = self.parse_known_args(arguments)
         if unexpected:
             raise InputError(f"unexpected argument {unexpected[0]!r}; flags begin with --")
         return flags
+
+    def _check_values(self, arguments: Sequence[str]) -> None:
+        """Report empty values first, whatever type the flag has: a shell variable is unset."""
+        flag = ""
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            if equals and name in self._option_string_actions:
+                check_argument(name, value)
+            elif flag and argument not in self._option_string_actions:
+                check_argument(flag, argument)
+            action = self._option_string_actions.get(argument)
+            flag = argument if action is not None and action.nargs != 0 else ""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
@@ -183,8 +206,6 @@ class _PrintCompletion(argparse.Action):
 
 def _main_parser(prog: str, path_completion: Mapping[str, Any] | None = None) -> _Parser:
     """The parser of the command without a verb; with `path_completion`, with all verbs' flags."""
-    from lesioncam import __version__  # noqa: PLC0415
-
     parser = _Parser(
         prog=prog,
         usage="%(prog)s VERB [flags]",
@@ -454,7 +475,7 @@ def _demo(flags: Flags) -> int:
     from lesioncam.demo import run_demo  # noqa: PLC0415
 
     with connected():
-        print(run_demo(Path(flags["dir"])))
+        print_result(run_demo(Path(flags["dir"])))
     return 0
 
 
@@ -468,8 +489,8 @@ def _train(flags: Flags) -> int:
             f"{stage} {_shown(figures[stage]['mean']['auc'])}"
             for stage in ("stage1", "stage2", "final")
         )
-        print(f"{name.replace('_', '-')} images: mean AUC {means}")
-    print(f"bundle: {trained['bundle']} (model {trained['model'][:12]})")
+        print_result(f"{name.replace('_', '-')} images: mean AUC {means}")
+    print_result(f"bundle: {trained['bundle']} (model {trained['model'][:12]})")
     return 0
 
 
@@ -479,16 +500,17 @@ def _score(flags: Flags) -> int:
 
     summary = score(**flags)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary["failed_by_kind"].items())
-    print(
+    print_result(
         f"{summary['listed']:,} images listed: {summary['ok']:,} ok, {summary['failed']:,} failed"
         f"{f' ({kinds})' if kinds else ''}; {summary['scored_now']:,} scored now in "
-        f"{summary['seconds']:.0f} s"
+        f"{summary['seconds']:.0f} s",
+        **summary,
     )
     if summary["skipped"]:
-        print(describe_skipped(summary["skipped"]))
-    print(f"scores: {summary['output']}")
+        print_result(describe_skipped(summary["skipped"]))
+    print_result(f"scores: {summary['output']}")
     if summary["outcome"] == "too_many_failed":
-        print("lesioncam: more images failed than --max-failed-fraction allows", file=sys.stderr)
+        print_error("more images failed than --max-failed-fraction allows")
         return TOO_MANY_FAILED
     return 0
 
@@ -497,8 +519,8 @@ def _evaluate(flags: Flags) -> int:
     from lesioncam.api import evaluate  # noqa: PLC0415
 
     evaluation = evaluate(**flags)
-    print(evaluation["markdown"])
-    print(f"evaluation: {evaluation['output']}")
+    print_result(evaluation["markdown"])
+    print_result(f"evaluation: {evaluation['output']}")
     return 0
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from lesioncam.arguments import check_argument
 from lesioncam.columns import PRECISIONS
 from lesioncam.errors import InputError
 from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
@@ -42,7 +43,9 @@ _PILLOW = threading.Lock()  # Pillow loads an opened image late, and not from tw
 
 
 def load(
-    bundle: str | os.PathLike[str], precision: str = "auto", device: str | None = None
+    bundle: str | os.PathLike[str],
+    precision: str = "auto",
+    device: str | torch.device | None = None,
 ) -> "Classifier":
     """Load a trained model.
 
@@ -50,13 +53,14 @@ def load(
         bundle: a directory or s3:// prefix that `lesioncam train` wrote.
         precision: of the convolutions: `float32`, `bfloat16`, or `auto` for what the device
             computes in natively.
-        device: `cpu` or `cuda`; None for a GPU if torch can use one.
+        device: `cpu`, `cuda` or `cuda:1`; None for a GPU if torch can use one.
 
     Raises:
         InputError: the bundle is missing or damaged, or there is no such precision or device.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_argument("bundle", bundle)
     target = _device(device)
     loaded = load_bundle(os.fspath(bundle), "bundle")
     settings = loaded.settings
@@ -136,14 +140,21 @@ class Classifier:
         return finish(rows, self.classes, model=self.model, run_id=None, not_before=now)
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | torch.device | None) -> torch.device:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in BATCH_SIZES:
-        raise InputError(f"device: expected one of {', '.join(BATCH_SIZES)}, got {name!r}")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"device: torch can use no GPU here for {name!r}; use 'cpu'")
-    return torch.device(name)
+        return torch.device("cuda" if gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):  # text that is no device, or another type
+        device = torch.device("meta")
+    if device.type not in BATCH_SIZES:
+        expected = ", ".join(BATCH_SIZES)
+        raise InputError(f"device: expected one of {expected}, or cuda:N, got {str(name)!r}")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        available = f"torch can use {gpus} here" if gpus else "torch can use no GPU here"
+        raise InputError(f"device: {available}, got {str(name)!r}; use 'cpu' or leave it out")
+    return device
 
 
 def _many(images: Any) -> Iterable[ImageInput]:
@@ -173,6 +184,13 @@ def _check(image: ImageInput, index: int) -> str | bytes | Image.Image:
 
 
 def _check_uri(uri: str, index: int) -> str:
+    check_argument(f"images[{index}]", uri)
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"images[{index}]: the name is not UTF-8; rename the file, or pass its bytes"
+        ) from error
     if not is_supported(uri):
         raise InputError(f"images[{index}]: {uri!r} is neither a path nor s3://bucket/key")
     if not uri.startswith("s3://") and Path(local_path(uri)).is_dir():

@@ -1,8 +1,12 @@
+import inspect
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lesioncam
+from lesioncam import api
 from lesioncam.errors import InputError
 
 
@@ -25,3 +29,39 @@ def test_train_and_evaluate_refuse_bad_values() -> None:
         lesioncam.train("images", "labels.csv", "model", workers=0)
     with pytest.raises(InputError, match="overlays is -1; it should be at least 0"):
         lesioncam.evaluate("scores", "labels.csv", overlays=-1)
+
+
+@pytest.mark.parametrize("verb", ["score", "train", "evaluate"])
+def test_an_empty_value_of_any_keyword_is_refused(verb: str) -> None:
+    function = getattr(lesioncam, verb)
+    parameters = inspect.signature(function).parameters.values()
+    required = {p.name: "given" for p in parameters if p.default is inspect.Parameter.empty}
+    texts = [p.name for p in parameters if "Uri" in str(p.annotation) or "str" in str(p.annotation)]
+    assert required.keys() < set(texts)
+    for name in texts:
+        with pytest.raises(InputError, match=f"^{name}: the value is empty"):
+            function(**required | {name: ""})
+
+
+def test_a_uri_that_pathlib_has_changed_is_refused() -> None:
+    message = "^images: s3:/bucket/images has one slash after s3: where a URI has two"
+    with pytest.raises(InputError, match=message):
+        lesioncam.score(Path("s3://bucket/images"), "scores", bundle="model")
+    with pytest.raises(InputError, match=r"^bundle: s3:/bucket/model has one slash"):
+        lesioncam.load(Path("s3://bucket/model"))
+
+
+def test_errors_name_keywords_and_on_the_command_line_flags(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^settings: .*gone\.toml: No such file") as caught:
+        lesioncam.train("images", "labels.csv", "model", settings=tmp_path / "gone.toml")
+    assert caught.value.command_line_message.startswith("--config: ")
+    error = InputError("--val-labels: no, see --rest-class")
+    error.name_keywords()
+    copied = pickle.loads(pickle.dumps(error))
+    assert str(copied) == "val_labels: no, see rest_class"
+    assert copied.command_line_message == "--val-labels: no, see --rest-class"
+
+
+def test_a_verb_keeps_its_name_and_signature() -> None:
+    assert api.score.__name__ == "score"
+    assert list(inspect.signature(api.score).parameters)[:2] == ["images", "output"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lesioncam import api
-from lesioncam.cli import VERBS, main, parse
+from lesioncam import __version__, api
+from lesioncam.cli import VERBS, _Parser, main, parse
 from lesioncam.evaluation.evaluate import EvaluateRequest
 from lesioncam.scoring.pipeline import ScoreRequest
 from lesioncam.training.job import TrainRequest
@@ -21,12 +21,14 @@ TRAIN_FLAGS = ("--images", "i", "--labels", "l.csv", "--bundle", "b")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a verb that must exit with 2 and one line on stderr; returns the line."""
+    """Run a verb that must exit with 2 and one line of an error on stderr; returns the line."""
     assert main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1
-    return err
+    lines: list[str] = err.splitlines(keepends=True)
+    started, error = lines[:-1], lines[-1]
+    assert all(line[8:] == f" lesioncam {__version__}: {arguments[0]}\n" for line in started)
+    return error
 
 
 @pytest.fixture
@@ -73,6 +75,22 @@ def test_without_a_verb_the_help_is_printed(capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("usage: lesioncam VERB [flags]")
+
+
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_empty_value_of_any_flag_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], verb: str, value: str
+) -> None:
+    """As an unset shell variable gives it; an empty path would be the working directory."""
+    parser = _Parser(prog="p")
+    VERBS[verb].add_flags(parser)
+    flags = [one.option_strings[0] for one in parser._actions if one.nargs != 0]
+    for flag in flags:
+        for given in ([flag, value], [f"{flag}={value}"]):
+            expected = f"lesioncam: {flag}: the value is empty; give one, or leave it out"
+            assert refused(capsys, verb, *given).startswith(expected)
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize("value", ["-", "-3", "-a b"])
@@ -202,6 +220,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert run_python(code) == "[]"
 
 
+def test_the_first_line_comes_before_anything_heavy_is_loaded() -> None:
+    code = (
+        f"import logging, sys; from lesioncam.cli import main\n"
+        f"class Stop(Exception): pass\n"
+        f"def first(record): raise Stop(sorted({HEAVY} & set(sys.modules)), record.getMessage())\n"
+        f"logging.getLogger('lesioncam').addFilter(first)\n"
+        f"try: main(['score', '--images', 'i', '--bundle', 'b', '--output', 'o'])\n"
+        f"except Stop as stop: print(*stop.args)"
+    )
+    assert run_python(code) == f"[] lesioncam {__version__}: score"
+
+
 def test_scoring_starts_without_torchvision() -> None:
     code = "import sys, lesioncam.scoring.pipeline; print('torchvision' in sys.modules)"
     assert run_python(code) == "False"
@@ -270,7 +300,7 @@ def test_exit_codes_of_scoring(
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_run_in_one_line(here: Path, bundle_uri: str) -> None:
+def test_sigterm_and_three_interrupts_end_a_run_in_one_line(here: Path, bundle_uri: str) -> None:
     (here / "images").mkdir()
     lesion(32, 32).save(here / "images" / "0.jpg")
     command = [sys.executable, "-m", "lesioncam", "score", "--images", "images"]
@@ -281,8 +311,12 @@ def test_sigterm_ends_a_run_in_one_line(here: Path, bundle_uri: str) -> None:
         lines = iter(run.stderr)
         assert any("1 images listed, 1 to score" in line for line in lines)
         run.send_signal(signal.SIGTERM)
+        for _ in range(3):
+            run.send_signal(signal.SIGINT)
         rest = [line for line in lines if line.strip() and "images/s" not in line]
-    assert rest == ["lesioncam: interrupted; run the same command again to continue\n"]
+    assert [line for line in rest if "interrupted: stopping" not in line] == [
+        "lesioncam: interrupted; run the same command again to continue\n"
+    ]
     assert run.returncode == 1
     summary = next(Path("out/_lesioncam/runs").glob("*/summary.json"))
     assert json.loads(summary.read_text())["outcome"] == "failed"

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import pytest
 
-from jobs.kuberay import leased_uri, wait_for_lost_run
+from jobs.kuberay import leased_uri, stop_this_job, wait_for_lost_run
 from lesioncam.cli import main
 from lesioncam.errors import InputError
 from lesioncam.predict import load
@@ -112,6 +112,10 @@ def test_a_submitted_job_gives_the_rows_of_the_python_api(
     done = submit(head, "jobs/score.py", *flags)
     assert done.returncode == 0, done.stdout
     assert "7 images listed: 6 ok, 1 failed (1 empty)" in done.stdout
+    # What the job prints lies between two lines of `ray job submit`, which say where it looks.
+    printed = done.stdout.partition("Tailing logs until the job exits")[2].splitlines()[1:]
+    lines = [line for line in printed[: printed.index("")] if not line.startswith("20")]
+    assert all(json.loads(line)["level"] == "info" for line in lines)
     rows = load(bundle_uri, device="cpu").predict(sorted(map(str, images.iterdir())))
     assert_same_scores(pd.read_parquet(tmp_path / "scores"), rows)
 
@@ -121,7 +125,8 @@ def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: s
     flags = ("--images", tmp_path / "nowhere", "--bundle", bundle_uri, "--output", tmp_path / "o")
     done = submit(head, "jobs/score.py", *flags)
     assert done.returncode != 0
-    assert "lesioncam: --images: no such directory" in done.stdout
+    errors = [json.loads(line) for line in done.stdout.splitlines() if '"level": "error"' in line]
+    assert [error["message"][:27] for error in errors] == ["--images: no such directory"]
     assert not (tmp_path / "o").exists()
 
 
@@ -166,3 +171,8 @@ def test_a_kuberay_job_waits_for_a_run_whose_head_was_lost(tmp_path: Path) -> No
     wait_for_lost_run(str(tmp_path))
     assert refuse_other_run(output) is not None  # the lost run's lease, which has expired
     assert time.time() >= lost.until
+
+
+def test_a_kuberay_job_outside_of_ray_just_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    stop_this_job()

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "lesioncam"
 
 # Lowest layer first. A module imports from its own layer and those below it.
 LAYERS = (
-    {"columns", "errors", "schema", "settings"},
+    {"arguments", "columns", "errors", "schema", "settings"},
     {"vision"},
     {"storage"},
     {"address", "cluster", "interrupts", "logs", "telemetry"},

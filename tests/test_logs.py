@@ -3,8 +3,9 @@ import logging
 
 import pytest
 
+from lesioncam import __version__
 from lesioncam.cli import main
-from lesioncam.logs import JsonLines
+from lesioncam.logs import JsonLines, print_result
 
 FLAGS = ("--images", "/nowhere", "--bundle", "/nowhere", "--output", "/nowhere")
 
@@ -26,14 +27,29 @@ def test_a_json_line_has_time_level_message_and_the_extra_fields() -> None:
 
 
 @pytest.mark.parametrize("json_logs", [False, True])
-def test_jobs_log_json_and_errors_stay_one_plain_line(
+def test_jobs_print_json_only_and_verbs_text(
     json_logs: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(FLAGS, verb="score", json_logs=json_logs) == 2
     logging.getLogger("lesioncam").info("scored", extra={"remaining": 3})
-    error, line = capsys.readouterr().err.splitlines()
-    assert error.startswith("lesioncam: --bundle")
+    print_result("2 listed", listed=2)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
     if json_logs:
-        assert json.loads(line)["remaining"] == 3
+        first, error, line, result = map(json.loads, lines)
+        assert (first["level"], first["message"]) == ("info", f"lesioncam {__version__}: score")
+        assert error["level"] == "error"
+        assert error["message"].startswith("--bundle: /nowhere/bundle.json")
+        assert line["remaining"] == 3
+        assert (out, result["message"], result["listed"]) == ("", "2 listed", 2)
     else:
-        assert line[8:] == " scored"  # after the time
+        first, error, line = lines
+        assert first[8:] == f" lesioncam {__version__}: score"  # after the time
+        assert error.startswith("lesioncam: --bundle: /nowhere/bundle.json")
+        assert (line[8:], out) == (" scored", "2 listed\n")
+
+
+def test_bad_flags_of_a_job_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--outptu", "o"], verb="score", prog="p", json_logs=True) == 2
+    line = json.loads(capsys.readouterr().err)
+    assert line["message"] == "unknown flag --outptu; did you mean --output?"

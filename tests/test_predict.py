@@ -11,10 +11,11 @@ import boto3
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from lesioncam.errors import InputError
-from lesioncam.predict import Classifier, load
+from lesioncam.predict import Classifier, _device, load
 from lesioncam.schema import scores_schema
 from tests.conftest import CLASSES
 from tests.messy import lesion
@@ -148,10 +149,12 @@ def test_a_directory_is_refused_with_the_way_to_list_it(
     [
         (("gone",), r"bundle: \S+/gone/bundle.json"),
         (("gone", "float16"), "precision: expected one of auto, float32, bfloat16, got 'float16'"),
-        (("gone", "auto", "tpu"), "device: expected one of cpu, cuda, got 'tpu'"),
+        (("gone", "auto", "tpu"), "device: expected one of cpu, cuda, or cuda:N, got 'tpu'"),
+        (("gone", "auto", "cpu:x"), "device: expected one of cpu, cuda, or cuda:N, got 'cpu:x'"),
+        (("gone", "auto", 7.5), "device: expected one of cpu, cuda, or cuda:N, got '7.5'"),
     ],
 )
-def test_load_refuses_what_it_cannot_use(arguments: tuple[str, ...], message: str) -> None:
+def test_load_refuses_what_it_cannot_use(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load(*arguments)
 
@@ -164,3 +167,28 @@ load({bundle_uri!r}).predict(b"no image")
 assert "ray" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda:2", torch.device("cuda", 9)):
+        with pytest.raises(InputError, match=f"device: torch can use 2 here, got '{device}'"):
+            load("gone", device=device)
+    assert _device(torch.device("cuda:1")) == _device("cuda:1") == torch.device("cuda", 1)
+    assert _device(None) == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"caf\xe9.jpg".decode(errors="surrogateescape"), "the name is not UTF-8; rename"),
+        (Path("s3://bucket/a.jpg"), "s3:/bucket/a.jpg has one slash after s3:"),
+        ("", "the value is empty"),
+    ],
+)
+def test_a_path_that_names_no_image_is_refused(
+    classifier: Classifier, image: str | Path, message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^images\\[1\\]: {message}"):
+        classifier.predict(["gone.jpg", image])
