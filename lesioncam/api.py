@@ -52,6 +52,7 @@ def score(
     retry_failed: bool = False,
     max_failed_fraction: float | None = None,
     limit: int | None = None,
+    all_files: bool = False,
     precision: str = "auto",
     gpus: int | None = None,
 ) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def score(
         max_failed_fraction: the fraction of the images that may fail before `outcome` is
             `too_many_failed`; None for no limit.
         limit: score only the first `limit` images; None for all.
+        all_files: also score what is skipped below a directory or prefix: hidden files, masks by
+            their names, and files whose ending is no image's.
         precision: number format of the convolutions: `float32`, `bfloat16`, or `auto` for bfloat16
             where the hardware has it, else float32.
         gpus: maximum GPUs to use, including ones an autoscaling cluster must start; 0 for none,
@@ -103,6 +106,7 @@ def score(
             retry_failed=retry_failed,
             max_failed_fraction=max_failed_fraction,
             limit=limit,
+            all_files=all_files,
             precision=precision,
             gpus=gpus,
         )

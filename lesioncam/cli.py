@@ -370,6 +370,12 @@ def _score_flags(parser: _Parser) -> None:
         "--limit", type=_positive, metavar="N", help="score only the first N images (default: all)"
     )
     images.add_argument(
+        "--all-files",
+        action="store_true",
+        help="also score what is skipped in a directory or prefix: hidden files, masks by their "
+        "names, and files whose ending is no image's",
+    )
+    images.add_argument(
         "--retry-failed",
         action="store_true",
         help="also score images again that failed for a permanent reason (default: only "

@@ -288,12 +288,12 @@ def test_exit_codes_of_scoring(
     (here / "images").mkdir()
     lesion(32, 32).save(here / "images" / "good.jpg")
     (here / "images" / "bad.jpg").write_bytes(b"")
-    (here / "images" / "photo.heic").write_bytes(b"1")
+    (here / "images" / "photo.psd").write_bytes(b"1")
     flags = ["--images", "images", "--bundle", bundle_uri, "--output", "out"]
     assert main(["score", *flags]) == 0
     printed = capsys.readouterr()
     assert "2 images listed: 1 ok, 1 failed (1 empty); 2 scored now" in printed.out
-    assert "skipped 1 file: 1 .heic" in printed.out
+    assert "skipped 1 file: 1 .psd" in printed.out
     assert "good.jpg" not in printed.out + printed.err
     assert main(["score", *flags, "--max-failed-fraction", "0.2"]) == 3
     assert "--max-failed-fraction" in capsys.readouterr().err

@@ -22,7 +22,6 @@ from lesioncam.columns import (
 )
 from lesioncam.errors import InputError
 from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
-from lesioncam.storage.listing import IMAGE_ENDINGS, SUPERPIXELS_ENDING
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 TIME = pd.Timestamp("2024-05-06 07:08:09.123456", tz="UTC")
@@ -237,11 +236,6 @@ def test_statuses_and_kinds_are_the_contracts() -> None:
         *("not_found", "archived", "permission", "unreachable"),
     }
     assert {"permission", "unreachable"} == TRANSIENT_KINDS
-
-
-def test_endings_are_in_lower_case_with_their_dot() -> None:
-    assert all(re.fullmatch(r"\.[a-z]+", ending) for ending in IMAGE_ENDINGS)
-    assert any(SUPERPIXELS_ENDING.endswith(ending) for ending in IMAGE_ENDINGS)
 
 
 def test_manifest_keeps_what_the_score_rows_say_of_the_source() -> None:

@@ -48,6 +48,7 @@ class ScoreRequest:
         retry_failed: score all failed images again, not only those with a transient error.
         max_failed_fraction: the fraction of the listed images that may fail, or None for any.
         limit: only the first so many images of the listing, or None for all.
+        all_files: also the files that a listing skips.
         precision: `auto`, `float32` or `bfloat16`.
         gpus: the maximum to use, including ones an autoscaling cluster must start; None for those
             available.
@@ -59,6 +60,7 @@ class ScoreRequest:
     retry_failed: bool = False
     max_failed_fraction: float | None = None
     limit: int | None = None
+    all_files: bool = False
     precision: str = "auto"
     gpus: int | None = None
 
@@ -123,7 +125,7 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
         from lesioncam.scoring.stream import refuse_without_gpus  # noqa: PLC0415
 
         refuse_without_gpus(request.gpus)
-    listing = Listing(request.images)
+    listing = Listing(request.images, all_files=request.all_files)
     entries = _started(
         listing.unordered() if request.limit is None else islice(listing, request.limit)
     )

@@ -15,8 +15,3 @@ def is_hidden(name: str) -> bool:
     if name.startswith((".", "@")):
         return name not in (".", "..")
     return name.lower() in _SYSTEM_NAMES
-
-
-def is_visible(name: str) -> bool:
-    """The opposite of `is_hidden`."""
-    return not is_hidden(name)

@@ -17,22 +17,22 @@ import pyarrow.parquet as pq
 
 from lesioncam.errors import InputError
 from lesioncam.schema import MANIFEST_SCHEMA
-from lesioncam.storage.local import local_path
+from lesioncam.storage.hidden import is_hidden
+from lesioncam.storage.local import local_path, local_uri
+from lesioncam.storage.mask_names import mask_suffix
 from lesioncam.storage.parallel import merge_parallel
 from lesioncam.storage.store import Entry, Store, stat_or_unknown
 from lesioncam.storage.uri_list import LIST_ENDINGS, is_uri_list, read_uri_list
 from lesioncam.storage.uris import open_store, stat_uri
+from lesioncam.vision.formats import image_endings
 
-IMAGE_ENDINGS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-)  # compared in lower case
-SUPERPIXELS_ENDING = "_superpixels.png"  # the ISIC archive keeps these beside its images
 LISTED_TWICE = "listed twice"
+HIDDEN, HIDDEN_FOLDER = "hidden", "hidden folder"
 # Other endings are not reported: what follows a dot may be part of a patient's name.
 _REPORTED_ENDINGS = frozenset(
-    {".heic", ".heif", ".avif", ".jp2", ".dcm", ".dng", ".cr2", ".nef", ".arw", ".psd", ".svg",
-     ".pdf", ".mp4", ".mov", ".csv", ".json", ".txt", ".xml", ".md", ".html", ".xlsx", ".parquet",
-     ".zip", ".db", ".ini"}
+    {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".jxr", ".dcm", ".dng", ".cr2",
+     ".nef", ".arw", ".psd", ".svg", ".pdf", ".mp4", ".mov", ".csv", ".json", ".txt", ".xml",
+     ".md", ".html", ".xlsx", ".parquet", ".zip", ".db", ".ini"}
 )  # fmt: skip
 MANIFEST_ROWS = 100_000  # rows a manifest file: some 10 MB
 _STAT_THREADS = 32
@@ -47,13 +47,20 @@ class Listing:
     Attributes:
         source: what the user gave.
         skipped: how many files were skipped for which reason: an ending that is no image's,
-            `superpixels`, or `listed twice`.
+            `mask (_segmentation)` or another of a mask's suffixes, `hidden`, or `listed twice`;
+            and how many folders, `hidden folder`.
+
+    Args:
+        source: what the user gave.
+        flag: its flag, for messages.
+        all_files: take every file below a directory or prefix for an image.
     """
 
-    def __init__(self, source: str, flag: str = "--images"):
+    def __init__(self, source: str, flag: str = "--images", *, all_files: bool = False):
         self.source = source
         self.skipped: Counter[str] = Counter()
         self._flag = flag
+        self._all_files = all_files
         self._counting = threading.Lock()
 
     def __iter__(self) -> Iterator[Entry]:
@@ -64,7 +71,7 @@ class Listing:
         """
         if is_uri_list(self.source):
             return self._refuse_none(self._once(self._listed()))
-        return self._refuse_none(self._images(self._store().entries()))
+        return self._refuse_none(self._images(self._store().entries(self._enter)))
 
     def unordered(self) -> Iterator[Entry]:
         """Yield the images as fast as they can be listed, in any order and repeated ones too.
@@ -74,8 +81,8 @@ class Listing:
         """
         if is_uri_list(self.source):
             return self._refuse_none(self._listed())
-        listings = [self._images(entries) for entries in self._store().parallel_listings()]
-        return self._refuse_none(merge_parallel(listings, _LIST_THREADS))
+        listings = map(self._images, self._store().parallel_listings(self._enter))
+        return self._refuse_none(merge_parallel([*listings], _LIST_THREADS))
 
     def _store(self) -> Store:
         if "://" not in self.source and not Path(self.source).is_dir():
@@ -85,21 +92,20 @@ class Listing:
             )
         return open_store(self.source)
 
+    def _enter(self, folder: str) -> bool:
+        """Whether to list a folder of this name."""
+        if self._all_files or not is_hidden(folder):
+            return True
+        self._skip(HIDDEN_FOLDER)
+        return False
+
     def _images(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         for entry in entries:
-            if is_image_name(entry.uri):
-                self._check_name(entry.uri)
+            reason = None if self._all_files else reason_to_skip(entry.uri)
+            if reason is None:
                 yield entry
             else:
-                self._skip(_reason_to_skip(entry.uri))
-
-    def _check_name(self, uri: str) -> None:
-        try:
-            uri.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{self._flag}: an image's name below {self.source} is not UTF-8; rename the file"
-            ) from error
+                self._skip(reason)
 
     def _listed(self) -> Iterator[Entry]:
         with ThreadPoolExecutor(_STAT_THREADS) as threads:
@@ -124,7 +130,7 @@ class Listing:
             skipped = f" ({describe_skipped(self.skipped)})" if self.skipped else ""
             raise InputError(
                 f"{self._flag}: no images in {self.source}{skipped}; expected names ending in "
-                f"{' '.join(sorted(IMAGE_ENDINGS))}"
+                f"{' '.join(sorted(image_endings()))}"
             )
 
     def _skip(self, reason: str) -> None:
@@ -132,27 +138,34 @@ class Listing:
             self.skipped[reason] += 1
 
 
-def is_image_name(uri: str) -> bool:
-    """Whether a listing takes this name for an image's."""
-    name = uri.lower()
-    return PurePosixPath(name).suffix in IMAGE_ENDINGS and not name.endswith(SUPERPIXELS_ENDING)
-
-
-def _reason_to_skip(uri: str) -> str:
-    if uri.lower().endswith(SUPERPIXELS_ENDING):
-        return "superpixels"
-    ending = PurePosixPath(uri.lower()).suffix
-    return ending if ending in _REPORTED_ENDINGS else "other"
+def reason_to_skip(uri: str) -> str | None:
+    """Why a listing skips a file of this name; None for an image."""
+    name = uri.rpartition("/")[2]
+    if is_hidden(name):
+        return HIDDEN
+    ending = PurePosixPath(name.lower()).suffix
+    if ending not in image_endings():
+        return ending if ending in _REPORTED_ENDINGS else "other"
+    suffix = mask_suffix(name)
+    return None if suffix is None else f"mask ({suffix})"
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:
-    """What was skipped, in a line: `skipped 3 files: 2 .heic, 1 superpixels`."""
-    total = sum(skipped.values())
-    reasons = ", ".join(
-        f"{count:,} {reason}"
-        for reason, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    )
-    return f"skipped {total:,} {'file' if total == 1 else 'files'}: {reasons}"
+    """What was skipped, in a line: `skipped 3 files: 2 .heic, 1 mask (_segmentation)`."""
+    files = {reason: count for reason, count in skipped.items() if reason != HIDDEN_FOLDER}
+    parts = []
+    if files:
+        total = sum(files.values())
+        reasons = ", ".join(
+            f"{count:,} {reason.replace('mask (', 'masks (') if count > 1 else reason}"
+            for reason, count in sorted(files.items(), key=lambda item: (-item[1], item[0]))
+        )
+        parts.append(f"{total:,} {'file' if total == 1 else 'files'}: {reasons}")
+    if folders := skipped.get(HIDDEN_FOLDER, 0):
+        parts.append(f"{folders:,} hidden {'folder' if folders == 1 else 'folders'}")
+    if ".heic" in files:
+        parts.append("pip install 'lesioncam[heif]' reads .heic")
+    return f"skipped {'; '.join(parts)}"
 
 
 def image_id(uri: str) -> str:
@@ -204,4 +217,5 @@ def stat_listed(uri: str) -> Entry:
 def _absolute(uri: str) -> str:
     if uri.startswith("s3://"):
         return uri
-    return os.path.abspath(local_path(uri))  # noqa: PTH100  takes `..` out, follows no link
+    path = os.path.abspath(local_path(uri))  # noqa: PTH100  takes `..` out, follows no link
+    return local_uri(path)

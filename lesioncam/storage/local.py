@@ -13,17 +13,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow.fs
 
 from lesioncam.columns import ErrorKind
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
 from lesioncam.storage.store import (
+    Enter,
     Entry,
     Store,
     StoreError,
     check_size,
+    enter_all,
     read_if_there,
     stat_or_unknown,
 )
@@ -43,14 +45,14 @@ class LocalStore(Store):
     def join(self, name: str) -> "LocalStore":
         return LocalStore(str(self._root / name))
 
-    def entries(self) -> Iterator[Entry]:
-        for folder in self._folders():
+    def entries(self, enter: Enter = enter_all) -> Iterator[Entry]:
+        for folder in self._folders(enter):
             for item in sorted(self._files(folder), key=lambda item: item.name):
                 yield _entry_of(item)
 
-    def parallel_listings(self) -> list[Iterator[Entry]]:
+    def parallel_listings(self, enter: Enter = enter_all) -> list[Iterator[Entry]]:
         """Memory holds the folders' names; a folder's files are listed when they are asked for."""
-        folders = list(self._folders())
+        folders = list(self._folders(enter))
         count = min(_MAX_LISTINGS, len(folders))
         return [self._entries_in(folders[number::count]) for number in range(count)]
 
@@ -60,7 +62,7 @@ class LocalStore(Store):
     def _entries_in(self, folders: Iterable[str]) -> Iterator[Entry]:
         return (_entry_of(item) for folder in folders for item in self._files(folder))
 
-    def _folders(self) -> Iterator[str]:
+    def _folders(self, enter: Enter) -> Iterator[str]:
         """This folder and all below it in the order of names, each once even if linked twice."""
         seen: set[tuple[int, int]] = set()
         waiting = [self.uri]
@@ -74,8 +76,8 @@ class LocalStore(Store):
             if (stat.st_dev, stat.st_ino) not in seen:
                 seen.add((stat.st_dev, stat.st_ino))
                 yield folder
-                inner = (item.path for item in self._scan(folder) if self._is_folder(item))
-                waiting += sorted(inner, reverse=True)
+                inner = (item for item in self._scan(folder) if self._is_folder(item))
+                waiting += sorted((item.path for item in inner if enter(item.name)), reverse=True)
 
     def _files(self, folder: str) -> "Iterator[os.DirEntry[str]]":
         for item in self._scan(folder):
@@ -165,7 +167,18 @@ class LocalStore(Store):
 
 def local_path(uri: str) -> str:
     """The path of a local `uri`; one with `file://` is unescaped."""
-    return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
+    if not uri.startswith("file://"):
+        return uri
+    return unquote(urlsplit(uri).path, errors="surrogateescape")
+
+
+def local_uri(path: str) -> str:
+    """The `uri` of a path: the path itself, or `file://` and escapes if it is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"file://{quote(os.fsencode(path))}"
+    return path
 
 
 def read_local(path: str, max_bytes: int | None = None) -> bytes:
@@ -196,11 +209,11 @@ def stat_local(path: str) -> Entry:
     except (OSError, ValueError) as error:
         raise _local_error(error) from error
     modified = datetime.fromtimestamp(stat.st_mtime_ns // 1000 / 1e6, UTC)
-    return Entry(path, stat.st_size, None, modified)
+    return Entry(local_uri(path), stat.st_size, None, modified)
 
 
 def _entry_of(item: "os.DirEntry[str]") -> Entry:
-    return stat_or_unknown(stat_local, item.path)
+    return stat_or_unknown(lambda uri: stat_local(local_path(uri)), local_uri(item.path))
 
 
 def _regular(stat: os.stat_result) -> os.stat_result:

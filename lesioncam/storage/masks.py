@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lesioncam.errors import InputError
+from lesioncam.storage.hidden import is_hidden
 from lesioncam.storage.mask_names import mask_suffix, masked_image_id
 from lesioncam.storage.store import StoreError, refusal
 from lesioncam.storage.uris import open_store, read_uri
@@ -27,9 +28,9 @@ def find_masks(uri: str) -> Mapping[str, str]:
     """
     found: dict[str, str] = {}
     two: set[str] = set()
-    for entry in open_store(uri).entries():
+    for entry in open_store(uri).entries(lambda folder: not is_hidden(folder)):
         name = masked_image_id(entry.uri)
-        if name is None:
+        if name is None or is_hidden(name):
             continue
         has_suffix = mask_suffix(entry.uri) is not None
         had_suffix = name in found and mask_suffix(found[name]) is not None

@@ -27,7 +27,15 @@ from lesioncam.storage.s3_client import (
     s3_client,
     store_error,
 )
-from lesioncam.storage.store import Entry, Store, StoreError, check_size, refusal
+from lesioncam.storage.store import (
+    Enter,
+    Entry,
+    Store,
+    StoreError,
+    check_size,
+    enter_all,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.literals import OptionalObjectAttributesType
@@ -51,10 +59,10 @@ class S3Store(Store):
     def join(self, name: str) -> "S3Store":
         return S3Store(f"s3://{self._bucket}/{self._prefix}{name}")
 
-    def entries(self) -> Iterator[Entry]:
-        return self._below(self._prefix)
+    def entries(self, enter: Enter = enter_all) -> Iterator[Entry]:
+        return self._below(self._prefix, enter)
 
-    def parallel_listings(self) -> list[Iterator[Entry]]:
+    def parallel_listings(self, enter: Enter = enter_all) -> list[Iterator[Entry]]:
         """A prefix is divided if one page names everything directly below it."""
         listings, prefixes = [], deque([self._prefix])
         for _ in range(_MAX_LISTINGS):
@@ -69,11 +77,12 @@ class S3Store(Store):
                     OptionalObjectAttributes=_LISTED_TOO,
                 )
             if page["IsTruncated"]:
-                listings.append(self._below(prefix))
+                listings.append(self._below(prefix, enter))
             else:
                 listings.append(self._entries_of(page))
-                prefixes.extend(item["Prefix"] for item in page.get("CommonPrefixes", ()))
-        return listings + [self._below(prefix) for prefix in prefixes]
+                inner = (item["Prefix"] for item in page.get("CommonPrefixes", ()))
+                prefixes.extend(one for one in inner if enter(one.split("/")[-2]))
+        return listings + [self._below(prefix, enter) for prefix in prefixes]
 
     def names(self) -> list[str]:
         names = []
@@ -83,7 +92,23 @@ class S3Store(Store):
                 names += [item["Key"][len(self._prefix) :] for item in page.get("Contents", ())]
         return sorted(filter(None, names))
 
-    def _below(self, prefix: str) -> Iterator[Entry]:
+    def _below(self, prefix: str, enter: Enter) -> Iterator[Entry]:
+        """The entries below a prefix that was entered, in the order of keys."""
+        start = len(f"s3://{self._bucket}/{prefix}")
+        not_entered = None  # a folder: its keys come one after another
+        for entry in self._all_below(prefix):
+            if not_entered is not None and entry.uri.startswith(not_entered):
+                continue
+            end = start
+            for folder in entry.uri[start:].split("/")[:-1]:
+                end += len(folder) + 1
+                if not enter(folder):
+                    not_entered = entry.uri[:end]
+                    break
+            else:
+                yield entry
+
+    def _all_below(self, prefix: str) -> Iterator[Entry]:
         with as_lesioncam_error(f"cannot list {self.uri}"):
             pages = s3_client().get_paginator("list_objects_v2")
             for page in pages.paginate(

@@ -17,6 +17,13 @@ import pyarrow.fs
 from lesioncam.columns import ErrorKind
 from lesioncam.errors import InputError, LesioncamError, RunFailedError
 
+Enter = Callable[[str], bool]
+
+
+def enter_all(_folder: str) -> bool:
+    """List every folder."""
+    return True
+
 
 class StoreError(Exception):
     """An object that could not be read, with the schema's error kind for it."""
@@ -57,10 +64,14 @@ class Store(Protocol):
     def join(self, name: str) -> "Store":
         """The store below this one."""
 
-    def entries(self) -> Iterator[Entry]:
-        """Every file in this store, at any depth, always in the same order."""
+    def entries(self, enter: Enter = enter_all) -> Iterator[Entry]:
+        """Every file in this store, at any depth, always in the same order.
 
-    def parallel_listings(self) -> list[Iterator[Entry]]:
+        Args:
+            enter: whether to list a folder of this name; says no once for each folder.
+        """
+
+    def parallel_listings(self, enter: Enter = enter_all) -> list[Iterator[Entry]]:
         """The entries in any order, as iterators that threads may read in parallel."""
 
     def names(self) -> list[str]:

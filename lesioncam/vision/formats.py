@@ -110,6 +110,7 @@ def readable_formats() -> tuple[str, ...]:
     return tuple(formats)
 
 
+@cache
 def image_endings() -> frozenset[str]:
     """Endings, in lower case, of the files that can be read here."""
     return frozenset(ending for name in readable_formats() for ending in _NAMES[name][1])

@@ -123,7 +123,7 @@ def test_summary_and_records_count_what_is_in_the_parquet(
     assert (summary["listed"], summary["ok"], summary["failed"]) == (19, 15, 4)
     kinds = {"empty": 1, "not_an_image": 1, "too_large": 1, "truncated": 1}
     assert summary["failed_by_kind"] == kinds
-    assert summary["skipped"] == {".txt": 1, "superpixels": 1}
+    assert summary["skipped"] == {".txt": 1, "mask (_superpixels)": 1}
     assert (output / "_SUCCESS").exists()
     (run,) = (output / "_lesioncam" / "runs").iterdir()
     assert json.loads((run / "summary.json").read_text()) == summary

@@ -28,14 +28,14 @@ from lesioncam.storage.listing import (
     Listing,
     describe_skipped,
     image_id,
-    is_image_name,
     read_tables,
+    reason_to_skip,
     write_manifest,
 )
 from lesioncam.storage.parallel import merge_parallel
 from lesioncam.storage.s3_client import s3_client
 from lesioncam.storage.store import Entry
-from lesioncam.storage.uris import open_store
+from lesioncam.storage.uris import open_store, read_uri
 from tests.conftest import SHARED, needs_shared
 from tests.storage.conftest import refused
 
@@ -79,9 +79,19 @@ def test_lists_recursively(location: str) -> None:
 
 
 def test_describes_what_was_skipped() -> None:
-    skipped = {"superpixels": 1, ".heic": 1200, "other": 1}
-    assert describe_skipped(skipped) == "skipped 1,202 files: 1,200 .heic, 1 other, 1 superpixels"
+    skipped = {"mask (_segmentation)": 1, ".psd": 1200, "other": 1}
+    assert describe_skipped(skipped) == (
+        "skipped 1,202 files: 1,200 .psd, 1 mask (_segmentation), 1 other"
+    )
     assert describe_skipped({LISTED_TWICE: 1}) == "skipped 1 file: 1 listed twice"
+    assert describe_skipped({"mask (_lesion)": 2}) == "skipped 2 files: 2 masks (_lesion)"
+    assert describe_skipped({"hidden folder": 1}) == "skipped 1 hidden folder"
+    assert describe_skipped({"hidden": 3, "hidden folder": 2}) == (
+        "skipped 3 files: 3 hidden; 2 hidden folders"
+    )
+    assert describe_skipped({".heic": 1}) == (
+        "skipped 1 file: 1 .heic; pip install 'lesioncam[heif]' reads .heic"
+    )
 
 
 def test_lists_what_the_store_knows(location: str) -> None:
@@ -90,39 +100,161 @@ def test_lists_what_the_store_knows(location: str) -> None:
 
 
 def test_counts_what_is_not_an_image_as_skipped(location: str) -> None:
-    fill(
-        location, "a.jpg", "a_superpixels.png", "b/A_Superpixels.PNG", "notes.txt", "jpg", "x/.jpg"
-    )
-    fill(location, "b.jpg.part", "c.csv")
+    fill(location, "a.jpg", "notes.txt", "jpg", "b.jpg.part", "c.csv")
     listing = Listing(location)
     assert uris(listing) == [f"{location}/a.jpg"]
-    assert listing.skipped == {"superpixels": 2, ".txt": 1, ".csv": 1, "other": 3}
+    assert listing.skipped == {".txt": 1, ".csv": 1, "other": 2}
 
 
-@pytest.mark.parametrize("ending", ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"])
+ENDINGS_OF_IMAGES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif")
+
+
+@pytest.mark.parametrize("ending", ENDINGS_OF_IMAGES)
 def test_takes_endings_in_any_case(ending: str) -> None:
     for written in (ending, ending.upper(), ending.title()):
-        assert is_image_name(f"s3://bucket/a#b/ISIC_1.{written}")
+        assert reason_to_skip(f"s3://bucket/a#b/ISIC_1.{written}") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["/x/a.txt", "/x/jpg", "/x.jpg/a", "s3://bucket/a.jpg.gz", "/x/a.jpg~"]
+)
+def test_takes_nothing_else_for_an_image(name: str) -> None:
+    assert reason_to_skip(name) in (".txt", "other")
+
+
+@pytest.mark.parametrize("ending", [".heic", ".avif", ".jp2"])
+def test_endings_of_optional_formats_count_where_they_can_be_read(
+    ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for endings, reason in (({".jpg", ending}, None), ({".jpg"}, ending)):
+        monkeypatch.setattr("lesioncam.storage.listing.image_endings", lambda of=endings: of)
+        assert reason_to_skip(f"/x/a{ending.upper()}") == reason
+
+
+# Masks
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ISIC_0000001_segmentation.png", "mask (_segmentation)"),
+        ("ISIC_0000001_Segmentation.PNG", "mask (_segmentation)"),
+        ("ISIC_0000001_superpixels.png", "mask (_superpixels)"),
+        ("A_SUPERPIXELS.PNG", "mask (_superpixels)"),
+        ("a_mask.jpg", "mask (_mask)"),
+        ("a_Mask.tif", "mask (_mask)"),
+        ("IMD002_lesion.bmp", "mask (_lesion)"),
+        ("imd002_LESION.png", "mask (_lesion)"),
+        ("a_mask.txt", ".txt"),
+        ("back_lesion.jpg", None),
+        ("superpixels.png", None),
+        ("mask.png", None),
+        ("a_mask.b.jpg", None),
+        ("a_segmentation_1.png", None),
+    ],
+)
+def test_masks_are_skipped_by_their_names(name: str, reason: str | None) -> None:
+    assert reason_to_skip(f"/x/{name}") == reason
+    assert reason_to_skip(f"s3://bucket/a_mask/{name}") == reason
+
+
+def test_masks_are_counted_by_suffix(location: str) -> None:
+    fill(location, "a.jpg", "a_segmentation.png", "IMD1_lesion/IMD1_lesion.bmp", "b/c_MASK.png")
+    fill(location, "b/d_mask.png", "IMD1_lesion/IMD1.bmp")
+    assert either_way(location) == ["IMD1_lesion/IMD1.bmp", "a.jpg"]
+    listing = Listing(location)
+    assert len(uris(listing)) == 2
+    assert listing.skipped == {"mask (_segmentation)": 1, "mask (_lesion)": 1, "mask (_mask)": 2}
+
+
+# Hidden files and folders
 
 
 @pytest.mark.parametrize(
     "name",
-    ["/x/a_superpixels.png", "/x/A_SUPERPIXELS.PNG", "/x/a.txt", "/x/jpg", "/x/.jpg", "/x.jpg/a",
-     "s3://bucket/a.jpg.gz", "/x/a.jpg~"],
+    ["._a.jpg", ".a.jpg", ".jpg", "@a.jpg", "Thumbs.db", "thumbs.DB", "desktop.ini", ".DS_Store"],
+)
+def test_hidden_files_are_skipped(location: str, name: str) -> None:
+    fill(location, "a.jpg", f"b/{name}")
+    assert either_way(location) == ["a.jpg"]
+    listing = Listing(location)
+    assert len(uris(listing)) == 1
+    assert listing.skipped == {"hidden": 1}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["@eaDir", "__MACOSX", ".Trash-1000", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found",
+     "System Volume Information", "#recycle", ".snapshot", "b/c/@eaDir"],
 )  # fmt: skip
-def test_takes_nothing_else_for_an_image(name: str) -> None:
-    assert not is_image_name(name)
+def test_hidden_folders_are_not_entered(location: str, folder: str) -> None:
+    fill(location, "a.jpg", "b/c.jpg", "z/c.jpg")
+    fill(location, *(f"{folder}/{name}.jpg" for name in ("a", "b", "c/d", "c/@eaDir/e")))
+    assert either_way(location) == ["a.jpg", "b/c.jpg", "z/c.jpg"]
+    listing = Listing(location)
+    assert len(uris(listing)) == 3
+    assert listing.skipped == {"hidden folder": 1}
 
 
-@pytest.mark.parametrize("name", ["/x/superpixels.png", "/x/a_superpixels.jpg", "/x/a.b.jpg"])
-def test_takes_names_that_only_seem_skipped(name: str) -> None:
-    assert is_image_name(name)
+def test_each_hidden_folder_is_counted_once(bucket: str, keys_a_page: None) -> None:
+    names = [f"{number:02d}/{part}{name}.jpg" for number in range(40) for name in "abc"
+             for part in ("", "@eaDir/", ".x/")]  # fmt: skip
+    put(bucket, [f"top/{name}" for name in names])
+    for listing in (Listing(f"s3://{bucket}/top"), Listing(f"s3://{bucket}/top")):
+        assert len(uris(listing)) == 120
+        assert listing.skipped == {"hidden folder": 80}
+
+
+def test_a_folder_beside_a_hidden_one_of_a_longer_name_is_entered(location: str) -> None:
+    fill(location, "b.x/a.jpg", ".x/a.jpg", ".xy/a.jpg", "x/a.jpg")
+    assert either_way(location) == ["b.x/a.jpg", "x/a.jpg"]
+
+
+def test_the_folder_that_is_named_may_be_hidden(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "@images"
+    fill(str(folder), "a.jpg", ".b/c.jpg")
+    assert either_way(str(folder)) == ["a.jpg"]
+
+
+def test_a_hidden_folder_without_access_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(str(tmp_path), "a.jpg", "lost+found/b.jpg")
+    real = os.scandir
+
+    def scandir(folder: str) -> Any:
+        assert "lost" not in str(folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert either_way(str(tmp_path)) == ["a.jpg"]
+
+
+def test_all_files_are_listed_if_asked(location: str) -> None:
+    names = ["@eaDir/a.jpg", ".b.jpg", "a.jpg", "a_segmentation.png", "IM0001", "notes.txt"]
+    fill(location, *names)
+    for entries in (Listing(location, all_files=True), Listing(location, all_files=True)):
+        assert {entry.uri for entry in entries} == {f"{location}/{name}" for name in names}
+        assert not entries.skipped
+    unordered = Listing(location, all_files=True).unordered()
+    assert {entry.uri for entry in unordered} == {f"{location}/{name}" for name in names}
+
+
+def test_a_list_may_name_what_a_folder_hides(tmp_path: Path) -> None:
+    names = [".a.jpg", "b_segmentation.png", "@eaDir/c.jpg", "IM0001"]
+    fill(str(tmp_path), *names)
+    source = write_list(str(tmp_path), "csv", [f"{tmp_path}/{name}" for name in names])
+    assert uris(Listing(source)) == [f"{tmp_path}/{name}" for name in names]
 
 
 def test_a_location_without_images_is_refused(location: str) -> None:
     fill(location, "notes.txt", "a_superpixels.png")
     with refused(
-        "--images", location, "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
+        "--images",
+        location,
+        "skipped 2 files: 1 .txt, 1 mask (_superpixels)",
+        ".jpg",
+        kind=InputError,
     ):
         list(Listing(location))
 
@@ -242,7 +374,7 @@ def test_more_folders_than_a_page_holds_are_listed_either_way(bucket: str) -> No
 
 ODD_PARTS = [
     "a b", " a ", "é ü", "e\u0301", "画像", "😀", "#", "a#b", "%", "a%20b", "%2F", "a+b", "?x=1&y",
-    "..a", "a..", "[a]*", "~", "'\"", "a:b", "a\\b", "=",
+    "a..", "[a]*", "~", "'\"", "a:b", "a\\b", "=",
 ]  # fmt: skip
 
 
@@ -261,7 +393,7 @@ def test_keys_that_are_no_paths_are_listed_either_way(bucket: str, keys_a_page: 
 
 
 def test_long_keys_are_listed_either_way(bucket: str, keys_a_page: None) -> None:
-    names = ["n" * 900 + ".jpg", "n" * 899 + "/.a.jpg", "é" * 450 + ".jpg", "/".join("n" * 60)]
+    names = ["n" * 900 + ".jpg", "n" * 899 + "/aa.jpg", "é" * 450 + ".jpg", "/".join("n" * 60)]
     names[-1] += ".jpg"
     put(bucket, [f"top/{name}" for name in names])
     assert either_way(f"s3://{bucket}/top") == sorted(names)
@@ -281,13 +413,17 @@ def test_unordered_counts_each_skipped_file_once(tmp_path: Path) -> None:
     fill(str(tmp_path), "a.jpg", "a_superpixels.png", "0/b.jpg", *names)
     listing = Listing(str(tmp_path))
     assert len(list(listing.unordered())) == 2
-    assert listing.skipped == {".txt": 20, "superpixels": 1}
+    assert listing.skipped == {".txt": 20, "mask (_superpixels)": 1}
 
 
 def test_a_location_without_images_is_refused_unordered_too(tmp_path: Path) -> None:
     fill(str(tmp_path), "notes.txt", "b/a_superpixels.png")
     with refused(
-        "--images", str(tmp_path), "skipped 2 files: 1 .txt, 1 superpixels", ".jpg", kind=InputError
+        "--images",
+        str(tmp_path),
+        "skipped 2 files: 1 .txt, 1 mask (_superpixels)",
+        ".jpg",
+        kind=InputError,
     ):
         list(Listing(str(tmp_path)).unordered())
 
@@ -648,16 +784,35 @@ def test_a_list_with_a_comma_too_many_in_every_row_is_refused(tmp_path: Path, da
         list(Listing(f"{tmp_path}/list.csv"))
 
 
-def test_a_name_that_is_not_utf8_is_refused_in_one_line_if_it_is_an_image_s(tmp_path: Path) -> None:
-    (tmp_path / "Jane Doe").mkdir()
-    fill(str(tmp_path), "Jane Doe/a.jpg")
-    (tmp_path / "Jane Doe" / os.fsdecode(b"\xdcbersicht.txt")).write_bytes(b"1")
+def test_a_name_that_is_not_utf8_is_a_file_uri_by_which_it_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "Müller"
+    folder.mkdir()
+    name = os.fsdecode(b"b\xe4 #1.jpg")  # Latin-1, as old archives have them
+    (folder / "a.jpg").write_bytes(b"1")
+    (folder / name).write_bytes(b"12345")
+    uri = f"{tmp_path.as_uri()}/M%C3%BCller/b%E4%20%231.jpg"
     listing = Listing(str(tmp_path))
-    assert len(uris(listing)) == 1
-    assert listing.skipped == {".txt": 1}
-    (tmp_path / "Jane Doe" / os.fsdecode(b"b\xe4.jpg")).write_bytes(b"1")
-    with refused("--images", str(tmp_path), "not UTF-8", kind=InputError, without=("Doe",)):
-        list(Listing(str(tmp_path)))
+    entries = {entry.uri: entry.size for entry in listing}
+    assert entries == {f"{folder}/a.jpg": 1, uri: 5}
+    assert {entry.uri: entry.size for entry in Listing(str(tmp_path)).unordered()} == entries
+    assert read_uri(uri) == b"12345"
+    assert image_id(uri) == "b%E4%20%231"
+    # A list that was made of the scores names the same image.
+    (entry,) = Listing(write_list(str(tmp_path), "csv", [uri]))
+    assert (entry.uri, entry.size) == (uri, 5)
+    assert write_manifest([entry], open_store(str(tmp_path / "manifest"))) == 1
+
+
+def test_a_folder_whose_name_is_not_utf8_is_listed(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"12345")
+    (folder / "notes.txt").write_bytes(b"12345")
+    (folder / "broken.jpg").symlink_to("nowhere")
+    entries = {entry.uri: entry.size for entry in Listing(str(tmp_path))}
+    uri = f"{tmp_path.as_uri()}/M%FCller"
+    assert entries == {f"{uri}/a.jpg": 5, f"{uri}/broken.jpg": None}
+    assert {entry.uri for entry in Listing(str(folder))} == set(entries)
 
 
 @ENDINGS

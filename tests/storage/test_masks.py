@@ -145,3 +145,11 @@ def test_masks_of_the_archives_are_found_and_read() -> None:
     }
     for uri in find_masks(str(folder)).values():
         assert read_mask(uri, (320, 240)).any()
+
+
+def test_hidden_copies_of_masks_are_not_masks(tmp_path: Path) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    save(tmp_path / "a_segmentation.png", mask)
+    save(tmp_path / "._a_segmentation.png", mask)
+    save(tmp_path / "@eaDir" / "a_segmentation.png", mask)
+    assert find_masks(str(tmp_path)) == {"a": f"{tmp_path}/a_segmentation.png"}
