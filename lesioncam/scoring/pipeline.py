@@ -145,6 +145,7 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
 def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, Any]:
     """List, score what is pending, compact the parts and count the rows; returns the summary."""
     started = time.monotonic()
+    run.results.discard_staged()
     run.results.recover()
     run.record_plan()
     rows = run.record.record_listing(entries)
@@ -154,8 +155,9 @@ def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, An
         from lesioncam.scoring.stream import score_pending  # noqa: PLC0415  loads torch and Ray
 
         score_pending(run, pending)
-    run.lease.check()
-    run.results.compact(run.record.run_id, run.lease.check)
+    run.lease.stop_workers()
+    run.results.discard_staged()
+    run.results.compact(run.record.run_id, run.lease.confirm)
     tally = _checked_tally(run, rows)
     seconds = time.monotonic() - started
     summary = _outcome(tally, run.request.max_failed_fraction) | {
@@ -166,8 +168,7 @@ def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, An
         "images_per_second": round(pending.pending / seconds, 2),
     }
     run.record.finish(summary)
-    run.lease.check()
-    run.results.succeed()
+    run.results.succeed(run.lease.confirm)
     return summary
 
 

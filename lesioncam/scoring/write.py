@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lesioncam.scoring.rows import block_range, finish
-from lesioncam.storage.lease import check_holder
+from lesioncam.storage.lease import check_worker
 from lesioncam.storage.results import Results
 from lesioncam.telemetry import timed
 
@@ -34,9 +34,12 @@ def write_part(
     first, count = block_range(table)
     rows = finish(table, classes, model=model, run_id=run_id, not_before=not_before)
     results = Results(output)
-    check_holder(results.store, run_id)
     with timed("write", count):
-        results.write_part(f"part-{run_id}-{first:09d}.parquet", rows)
+        results.write_part(
+            f"part-{run_id}-{first:09d}.parquet",
+            rows,
+            check=lambda: check_worker(results.store, run_id),
+        )
     window.release.remote(first, count)
     found = pc.value_counts(pc.coalesce(rows["error_kind"], rows["status"]))
     outcomes, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()

@@ -5,6 +5,10 @@ few seconds. Taking and renewing are conditional writes: of two runs that try at
 On the holder's machine another run takes over as soon as the holder's process is gone, elsewhere
 when the lease has expired; that compares two machines' clocks, which may differ by some seconds.
 
+A lease cannot stop a write that is already on its way. What a run writes for others to see is
+therefore written under a staging name first; then the lease is checked, and then it is moved to its
+own name. A run that takes over removes what is staged: a move that arrives later finds nothing.
+
 Our own because a lock service would be one more thing to run, and a lock file without an expiry
 would outlive its holder.
 """
@@ -40,6 +44,8 @@ class Holder:
         pid: of the process.
         process_started: in clock ticks since that boot, because process ids are reused.
         until: when the lease expires unless renewed, in seconds since 1970.
+        workers_may_write: False once the run has all parts; a task that it repeated elsewhere may
+            still be running.
     """
 
     run_id: str
@@ -48,6 +54,7 @@ class Holder:
     pid: int
     process_started: int
     until: float
+    workers_may_write: bool = True
 
     def is_alive(self) -> bool:
         """Whether the run may still be running."""
@@ -79,6 +86,8 @@ class Lease:
         self._output, self._flag = output, flag
         self._held = b""
         self._until = 0.0
+        self._workers_may_write = True
+        self._renewing = threading.Lock()
         self._over = threading.Event()
         self._lost = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -105,7 +114,7 @@ class Lease:
                 self._output.delete(LEASE_FILE)
 
     def check(self) -> None:
-        """Raise unless the output is still held by this run.
+        """Raise unless the output is still held by this run, as far as this process knows.
 
         Raises:
             RunFailedError: the lease could not be renewed in time, or another run holds it.
@@ -116,12 +125,34 @@ class Lease:
                 f"run the same command again"
             )
 
+    def confirm(self) -> None:
+        """`check`, and ask the store.
+
+        Raises:
+            RunFailedError: as `check`, or the store cannot be reached.
+            InputError: the store refuses access.
+        """
+        self.check()
+        _read_holder(self._output, self.run_id)
+
+    def stop_workers(self) -> None:
+        """Have `check_worker` refuse this run's workers from now on.
+
+        Raises:
+            RunFailedError: as `check`, or the store cannot be reached.
+        """
+        with self._renewing:
+            self._workers_may_write = False
+            if not self._renew_once():
+                self._lost.set()
+        self.check()
+
     def _write(self, current: bytes | None) -> bool:
         """Take or renew the lease if its file still holds `current`."""
         until = time.time() + LEASE_SECONDS
         holder = Holder(
             self.run_id, socket.gethostname(), _machine(), os.getpid(),
-            _process_started(os.getpid()) or 0, until,
+            _process_started(os.getpid()) or 0, until, self._workers_may_write,
         )  # fmt: skip
         content = json.dumps(asdict(holder)).encode()
         if not self._output.swap(LEASE_FILE, current, content):
@@ -132,11 +163,15 @@ class Lease:
     def _renew(self) -> None:
         while not self._over.wait(_RENEW_SECONDS):
             try:
-                if not (self._write(self._held) or self._renew_unanswered()):
-                    self._lost.set()
-                    return
+                with self._renewing:
+                    if not self._renew_once():
+                        self._lost.set()
+                        return
             except LesioncamError:
                 continue  # a store that stays unreachable is noticed by `check`
+
+    def _renew_once(self) -> bool:
+        return self._write(self._held) or self._renew_unanswered()
 
     def _renew_unanswered(self) -> bool:
         """Renew again if the last renewal was written but its answer was lost."""
@@ -165,19 +200,26 @@ def refuse_other_run(output: Store, flag: str = "--output") -> bytes | None:
     return current
 
 
-def check_holder(output: Store, run_id: str) -> None:
-    """Raise unless a run still holds the output; its workers on other machines may outlive it.
+def check_worker(output: Store, run_id: str) -> None:
+    """Raise unless a run's workers may write to the output; those elsewhere may outlive it.
 
     Raises:
-        LeaseLostError: no run holds it, or another one.
+        LeaseLostError: no run holds the output, or another one, or this one needs no more parts.
         RunFailedError: its store cannot be reached.
         InputError: its store refuses access.
     """
+    if not _read_holder(output, run_id).workers_may_write:
+        raise LeaseLostError(f"run {run_id} has all its parts already")
+
+
+def _read_holder(output: Store, run_id: str) -> Holder:
+    """The holder of the output, which must be this run."""
     holder = _parse(read_if_there(output, LEASE_FILE))
     if holder is None or holder.run_id != run_id:
         raise LeaseLostError(
             f"run {run_id} no longer holds {output.uri}; run the same command again"
         )
+    return holder
 
 
 def _parse(content: bytes | None) -> Holder | None:

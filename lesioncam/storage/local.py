@@ -138,6 +138,17 @@ class LocalStore(Store):
         except OSError as error:
             raise self._unwritable(error) from error
 
+    def move(self, name: str, target: str) -> bool:
+        path = self._root / target
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (self._root / name).replace(path)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return True
+
     def read_quickly(self, name: str) -> bytes | None:
         return read_if_there(self, name)
 

@@ -1,16 +1,21 @@
 """Results: the Parquet under an output, which is also the checkpoint.
 
-Part files appear whole or not at all. A finished run compacts them: what replaces what is recorded
-before anything is removed, so that the next run can finish or undo an interrupted compaction.
+Files appear whole or not at all. They are staged first, and appear only while their run holds the
+output (`lesioncam.storage.lease`). A finished run compacts its parts: what replaces what is
+recorded before anything is removed, so that the next run can finish or undo an interrupted
+compaction.
 """
 
+import io
 import json
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, pairwise, repeat
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +26,7 @@ from lesioncam.columns import classes_of
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.schema import scores_schema
 from lesioncam.storage.index import Index, open_part, part_names
-from lesioncam.storage.listing import write_table
+from lesioncam.storage.lease import LeaseLostError
 from lesioncam.storage.pending import Partition, partitions, split_newest
 from lesioncam.storage.uris import open_store
 
@@ -30,9 +35,16 @@ log = logging.getLogger("lesioncam")
 SUCCESS = "_SUCCESS"
 PART_ROWS = 200_000  # target for the rows of a compacted file
 COMMIT_FILE = "_lesioncam/commit.json"
+STAGING = "_lesioncam/staging"  # no name in it ends in `.parquet`
 
 _THREADS = 16  # files read or deleted at once
 _READ_THREADS = 4  # whole parts in memory at once
+
+Check = Callable[[], None]
+
+
+def _no_check() -> None:
+    """For an output that only this process writes."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +125,28 @@ class Results:
         with open_part(self.store, names[0]) as part:
             return part.schema_arrow
 
-    def write_part(self, name: str, table: pa.Table) -> None:
-        """Write rows as one Parquet file, whole or not at all."""
-        write_table(self.store, name, table)
+    def write_part(self, name: str, table: pa.Table, check: Check = _no_check) -> None:
+        """Write rows as one Parquet file, whole or not at all.
 
-    def compact(self, run_id: str, check: Callable[[], None] = lambda: None) -> None:
+        Args:
+            name: of the file.
+            table: the rows.
+            check: raises if the output is not this run's any more.
+        """
+        file = io.BytesIO()
+        pq.write_table(table, file, compression="zstd")
+        self._publish(name, file.getvalue(), check)
+
+    def discard_staged(self) -> None:
+        """Remove what is staged: what its writers move after this finds nothing, and is not seen.
+
+        No writer whose check still passes may be at work.
+        """
+        staging = self.store.join(STAGING)
+        staging.remove_temporary_files()
+        self._delete_all(f"{STAGING}/{name}" for name in staging.names())
+
+    def compact(self, run_id: str, check: Check = _no_check) -> None:
         """Drop all rows but the newest of each image, and merge small parts.
 
         What is added and removed is recorded first, and nothing is removed before all that
@@ -125,7 +154,7 @@ class Results:
 
         Args:
             run_id: names the merged files.
-            check: raises if the output is not this run's any more; called before each write.
+            check: raises if the output is not this run's any more; called at each write.
         """
         self.recover()
         older = self._older_rows()
@@ -138,18 +167,16 @@ class Results:
         names = _unused_names(f"compacted-{run_id}", sizes)
         added = {next(names): group for group in _group(current)}
         log.info("merging %s parts into %s", f"{len(replaced):,}", f"{len(added):,}")
-        check()
-        self._record(Commit(list(added), sorted(replaced), written=False))
+        self._record(Commit(list(added), sorted(replaced), written=False), check)
         for name, group in added.items():
             with ThreadPoolExecutor(_THREADS) as threads:
                 merged = pa.concat_tables(
                     threads.map(lambda n: self._read_without(n, older.get(n)), group)
                 )
-            check()
-            self.write_part(name, merged)
-        check()
-        self._record(Commit(list(added), sorted(replaced), written=True))
-        self.recover()
+            self.write_part(name, merged, check)
+        commit = Commit(list(added), sorted(replaced), written=True)
+        self._record(commit, check)
+        self._finish(commit)
 
     def recover(self) -> None:
         """Finish an interrupted compaction if all its files are written, else undo it.
@@ -166,20 +193,19 @@ class Results:
                 f"{self.store.uri}: {len(missing)} merged files are missing that replace "
                 f"{len(commit.removed)} others; remove {COMMIT_FILE} and run the same command again"
             )
-        with ThreadPoolExecutor(_THREADS) as threads:
-            superseded = commit.removed if commit.written else commit.added
-            for _ in threads.map(self.store.delete, superseded):
-                pass  # an exception of a deletion is raised here
-        self.store.delete(COMMIT_FILE)
+        self._finish(commit)
 
     def begin(self) -> None:
-        """Mark the output as incomplete, and remove what killed writers left unfinished."""
-        self.store.remove_temporary_files()
+        """Mark the output as incomplete."""
         self.store.delete(SUCCESS)
 
-    def succeed(self) -> None:
-        """Mark the output as complete: every listed image has its row."""
-        self.store.write(SUCCESS, b"")
+    def succeed(self, check: Check = _no_check) -> None:
+        """Mark the output as complete: every listed image has its row.
+
+        Args:
+            check: raises if the output is not this run's any more.
+        """
+        self._publish(SUCCESS, b"", check)
 
     def _check(self, name: str, part: pq.ParquetFile, classes: Sequence[str], model: str) -> None:
         schema = part.schema_arrow
@@ -201,8 +227,27 @@ class Results:
                 f"writes; name another output"
             )
 
-    def _record(self, commit: Commit) -> None:
-        self.store.write(COMMIT_FILE, json.dumps(vars(commit)).encode())
+    def _publish(self, name: str, data: bytes, check: Check) -> None:
+        """Write a file whole; it appears only if `check` passes while it is staged."""
+        staged = f"{STAGING}/{PurePosixPath(name).name}-{secrets.token_hex(4)}"
+        self.store.write(staged, data)
+        check()
+        if not self.store.move(staged, name):
+            raise LeaseLostError(
+                f"another run has taken over {self.store.uri}; run the same command again"
+            )
+
+    def _record(self, commit: Commit, check: Check) -> None:
+        self._publish(COMMIT_FILE, json.dumps(vars(commit)).encode(), check)
+
+    def _finish(self, commit: Commit) -> None:
+        self._delete_all(commit.removed if commit.written else commit.added)
+        self.store.delete(COMMIT_FILE)
+
+    def _delete_all(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for _ in threads.map(self.store.delete, names):
+                pass  # an exception of a deletion is raised here
 
     def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
         with open_part(self.store, name) as part:

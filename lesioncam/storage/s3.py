@@ -39,7 +39,7 @@ from lesioncam.storage.store import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.literals import OptionalObjectAttributesType
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef, ListObjectsV2OutputTypeDef
 
 _MAX_LISTINGS = 32  # a prefix is divided until there are so many parts, or after so many requests
 _ARCHIVE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")  # GLACIER_IR can be read at once
@@ -153,6 +153,21 @@ class S3Store(Store):
                     raise
                 # boto3 repeats a write whose answer was lost: then the object holds our data.
                 return self.read_quickly(name) == data
+        return True
+
+    def move(self, name: str, target: str) -> bool:
+        """S3 has no renaming: the server copies the object, then it is deleted."""
+        source: CopySourceTypeDef = {"Bucket": self._bucket, "Key": self._prefix + name}
+        with as_lesioncam_error(f"cannot write to {self.uri}"):
+            try:
+                s3_client().copy_object(
+                    Bucket=self._bucket, Key=self._prefix + target, CopySource=source
+                )
+            except ClientError:
+                if self.exists(name):  # servers differ in what they answer if it does not
+                    raise
+                return False
+        self.delete(name)
         return True
 
     def read_quickly(self, name: str) -> bytes | None:

@@ -92,6 +92,13 @@ class Store(Protocol):
             Whether it was written.
         """
 
+    def move(self, name: str, target: str) -> bool:
+        """Give a file another name in this store; it appears there complete or not at all.
+
+        Returns:
+            False if there is no such file; then nothing appears, however late the call arrives.
+        """
+
     def read_quickly(self, name: str) -> bytes | None:
         """Read a file whole with few retries; None if there is none."""
 
@@ -136,8 +143,9 @@ def stat_or_unknown(stat: Callable[[str], Entry], uri: str) -> Entry:
 
 def refusal(what: str, failure: StoreError) -> LesioncamError:
     """The error that reports a store's failure outside any one image."""
-    kind = RunFailedError if failure.kind is ErrorKind.UNREACHABLE else InputError
-    return kind(f"{what}: {failure.message}")
+    if failure.kind is ErrorKind.UNREACHABLE:
+        return RunFailedError(f"{what}: {failure.message}; run the same command again")
+    return InputError(f"{what}: {failure.message}")
 
 
 def read_if_there(store: Store, name: str) -> bytes | None:

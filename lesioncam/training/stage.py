@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lesioncam.settings import BACKBONES, ModelSettings, TrainSettings
-from lesioncam.storage.lease import check_holder
+from lesioncam.storage.lease import check_worker
 from lesioncam.storage.uris import open_store
 from lesioncam.training.batches import Batch, Batches, Examples
 from lesioncam.training.failures import traceback_as_note
@@ -331,7 +331,7 @@ class _Worker:
         if self.rank != 0:
             ray.train.report(metrics)
             return
-        check_holder(open_store(self.job.setup.bundle), self.job.setup.run_id)
+        check_worker(open_store(self.job.setup.bundle), self.job.setup.run_id)
         state.keep(self.network, self.optimizer, self.schedule)
         with tempfile.TemporaryDirectory() as folder:
             torch.save(vars(state), Path(folder, _STATE_FILE))

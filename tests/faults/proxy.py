@@ -2,6 +2,7 @@
 
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 Fault = Callable[["Exchange"], None]
 
 _STALL_S = 65  # clients wait 60 s
+_HELD_S = 300  # a held request of a failing test
 _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive"}
 
 
@@ -177,6 +179,47 @@ def times(fault: Fault, count: int) -> tuple[Fault, list[str]]:
             exchange.forward()
 
     return act, asked
+
+
+class Hold:
+    """Holds one request until it is released, whether or not its client still waits.
+
+    Attributes:
+        reached: set when the request has come.
+        passed: set when it has gone through.
+    """
+
+    def __init__(self, path: str, occurrence: int = 1):
+        """Hold the PUT request of that occurrence whose path matches a regular expression."""
+        self.reached, self.passed = threading.Event(), threading.Event()
+        self._path, self._before = re.compile(path), occurrence - 1
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+
+    def __call__(self, exchange: Exchange) -> None:
+        """As a fault of the proxy."""
+        if exchange.command != "PUT" or not self.wait(unquote(urlsplit(exchange.path).path)):
+            exchange.forward()
+            return
+        answer, data = exchange.ask()
+        self.passed.set()
+        exchange.answer(answer.status, answer.getheaders(), data)
+
+    def wait(self, path: str) -> bool:
+        """Wait for the release if this is the write to hold; returns whether it is."""
+        with self._lock:
+            if self.reached.is_set() or not self._path.search(path):
+                return False
+            if self._before:
+                self._before -= 1
+                return False
+            self.reached.set()
+        self._released.wait(_HELD_S)
+        return True
+
+    def release(self) -> None:
+        """Let the request go through."""
+        self._released.set()
 
 
 def slow_down(exchange: Exchange) -> None:

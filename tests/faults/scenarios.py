@@ -28,6 +28,7 @@ _REQUESTS_NEAR_END = (10, 40)  # further requests that pass before it fails ther
 _FULL_DISK_SIZE = "40k"  # holds the run's records, but not the scores
 _MEMORY_MARGIN = 3 * 2**30  # bytes that a run may take before Ray kills its workers
 _MEMORY_PRESSURE_S = 3.0
+_LATE_TIMEOUT_S = 60  # for a held request to arrive once it is released
 _RAYLET_KILLED_WORKER = "Selected to kill"  # in the log
 _WORKER_TITLES = ("fetch_and_decode", "Localize", "Classify", "WindowActor", "write_part")
 
@@ -139,6 +140,22 @@ def store_lost(
     proxy.fault = None
 
 
+def write_late(trial: Trial, proxy: Proxy | None, rng: random.Random, _: float) -> None:
+    """The driver is killed while a part is on its way; it arrives when the next run has ended."""
+    assert proxy is not None
+    proxy.fault = hold = proxies.Hold(r"/part-[^/]*\.parquet$", rng.randint(1, 2))
+    run = trial.start()
+    while run.poll() is None and not hold.reached.wait(0.1):
+        pass
+    run.kill()
+    trial.wait(run)
+    trial.run()
+    hold.release()
+    if not hold.passed.wait(_LATE_TIMEOUT_S):
+        raise RuntimeError("the part that was held has not arrived")
+    proxy.fault = None
+
+
 LOCAL: dict[str, Scenario] = {
     "driver killed (SIGKILL)": driver_killed,
     "all processes killed at once": machine_lost,
@@ -162,6 +179,7 @@ REMOTE: dict[str, Scenario] = {
     "not there when read, a fifth": partial(store_faulty, proxies.gone, 0.2, True),
     "no answer for 65 s, one in 200": partial(store_faulty, proxies.stalled, 0.005, True),
     "write's answer lost, a fifth": partial(store_faulty, proxies.unanswered, 0.2, False),
+    "write arrives after the next run": write_late,
     "credentials expire": partial(store_lost, proxies.expired, False),
     "store gone": partial(store_lost, proxies.away, False),
     "credentials expire near the end": partial(store_lost, proxies.expired, True),

@@ -11,7 +11,7 @@ import pytest
 
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage import lease
-from lesioncam.storage.lease import LEASE_FILE, Holder, Lease, check_holder
+from lesioncam.storage.lease import LEASE_FILE, Holder, Lease, check_worker
 from lesioncam.storage.store import Store
 from lesioncam.storage.uris import open_store
 
@@ -180,11 +180,38 @@ def test_swap_of_a_file_that_is_gone(location: str) -> None:
 def test_a_worker_writes_only_while_its_run_has_the_output(location: str) -> None:
     output = open_store(location)
     with pytest.raises(RunFailedError, match="run run-1 no longer holds"):
-        check_holder(output, "run-1")
+        check_worker(output, "run-1")
     with Lease(output, "run-1"):
-        check_holder(output, "run-1")
+        check_worker(output, "run-1")
         with pytest.raises(RunFailedError, match="run run-2 no longer holds"):
-            check_holder(output, "run-2")
+            check_worker(output, "run-2")
+
+
+def test_a_run_that_has_all_its_parts_refuses_its_workers(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.02)
+    output = open_store(location)
+    with Lease(output, "run-1") as held:
+        held.stop_workers()
+        stopped = holder_of(output).until
+        while holder_of(output).until == stopped:
+            time.sleep(0.02)
+        with pytest.raises(RunFailedError, match="run run-1 has all its parts"):
+            check_worker(output, "run-1")
+        held.confirm()
+
+
+def test_only_the_store_knows_that_another_run_has_taken_over(location: str) -> None:
+    output = open_store(location)
+    with Lease(output, "run-1") as held:
+        held.confirm()
+        write_lease(output, ELSEWHERE)
+        held.check()
+        with pytest.raises(RunFailedError, match="run run-1 no longer holds"):
+            held.confirm()
+        with pytest.raises(RunFailedError, match="expired"):
+            held.stop_workers()
 
 
 def test_a_renewal_whose_answer_was_lost_is_our_own(location: str) -> None:

@@ -21,7 +21,7 @@ from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.storage.listing import image_id
 from lesioncam.storage.local import LocalStore
 from lesioncam.storage.pending import Tally
-from lesioncam.storage.results import COMMIT_FILE, SUCCESS, Results
+from lesioncam.storage.results import COMMIT_FILE, STAGING, SUCCESS, Results
 from tests.storage.conftest import refused
 
 CLASSES = ("melanoma", "nevus")
@@ -241,11 +241,26 @@ def test_success_is_removed_first_and_written_last(location: str) -> None:
     assert not results.store.exists("_SUCCESS")
 
 
-def test_temporary_files_of_killed_writers_are_removed_at_the_beginning(tmp_path: Path) -> None:
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     results = results_of(str(tmp_path), a=[scored("/a")])
-    (tmp_path / ".tmp-17-4").write_bytes(b"half")
-    results.begin()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+    results.store.write(f"{STAGING}/b.parquet-1f", b"whole")
+    (tmp_path / STAGING / ".tmp-17-4").write_bytes(b"half")
+    results.discard_staged()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "a.parquet"]
+
+
+def test_a_part_appears_only_while_its_run_holds_the_output(location: str) -> None:
+    def lost() -> None:
+        raise RunFailedError("lost")
+
+    results = results_of(location, a=[scored("/a")])
+    with pytest.raises(RunFailedError, match="lost"):
+        results.write_part("b.parquet", table([scored("/b")]), lost)
+    with pytest.raises(RunFailedError, match="another run has taken over"):
+        results.write_part("c.parquet", table([scored("/c")]), results.discard_staged)
+    with pytest.raises(RunFailedError, match="another run has taken over"):
+        results.succeed(results.discard_staged)
+    assert names_of(results) == {"a.parquet"}
 
 
 # Each part is read once a run
@@ -449,8 +464,8 @@ def test_one_run_may_compact_more_than_once(tmp_path: Path) -> None:
 
 # An interrupted compaction
 
-ALL_CALLS = 12  # of the store: commit, 2 merged files, commit, 7 parts and the commit removed
-WRITTEN_CALLS = 4  # after so many all merged files are written, and the commit says so
+ALL_CALLS = 16  # of the store: commit, 2 merged files, commit, 7 parts and the commit removed
+WRITTEN_CALLS = 8  # after so many all merged files are written, and the commit says so
 
 
 def kill_compaction(location: str, patch: pytest.MonkeyPatch, survived: int) -> list[Row]:
@@ -465,18 +480,18 @@ def kill_compaction(location: str, patch: pytest.MonkeyPatch, survived: int) -> 
 
 
 def kill_after(results: Results, survived: int) -> None:
-    """The process dies at a write or delete of this store after so many."""
+    """The process dies at a write, move or delete of this store after so many."""
     budget = iter(range(survived))
 
-    def mortal(real: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: Any) -> None:
+    def mortal(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
             if next(budget, None) is None:
                 raise KeyboardInterrupt
-            real(*args)
+            return real(*args)
 
         return call
 
-    for name in ("write", "delete"):
+    for name in ("write", "move", "delete"):
         setattr(results.store, name, mortal(getattr(results.store, name)))
 
 
@@ -505,6 +520,7 @@ def test_a_killed_compaction_loses_nothing(
     found = results.read(["uri", "status", "width"], ids).sort_by("uri").to_pylist()
     assert found == table(current).select(["uri", "status", "width"]).to_pylist()
     assert pending(results, *current) == ["/d"]
+    results.discard_staged()
     results.recover()
     parts, _ = mixed()
     if survived < WRITTEN_CALLS:  # undone
@@ -518,13 +534,14 @@ def test_a_killed_compaction_loses_nothing(
 
 @pytest.mark.parametrize(
     ("survived", "next_run"),
-    [(0, "run-9"), (2, "run-8"), (WRITTEN_CALLS, "run-8"), (ALL_CALLS - 1, "run-9")],
+    [(0, "run-9"), (4, "run-8"), (WRITTEN_CALLS, "run-8"), (ALL_CALLS - 1, "run-9")],
 )
 def test_compaction_recovers_by_itself(
     location: str, monkeypatch: pytest.MonkeyPatch, survived: int, next_run: str
 ) -> None:
     current = kill_compaction(location, monkeypatch, survived)
     results = Results(location)
+    results.discard_staged()
     results.compact(next_run)
     assert read_all(results) == as_read(current)
     assert len(names_of(results)) == 2

@@ -86,6 +86,25 @@ def test_deleting_what_is_not_there_is_no_error(location: str) -> None:
     assert names(store) == ["kept"]
 
 
+def test_a_moved_file_has_its_new_name_only(location: str) -> None:
+    store = open_store(location)
+    store.write("staging/a", b"new")
+    store.write("b", b"older")
+    assert store.move("staging/a", "b")
+    assert store.move("b", "deep/er/c")
+    assert names(store) == ["deep/er/c"]
+    assert store.read("deep/er/c") == b"new"
+
+
+def test_moving_what_is_not_there_leaves_things_as_they_were(location: str) -> None:
+    store = open_store(location)
+    store.write("b", b"older")
+    assert not store.move("a", "b")
+    assert not store.move("a", "c")
+    assert names(store) == ["b"]
+    assert store.read("b") == b"older"
+
+
 def test_join_is_the_location_below(location: str) -> None:
     store = open_store(location)
     below = store.join("a").join("b/c")

@@ -8,7 +8,7 @@ import pytest
 from pyarrow.fs import FileSystem
 
 from lesioncam.columns import ErrorKind
-from lesioncam.storage.lease import Lease, check_holder
+from lesioncam.storage.lease import Lease, check_worker
 from lesioncam.storage.s3_client import _arrow_like, arrow_s3, s3_client
 from lesioncam.storage.store import Store, StoreError
 from lesioncam.storage.uris import open_store, read_uri
@@ -45,6 +45,12 @@ def test_transient_refusals_are_retried(proxy: Proxy, bucket: str, call: str) ->
     assert len(asked) == 3
 
 
+def test_a_move_is_retried(proxy: Proxy, bucket: str) -> None:
+    proxy.fault, asked = times(proxies.denied, 2)
+    assert open_store(f"s3://{bucket}").move("a.png", "b")
+    assert asked == ["PUT", "PUT", "PUT", "DELETE"]
+
+
 @pytest.mark.parametrize("fault", [proxies.denied, proxies.away, proxies.reset])
 def test_a_worker_is_persistent_when_it_asks_who_holds_the_output(
     proxy: Proxy, bucket: str, fault: Fault
@@ -52,7 +58,7 @@ def test_a_worker_is_persistent_when_it_asks_who_holds_the_output(
     output = open_store(f"s3://{bucket}")
     with Lease(output, "run-1"):
         proxy.fault, asked = times(fault, 3)
-        check_holder(output, "run-1")
+        check_worker(output, "run-1")
         assert len(asked) == 4
 
 
