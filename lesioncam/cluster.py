@@ -224,12 +224,14 @@ def _start() -> None:
         for name, value in _KEEPALIVE.items():
             os.environ.setdefault(name, value)
         check_address()
+        log.info("connecting to the Ray cluster")
         try:
             with _without_log_level_line():
                 ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             raise no_answer(address) from error
     else:
+        log.info("starting Ray")
         for name, value in _KEEP_IDLE.items():
             os.environ.setdefault(name, value)
         # Ray's listing task takes a whole CPU beside the actors: one core has to count as two.

@@ -30,10 +30,14 @@ STREAM = "lesioncam.scoring.stream"
 def patch_score(patch: pytest.MonkeyPatch) -> None:
     """Have `score` run without Ray."""
     plan = plan_for(Capacity((Node(cpus=2, gpus=0),)), gpus=0, precision="float32")
+    always_free = SimpleNamespace(remote=lambda *_: None)
+    window = SimpleNamespace(acquire=always_free, release=always_free)
     patch.setattr(f"{STREAM}.connected", nullcontext)
     patch.setattr(f"{STREAM}.check_cluster", lambda _: None)
     patch.setattr(f"{STREAM}.make_plan", lambda *_: plan)
     patch.setattr(f"{STREAM}.build_pipeline", Chain)
+    patch.setattr(f"{STREAM}.open_window", lambda _: window)
+    patch.setattr(f"{STREAM}.count_classified", lambda _: 0)
     patch.setattr("lesioncam.scoring.fetch.ray", SimpleNamespace(get=lambda answer: answer))
 
 
@@ -41,9 +45,16 @@ class Chain:
     """In place of the dataset; takes the arguments of `build_pipeline`."""
 
     def __init__(
-        self, record: RunRecord, pending: Pending, bundle: Bundle, plan: Plan, results: Results
+        self,
+        record: RunRecord,
+        pending: Pending,
+        bundle: Bundle,
+        plan: Plan,
+        results: Results,
+        window: Any,
     ):
         self._record, self._bundle, self._plan = record, bundle, plan
+        self._window = window
         self._output: dict[str, Any] = {
             "output": results.store.uri,
             "classes": bundle.settings.classes,
@@ -55,8 +66,6 @@ class Chain:
     def iter_rows(self) -> Iterator[dict[str, Any]]:
         """The receipts of the parts, each written when it is asked for."""
         settings, plan = self._bundle.settings, self._plan
-        always_free = SimpleNamespace(remote=lambda *_: None)
-        window = SimpleNamespace(acquire=always_free, release=always_free)
         stage1, stage2 = (
             load_network(settings, state, torch.device("cpu"), plan.precision)
             for state in (self._bundle.stage1, self._bundle.stage2)
@@ -65,10 +74,10 @@ class Chain:
         classify = Classify(CropClassifier(settings, stage2), plan.batch_size)
         names = pa.table({"name": self._record.pending.names()})
         for part in _split(read_pending(names, self._record.pending.uri), plan.part_rows):
-            decoded = fetch_and_decode(part, settings.canvas_size, window)
+            decoded = fetch_and_decode(part, settings.canvas_size, self._window)
             batches = _split(decoded, plan.batch_size)
             rows = pa.concat_tables(classify(localize(batch)) for batch in batches)
-            yield from write_part(rows, **self._output, window=window).to_pylist()
+            yield from write_part(rows, **self._output, window=self._window).to_pylist()
 
 
 def _split(table: pa.Table, rows: int) -> Iterator[pa.Table]:

@@ -1,6 +1,8 @@
 """Actors: the two stages as Ray runs them, each process with one network on its device."""
 
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -12,6 +14,8 @@ from lesioncam.settings import ModelSettings
 from lesioncam.telemetry import timed
 from lesioncam.vision.classifier import CropClassifier, Localizer, Network
 from lesioncam.vision.engine import load_network
+
+_COUNT_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,18 @@ class LocalizeActor:
 class ClassifyActor:
     """Stage 2 in a process of its own."""
 
-    def __init__(self, compute: Compute, state: ray.ObjectRef):
+    def __init__(self, compute: Compute, state: ray.ObjectRef, window: Any):
         classifier = CropClassifier(compute.settings, compute.load(state))
         self._classify = Classify(classifier, compute.batch_size)
+        self._window = window
+        self._uncounted, self._counted_at = 0, 0.0
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """As `Classify`."""
+        """As `Classify`; counts the images in the window, twice a second at most."""
         with timed("classify", table.num_rows):
-            return self._classify(table)
+            rows = self._classify(table)
+        self._uncounted += table.num_rows
+        if time.monotonic() - self._counted_at >= _COUNT_INTERVAL_S:
+            self._window.count.remote(self._uncounted)
+            self._uncounted, self._counted_at = 0, time.monotonic()
+        return rows

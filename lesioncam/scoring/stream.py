@@ -18,7 +18,7 @@ from lesioncam.scoring.fetch import fetch_and_decode, read_pending
 from lesioncam.scoring.outage import Outage
 from lesioncam.scoring.plan import Plan, check_cluster, make_plan
 from lesioncam.scoring.progress import Progress
-from lesioncam.scoring.window import open_window
+from lesioncam.scoring.window import count_classified, open_window
 from lesioncam.scoring.write import write_part
 from lesioncam.storage.bundle import Bundle
 from lesioncam.storage.results import Results
@@ -58,9 +58,10 @@ def _score_pending(run: "Run", pending: Pending, progress: Progress) -> None:
     check_cluster(run.request.gpus)
     plan = make_plan(run.request.gpus, run.request.precision, pending.pending)
     run.record_plan(plan)
-    progress.start_clock()
     outage = Outage(run.record)
-    pipeline = build_pipeline(run.record, pending, run.bundle.load(), plan, run.results)
+    window = open_window(plan.window)
+    progress.follow(lambda: count_classified(window), plan.window)
+    pipeline = build_pipeline(run.record, pending, run.bundle.load(), plan, run.results, window)
     for receipt in pipeline.iter_rows():
         part = dict(zip(receipt["outcomes"], receipt["counts"], strict=True))
         for outcome, count in part.items():
@@ -70,13 +71,17 @@ def _score_pending(run: "Run", pending: Pending, progress: Progress) -> None:
 
 
 def build_pipeline(
-    record: RunRecord, pending: Pending, bundle: Bundle, plan: Plan, results: Results
+    record: RunRecord,
+    pending: Pending,
+    bundle: Bundle,
+    plan: Plan,
+    results: Results,
+    window: Any,
 ) -> ray.data.Dataset:
     """The pipeline from pending images to receipts of written parts; nothing runs yet."""
     settings = bundle.settings
     compute = Compute(settings, plan.precision, plan.batch_size)
     stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
-    window = open_window(plan.window)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.raise_original_map_exception = True  # a worker's message reaches the user
@@ -111,7 +116,7 @@ def build_pipeline(
         )
         .map_batches(
             ClassifyActor,
-            fn_constructor_args=(compute, stage2),
+            fn_constructor_args=(compute, stage2, window),
             num_gpus=plan.actor_gpus[1],
             **actors,
         )

@@ -2,7 +2,8 @@
 
 Ray Data fetches ahead of the networks for as long as its object store has room, and whatever is
 fetched but not yet written is done again after a crash. So a block waits until the window has room
-for it: that bounds what a killed run repeats, whatever it was killed by.
+for it: that bounds what a killed run repeats, whatever it was killed by. The window also counts
+what is classified: parts become durable many images at a time, too seldom to show progress.
 """
 
 import asyncio
@@ -10,10 +11,12 @@ import time
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MAX_CALLS = 100_000  # that may wait at once: more than a cluster decodes blocks at once
 _RESTART_PAUSE_S = 15
+_ANSWER_TIMEOUT_S = 1.0
 
 
 class Window:
@@ -25,6 +28,7 @@ class Window:
 
     def __init__(self, images: int):
         self._images = self._free = images
+        self._classified = 0
         self._acquired: set[int] = set()
         self._released: set[int] = set()
         self._changed = asyncio.Condition()
@@ -55,6 +59,14 @@ class Window:
                 self._free = min(self._free + images, self._images)
                 self._changed.notify_all()
 
+    async def count(self, images: int) -> None:
+        """Count classified images, for the progress that people see; repeated ones too."""
+        self._classified += images
+
+    async def classified(self) -> int:
+        """How many images were counted."""
+        return self._classified
+
 
 class WindowActor(Window):
     """A window that restarts where its process was lost; then it counts from zero.
@@ -80,3 +92,12 @@ def open_window(images: int) -> Any:
         scheduling_strategy=here,
     )(WindowActor)
     return actor.remote(images)
+
+
+def count_classified(window: Any) -> int:
+    """How many images were classified, as far as the window's actor answers now; 0 if not."""
+    try:
+        classified: int = ray.get(window.classified.remote(), timeout=_ANSWER_TIMEOUT_S)
+    except RayError:  # it restarts, or the run ends
+        return 0
+    return classified

@@ -87,3 +87,13 @@ def test_many_blocks_never_exceed_the_window(images: int) -> None:
         await asyncio.gather(*(one(32 * number) for number in range(100)))
 
     run(steps())
+
+
+def test_classified_images_are_counted() -> None:
+    async def steps() -> None:
+        window = Window(4)
+        await window.count(3)
+        await window.count(4)
+        assert await window.classified() == 7
+
+    run(steps())
