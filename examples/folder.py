@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 import lesioncam
-from lesioncam.evaluation.overlays import overlay_sheet
+from lesioncam.evaluation.overlays import overlay_pages
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
 
     good = scores[scores["status"] == "ok"]
     if len(good):
-        flags.overlay.write_bytes(overlay_sheet(good, 6, classifier.classes))
+        flags.overlay.write_bytes(next(overlay_pages(good, 6, classifier.classes)))
 
 
 if __name__ == "__main__":

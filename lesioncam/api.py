@@ -214,7 +214,8 @@ def evaluate(
         id_column: as for `train`.
         class_column: as for `train`.
         masks: lesion masks, as for `train`, to compare maps and boxes with.
-        overlays: how many images to show with their map and box in `overlays.png`.
+        overlays: how many images to draw with their map, box and mask, 24 a page, in
+            `overlays.png`, `overlays-002.png` and so on.
 
     Returns:
         `metrics`, the content of `evaluation.json`; `markdown`, that of `evaluation.md`; and

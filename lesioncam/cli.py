@@ -424,7 +424,8 @@ def _evaluate_flags(parser: _Parser) -> None:
         "--overlays",
         type=_natural,
         metavar="N",
-        help="also write overlays.png: N images with their CAM and box (default: 0)",
+        help="also draw N images with their CAM, box and mask, 24 a page: overlays.png, "
+        "overlays-002.png and so on (default: 0)",
     )
     optional.add_argument(
         "--output",

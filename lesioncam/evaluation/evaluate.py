@@ -5,7 +5,8 @@ Reads the rows that have a label, and of those the columns that are asked for.
 
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ import pandas as pd
 from lesioncam.columns import BOX_COLUMNS, STAGES, Status, classes_of, probability_columns
 from lesioncam.errors import InputError
 from lesioncam.evaluation.localization import localization
-from lesioncam.evaluation.overlays import overlay_sheet
+from lesioncam.evaluation.overlays import overlay_pages
 from lesioncam.storage.labels import LabelColumns, Labels, match, read_labels
+from lesioncam.storage.masks import find_masks
 from lesioncam.storage.results import SUCCESS, Results
+from lesioncam.storage.store import Store
 from lesioncam.storage.uris import open_store
 from lesioncam.vision.metrics import decision_table, evaluate_stages, markdown_table
 from lesioncam.vision.overlap import overlap_table
@@ -26,7 +29,8 @@ log = logging.getLogger("lesioncam")
 
 JSON_FILE = "evaluation.json"
 MARKDOWN_FILE = "evaluation.md"
-OVERLAYS_FILE = "overlays.png"
+OVERLAYS_FILE = "overlays.png"  # the next pages are overlays-002.png and so on
+_LATER_PAGE = re.compile(r"overlays-\d+\.png")
 _MAP_COLUMNS = ("width", "height", "cam", *BOX_COLUMNS)
 
 
@@ -89,8 +93,21 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     store.write(MARKDOWN_FILE, markdown.encode())
     store.write(JSON_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     if request.overlays:
-        store.write(OVERLAYS_FILE, overlay_sheet(rows, request.overlays, classes))
+        masks = None if request.masks is None else find_masks(request.masks)
+        _write_pages(store, overlay_pages(rows, request.overlays, classes, masks))
     return content, markdown, store.uri
+
+
+def _write_pages(store: Store, pages: Iterable[bytes]) -> None:
+    """Write pages of overlays, and remove those of an earlier evaluation that had more."""
+    written = set()
+    for number, page in enumerate(pages, 1):
+        name = OVERLAYS_FILE if number == 1 else f"overlays-{number:03d}.png"
+        store.write(name, page)
+        written.add(name)
+    for name in store.names():
+        if _LATER_PAGE.fullmatch(name) and name not in written:
+            store.delete(name)
 
 
 def read_classes(results: Results) -> tuple[str, ...]:

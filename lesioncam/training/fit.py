@@ -93,8 +93,14 @@ def _own_interrupts() -> Iterator[None]:
 
 
 def remove_checkpoints(checkpoint_dir: str) -> None:
-    """Remove the stages' checkpoints: a bundle that is removed later is trained from the start."""
+    """Remove the stages' checkpoints: a bundle that is removed later is trained from the start.
+
+    The directory goes too, unless it holds something else.
+    """
     filesystem, path = open_store(checkpoint_dir).arrow()
-    for entry in filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
-        if entry.base_name.startswith(("stage1-", "stage2-")):
-            filesystem.delete_dir(entry.path)
+    found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    ours = [entry for entry in found if entry.base_name.startswith(("stage1-", "stage2-"))]
+    for entry in ours:
+        filesystem.delete_dir(entry.path)
+    if ours and len(ours) == len(found):
+        filesystem.delete_dir(path)

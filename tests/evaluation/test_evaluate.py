@@ -14,6 +14,7 @@ from PIL import Image
 
 from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
+from lesioncam.evaluation import overlays
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate, read_labeled
 from lesioncam.evaluation.localization import localization
 from lesioncam.evaluation.overlays import overlay
@@ -219,8 +220,47 @@ def test_overlays_are_pairs_of_images(scores: Path, tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "labels.csv", [0, 1, 2])
     evaluate(request(scores, labels, overlays=3))
     with Image.open(scores / "_evaluation" / "overlays.png") as sheet:
-        assert sheet.size == (3 * 2 * 224, 224 + 16)
+        assert sheet.size == (3 * 2 * 224, 224 + 32)
         assert sheet.convert("RGB").getpixel((round(64 / 320 * 224), 120)) == (255, 255, 255)
+        captions = np.asarray(sheet.convert("L"))[224:, : 2 * 224]
+    assert (captions[:16].min(), captions[16:].min()) < (100, 100)  # the id, and what it shows
+
+
+def test_many_overlays_are_pages(
+    scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlays, "_PAGE", 6)
+    labels = write_labels(tmp_path / "labels.csv", list(range(15)))
+    output = tmp_path / "evaluation"
+    output.mkdir()
+    (output / "overlays-of-mine.png").touch()
+    (output / "overlays-017.png").touch()
+    evaluate(request(scores, labels, overlays=2000, output=str(output)))
+    heights = {}
+    for path in output.glob("overlays*.png"):
+        if path.stat().st_size:
+            with Image.open(path) as page:
+                heights[path.name] = page.height // 256
+    assert heights == {"overlays.png": 2, "overlays-002.png": 2, "overlays-003.png": 1}
+    evaluate(request(scores, labels, overlays=6, output=str(output)))
+    names = sorted(path.name for path in output.glob("overlays*.png"))
+    assert names == ["overlays-of-mine.png", "overlays.png"]
+
+
+def test_a_masks_outline_is_drawn(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", [0, 1])
+    mask = np.zeros((240, 320), np.uint8)
+    mask[60:180, 80:240] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "000_segmentation.png")
+    evaluate(request(scores, labels, overlays=2, masks=str(tmp_path / "masks")))
+    with Image.open(scores / "_evaluation" / "overlays.png") as sheet:
+        green = (np.asarray(sheet.convert("RGB")) == (0, 255, 120)).all(axis=2)
+    rows, columns = np.nonzero(green)
+    assert 54 <= rows.min() <= 58
+    assert 165 <= rows.max() <= 169
+    assert columns.max() < 224  # of the first image alone
+    assert not green[112, 84:140].any()  # inside it
 
 
 def test_overlay_of_one_image(tmp_path: Path) -> None:

@@ -181,5 +181,9 @@ def test_bundles_with_one_checkpoint_dir_share_no_checkpoints(
     for uri in (one, two):
         Path(uri, "stage1-fingerprint").mkdir(parents=True)
     remove_checkpoints(one)
-    assert not list(Path(one).iterdir())
+    assert not Path(one).exists()
+    remove_checkpoints(one)  # nothing is there any more
     assert Path(two, "stage1-fingerprint").is_dir()
+    Path(two, "notes.txt").touch()
+    remove_checkpoints(two)
+    assert [path.name for path in Path(two).iterdir()] == ["notes.txt"]
