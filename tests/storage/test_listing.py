@@ -674,7 +674,7 @@ def test_lists_with_other_separators_and_of_lines(
 ) -> None:
     data = TABLES[name].encode()
     if compressed:
-        name, data = f"{name}.gz", gzip.compress(data)
+        name, data = f"{name}.gz", gzip.compress(data, mtime=0)
     (tmp_path / name).write_bytes(data)
     listing = Listing(f"{tmp_path}/{name}")
     assert uris(listing) == [f"{tmp_path}/a.jpg", f"{tmp_path}/b,c.jpg"]
@@ -690,8 +690,8 @@ def test_lists_with_other_separators_and_of_lines(
         ("a.txt", b"path;patient\na.jpg;1\n", "a header with a 'uri' column, or the path"),
         ("a.txt", b"", "a header with a 'uri' column, or the path"),
         ("a.csv", b"uri,uri\na.jpg,b.jpg\n", "a column occurs twice"),
-        ("a.csv.gz", gzip.compress(b"uri\na.jpg\n" * 99)[:-9], ""),
-        ("a.txt.gz", gzip.compress(b"a.jpg\n" * 99)[:-9], ""),
+        ("a.csv.gz", gzip.compress(b"uri\na.jpg\n" * 99, mtime=0)[:-9], ""),
+        ("a.txt.gz", gzip.compress(b"a.jpg\n" * 99, mtime=0)[:-9], ""),
         ("a.tsv", b"\x1f\x8bnot compressed", ""),
     ],
 )
