@@ -191,9 +191,9 @@ def _open(data: bytes) -> Image.Image:
             _select_page(image)
     except DecodeError:
         raise
-    except UnidentifiedImageError:
-        raise _unrecognized(data) from None
     except Exception as error:  # Pillow's parsers raise many types on damaged headers
+        if isinstance(error, UnidentifiedImageError) or format_of(data) is None:
+            raise _unrecognized(data) from None
         raise DecodeError(ErrorKind.TRUNCATED, f"damaged header: {error}") from error
     return image
 

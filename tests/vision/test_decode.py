@@ -529,6 +529,7 @@ def test_png_without_pixels_is_truncated() -> None:
         b"hello, world\nthis is text\n" * 40,
         b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
         b"\x00",
+        b"BMI,age,sex\n" * 40,  # begins as a bitmap does
         bytes(range(256)) * 8,
     ],
 )
