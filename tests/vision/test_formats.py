@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,13 @@ def failure(data: bytes) -> DecodeError:
 
 
 @pytest.fixture
-def without_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_optional(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installation that reads only what every Pillow reads."""
     for module in ("decode", "formats"):
         monkeypatch.setattr(f"lesioncam.vision.{module}.readable_formats", lambda: formats._ALWAYS)
+    image_endings.cache_clear()
+    yield
+    image_endings.cache_clear()
 
 
 def ftyp(major: bytes, *compatible: bytes) -> bytes:
