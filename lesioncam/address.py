@@ -5,6 +5,9 @@ import socket
 
 from lesioncam.errors import InputError
 
+_MAX_SOCKET_PATH = 107  # bytes, on Linux
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+
 
 def cluster_address() -> str | None:
     """The address of the cluster to use; None to start a local Ray."""
@@ -16,21 +19,38 @@ def can_grow() -> bool:
     return cluster_address() is not None
 
 
-def check_address() -> None:
-    """Fail quickly where no Ray answers: Ray itself tries an address for minutes.
+def check_ray() -> None:
+    """Fail quickly where a local Ray cannot start, or none answers: Ray tries for minutes.
 
-    Skips `auto` and `ray://`.
+    Skips the addresses `auto` and `ray://`.
 
     Raises:
-        InputError: nothing answers at `RAY_ADDRESS`.
+        InputError: nothing answers at `RAY_ADDRESS`, or the folder for temporary files has too long
+            a path.
     """
-    address = cluster_address() or ""
+    address = cluster_address()
+    if address is None:
+        _check_temporary_folder()
+        return
     host, _, port = address.rpartition(":")
     if "://" not in address and port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except (OSError, OverflowError) as error:
             raise no_answer(address) from error
+
+
+def _check_temporary_folder() -> None:
+    """Ray has sockets below that folder, and Linux limits the paths of sockets."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    if variable is None:
+        return
+    below = _SOCKET.format(pid=os.getpid())
+    if len(os.fsencode(os.environ[variable])) + len(below) > _MAX_SOCKET_PATH:
+        raise InputError(
+            f"{variable}: its path is too long for the sockets of Ray, which allow "
+            f"{_MAX_SOCKET_PATH - len(below)} bytes; set RAY_TMPDIR to a short one, such as /tmp"
+        )
 
 
 def no_answer(address: str) -> InputError:

@@ -17,7 +17,7 @@ import ray
 import ray.data
 from ray.util import placement_group, remove_placement_group
 
-from lesioncam.address import check_address, cluster_address, no_answer
+from lesioncam.address import check_ray, cluster_address, no_answer
 from lesioncam.errors import InputError, RunFailedError, failed_by, first_line
 from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
 from lesioncam.storage.store import StoreError
@@ -196,7 +196,7 @@ def connected() -> Iterator[None]:
     connected. Ctrl-C and SIGTERM raise KeyboardInterrupt inside.
 
     Raises:
-        InputError: nothing answers at `RAY_ADDRESS`.
+        InputError: nothing answers at `RAY_ADDRESS`, or no local Ray can start.
         RunFailedError: a local Ray did not start in time.
     """
     if ray.is_initialized():
@@ -216,6 +216,7 @@ def connected() -> Iterator[None]:
 
 
 def _start() -> None:
+    check_ray()
     address = cluster_address()
     # Ray's core logs an "error" per actor pool on a healthy run.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -223,7 +224,6 @@ def _start() -> None:
     if address is not None:
         for name, value in _KEEPALIVE.items():
             os.environ.setdefault(name, value)
-        check_address()
         log.info("connecting to the Ray cluster")
         try:
             with _without_log_level_line():

@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from lesioncam import __version__
-from lesioncam.address import check_address
+from lesioncam.address import check_ray
 from lesioncam.columns import Status
 from lesioncam.errors import InputError, LesioncamError, RunFailedError, failed_by
 from lesioncam.interrupts import interruptible
@@ -120,7 +120,7 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
     bundle = read_bundle(request.bundle)
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it is inside --images; choose a directory outside of them")
-    check_address()
+    check_ray()
     if request.gpus:
         from lesioncam.scoring.stream import refuse_without_gpus  # noqa: PLC0415
 
