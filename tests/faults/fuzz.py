@@ -14,6 +14,7 @@ import json
 import random
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -206,7 +207,8 @@ def write_docs(findings: Findings) -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
     after = rest.partition(end)[2]
     day = f"{datetime.now(UTC):%-d %B %Y}, commit {commit}"
-    content = f"**Fuzzing** ({day}): {findings.summary()}\n\n{findings.table()}\n"
+    summary = textwrap.fill(f"**Fuzzing** ({day}): {findings.summary()}", 120)
+    content = f"{summary}\n\n{findings.table()}\n"
     PAGE.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
 
 
