@@ -108,7 +108,7 @@ def test_predictors_reach_the_metrics_of_the_best_epochs(
     for stage in ("stage1", "stage2"):
         best = history(trained[0], stage)[bundle.training[stage]["best_epoch"] - 1]
         assert best["mean_auc"] == bundle.metrics["held_out"][stage]["mean"]["auc"]
-    assert not list(Path(f"{trained[0]}-checkpoints").iterdir())
+    assert not Path(f"{trained[0]}-checkpoints").exists()
     assert not open_store(str(trained[0])).exists(LEASE_FILE)
 
 
