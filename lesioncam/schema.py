@@ -25,7 +25,16 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
-_PANDAS_NULLABLE = {pa.int32(): "Int32", pa.int64(): "Int64", pa.bool_(): "boolean"}
+# Arrow's type -> `pandas_type` and `numpy_type` in pandas metadata.
+_PANDAS_TYPES = {
+    pa.string(): ("unicode", "object"),
+    pa.binary(): ("bytes", "object"),
+    pa.float32(): ("float32", "float32"),
+    pa.int32(): ("int32", "Int32"),
+    pa.int64(): ("int64", "Int64"),
+    pa.bool_(): ("bool", "boolean"),
+    TIMESTAMP: ("datetimetz", "datetime64[us]"),
+}
 
 
 def scores_schema(classes: Sequence[str]) -> pa.Schema:
@@ -61,16 +70,16 @@ def scores_schema(classes: Sequence[str]) -> pa.Schema:
 
 
 def _pandas_metadata(fields: Iterable[pa.Field]) -> bytes:
+    """Names every column: fastparquet takes the others for missing."""
     columns = [
         {
             "name": field.name,
             "field_name": field.name,
-            "pandas_type": str(field.type),
-            "numpy_type": _PANDAS_NULLABLE[field.type],
-            "metadata": None,
+            "pandas_type": _PANDAS_TYPES[field.type][0],
+            "numpy_type": _PANDAS_TYPES[field.type][1],
+            "metadata": {"timezone": "UTC"} if field.type == TIMESTAMP else None,
         }
         for field in fields
-        if field.type in _PANDAS_NULLABLE
     ]
     content = {"index_columns": [], "column_indexes": [], "columns": columns}
     return json.dumps(content).encode()

@@ -91,8 +91,11 @@ def test_classes_change_only_their_own_columns() -> None:
     )
     others = [[name for name in schema.names if "p_" not in name] for schema in schemas]
     assert all(names == others[0] for names in others)
-    assert all(schema.metadata == schemas[0].metadata for schema in schemas)
-    assert scores_schema(("a", "b")).metadata == schemas[0].metadata
+
+
+def test_pandas_metadata_names_every_column() -> None:
+    schema = scores_schema(CLASSES)
+    assert [column["field_name"] for column in schema.pandas_metadata["columns"]] == schema.names
 
 
 def test_schema_is_the_same_each_time() -> None:

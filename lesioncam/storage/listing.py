@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lesioncam.errors import InputError
 from lesioncam.schema import MANIFEST_SCHEMA
@@ -187,15 +186,20 @@ def write_manifest(entries: Iterable[Entry], store: Store) -> int:
             [pa.array(c, f.type) for c, f in zip(columns, MANIFEST_SCHEMA, strict=True)],
             schema=MANIFEST_SCHEMA,
         )
-        write_table(store, f"{rows // MANIFEST_ROWS:06d}.parquet", table)
+        write_table(store, f"{rows // MANIFEST_ROWS:06d}.arrow", table)
         rows += len(chunk)
     return rows
 
 
 def write_table(store: Store, name: str, table: pa.Table) -> None:
-    """Write one Parquet file, whole or not at all."""
+    """Write one Arrow file, whole or not at all.
+
+    Not Parquet: whoever reads all Parquet files below an output would take its rows for scores.
+    """
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, table.schema, options=options) as file:
+        file.write_table(table)
     store.write(name, sink.getvalue())
 
 
@@ -205,8 +209,8 @@ def read_tables(store: Store) -> Iterator[pa.Table]:
 
 
 def read_table(store: Store, name: str) -> pa.Table:
-    """Read a Parquet file that `write_table` wrote."""
-    return pq.read_table(io.BytesIO(store.read(name)))
+    """Read an Arrow file that `write_table` wrote."""
+    return pa.ipc.open_file(store.read(name)).read_all()
 
 
 def stat_listed(uri: str) -> Entry:

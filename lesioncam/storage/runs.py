@@ -51,7 +51,7 @@ class RunRecord:
     """The records of one run.
 
     Attributes:
-        pending: the store of the pending images, Parquet files in the manifest's schema.
+        pending: the store of the pending images, Arrow files in the manifest's schema.
     """
 
     def __init__(self, output: Store, run_id: str):
@@ -84,7 +84,7 @@ class RunRecord:
             rows = partition.pending(retry_failed=retry_failed)
             for start in range(0, rows.num_rows, MANIFEST_ROWS):
                 chunk = rows.slice(start, MANIFEST_ROWS)
-                write_table(self.pending, f"{pending + start:012d}.parquet", chunk)
+                write_table(self.pending, f"{pending + start:012d}.arrow", chunk)
             pending += rows.num_rows
         return Pending(listed, pending, repeated, newest + timedelta(microseconds=1))
 
