@@ -207,10 +207,12 @@ def connected() -> Iterator[None]:
             try:
                 _start()
             except SystemExit as error:  # Ray's handler of SIGTERM while it starts
-                ignore_signals()
                 raise KeyboardInterrupt from error
             handle_signals()  # Ray's own handler of SIGTERM prints a stack and aborts
             yield
+        except KeyboardInterrupt:
+            ignore_signals()
+            raise
         finally:
             ray.shutdown()
 

@@ -1,7 +1,7 @@
 """Interrupts: Ctrl-C and SIGTERM end a run once, and its clean-up is not cut short.
 
-The first one raises KeyboardInterrupt. Later ones are ignored: raised in the middle of the clean-up
-they would leave a lease behind, or end in a stack of Ray's.
+Each raises KeyboardInterrupt until the clean-up begins, as Ray swallows some of them. From then on
+they are ignored: raised in its middle they would leave a lease behind, or end in a stack of Ray's.
 """
 
 import logging
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_interrupted = threading.Event()
 
 log = logging.getLogger("lesioncam")
 
@@ -27,6 +28,7 @@ def interruptible() -> Iterator[None]:
     if not here or signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
         return
+    _interrupted.clear()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     handle_signals()
     try:
@@ -38,20 +40,27 @@ def interruptible() -> Iterator[None]:
 
 
 def handle_signals() -> None:
-    """Install the handlers, again where Ray has replaced them."""
+    """Install the handlers, again where Ray has replaced them.
+
+    Raises:
+        KeyboardInterrupt: there was an interrupt already, and Ray has swallowed it.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
 
 
 def ignore_signals() -> None:
-    """Let nothing interrupt the clean-up that follows."""
+    """Let nothing interrupt the clean-up that begins here."""
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupt(*_: Any) -> NoReturn:
-    ignore_signals()
-    log.warning("interrupted: stopping")
+    if not _interrupted.is_set():
+        _interrupted.set()
+        log.warning("interrupted: stopping")
     raise KeyboardInterrupt

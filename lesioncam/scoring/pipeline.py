@@ -20,7 +20,7 @@ from lesioncam import __version__
 from lesioncam.address import check_ray
 from lesioncam.columns import Status
 from lesioncam.errors import InputError, LesioncamError, RunFailedError, failed_by
-from lesioncam.interrupts import interruptible
+from lesioncam.interrupts import ignore_signals, interruptible
 from lesioncam.storage.bundle import BundleFiles, read_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.listing import LISTED_TWICE, Listing
@@ -136,6 +136,8 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
         try:
             return _score(run, listing, entries)
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                ignore_signals()
             _record_failure(run, error)
             if isinstance(error, InputError | StoreError | OSError):
                 raise failed_by(error) from error

@@ -1,0 +1,49 @@
+"""Interrupts: one KeyboardInterrupt reaches the run, and none its clean-up."""
+
+import logging
+import os
+import signal
+
+import pytest
+
+from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
+
+
+def interrupted(number: signal.Signals, cleaned_up: list[bool]) -> None:
+    """A run that gets one signal, and three more during its clean-up."""
+    with interruptible():
+        try:
+            with interruptible():  # as a verb inside a program that handles them already
+                os.kill(os.getpid(), number)
+        finally:
+            ignore_signals()
+            for later in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), later)
+            cleaned_up.append(True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_raised_and_later_ones_do_not_reach_the_clean_up(
+    number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    cleaned_up: list[bool] = []
+    with caplog.at_level(logging.INFO, "lesioncam"), pytest.raises(KeyboardInterrupt):
+        interrupted(number, cleaned_up)
+    assert cleaned_up
+    assert caplog.messages == ["interrupted: stopping"]
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_again() -> None:
+    """Ray swallows some while it starts."""
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray replaces it
+        with pytest.raises(KeyboardInterrupt):
+            handle_signals()
+    with interruptible():
+        handle_signals()  # another run
