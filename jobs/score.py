@@ -1,5 +1,6 @@
 """Score images on a Ray cluster; takes the flags of `lesioncam score`.
 
+export RAY_AUTH_MODE=token   # if the cluster asks for a token; it stands in ~/.ray/auth_token
 ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/score.py --images s3://bucket/images --bundle s3://bucket/model \
         --output s3://bucket/scores

@@ -37,7 +37,9 @@ def check_ray() -> None:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except (OSError, OverflowError) as error:
-            raise no_answer(address) from error
+            raise InputError(
+                f"RAY_ADDRESS: no Ray cluster answers at {address}; correct or unset it"
+            ) from error
 
 
 def _check_temporary_folder() -> None:
@@ -51,8 +53,3 @@ def _check_temporary_folder() -> None:
             f"{variable}: its path is too long for the sockets of Ray, which allow "
             f"{_MAX_SOCKET_PATH - len(below)} bytes; set RAY_TMPDIR to a short one, such as /tmp"
         )
-
-
-def no_answer(address: str) -> InputError:
-    """The error for a cluster that does not answer."""
-    return InputError(f"RAY_ADDRESS: no Ray cluster answers at {address}; correct or unset it")

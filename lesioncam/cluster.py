@@ -17,7 +17,7 @@ import ray
 import ray.data
 from ray.util import placement_group, remove_placement_group
 
-from lesioncam.address import check_ray, cluster_address, no_answer
+from lesioncam.address import check_ray, cluster_address
 from lesioncam.errors import InputError, RunFailedError, failed_by, first_line
 from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
 from lesioncam.storage.store import StoreError
@@ -230,8 +230,12 @@ def _start() -> None:
         try:
             with _without_log_level_line():
                 ray.init(address=address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise no_answer(address) from error
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise InputError(
+                f"RAY_ADDRESS: cannot connect to the Ray cluster at {address}; correct or unset "
+                f"it; if the cluster asks for a token, set RAY_AUTH_MODE=token, and "
+                f"RAY_AUTH_TOKEN or the file ~/.ray/auth_token"
+            ) from error
     else:
         log.info("starting Ray")
         for name, value in _KEEP_IDLE.items():
@@ -260,7 +264,8 @@ def _start() -> None:
 def _without_log_level_line() -> Iterator[None]:
     """Drop the line that Ray's core prints about `RAY_BACKEND_LOG_LEVEL`, and no other.
 
-    It prints to the file descriptor of stderr, past `sys.stderr`.
+    It prints to the file descriptor of stderr, past `sys.stderr`. Where Ray does not start, the
+    exception says so: the lines of each attempt are dropped too.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -272,7 +277,7 @@ def _without_log_level_line() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-            printed.seek(0)
-            for line in printed:
-                if b"RAY_BACKEND_LOG_LEVEL" not in line:
-                    os.write(2, line)
+        printed.seek(0)
+        for line in printed:
+            if b"RAY_BACKEND_LOG_LEVEL" not in line:
+                os.write(2, line)

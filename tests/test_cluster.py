@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -8,7 +9,7 @@ import pytest
 import ray
 
 from lesioncam import cluster
-from lesioncam.address import can_grow
+from lesioncam.address import can_grow, check_ray
 from lesioncam.cluster import (
     Capacity,
     Node,
@@ -132,3 +133,70 @@ def test_a_workers_run_error_is_passed_on_without_its_traceback() -> None:
     worker = ray.exceptions.RayTaskError("f", "its traceback", RunFailedError(message))
     assert str(as_run_error(worker)) == message
     assert as_run_error(RunFailedError(message)) is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers_is_refused(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=f"^RAY_ADDRESS: no Ray cluster answers at {address};"):
+        check_ray()
+
+
+@pytest.fixture
+def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process were not connected to Ray, and without its shutdown."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+
+def fails(error: Exception) -> Callable[..., None]:
+    def init(**_: object) -> None:
+        os.write(2, b"a line of Ray's core for each attempt\n")
+        raise error
+
+    return init
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no cluster ID"), ray.exceptions.AuthenticationError("no token")]
+)
+@pytest.mark.usefixtures("not_connected")
+def test_a_cluster_that_refuses_the_connection_is_one_line_that_names_the_token(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", fails(error))
+    message = r"^RAY_ADDRESS: cannot connect .* at auto; .*, set RAY_AUTH_MODE=token, and RAY_AUTH"
+    with pytest.raises(InputError, match=message), connected():
+        pass
+    assert "a line of Ray's core" not in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("not_connected")
+def test_a_local_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", fails(Exception("timed out during startup")))
+    message = r"^Ray did not start on this machine \(timed out during startup\); run the same"
+    with pytest.raises(RunFailedError, match=message), connected():
+        pass
+    monkeypatch.setattr(ray, "init", fails(TypeError("a bug")))
+    with pytest.raises(TypeError, match="a bug"), connected():
+        pass
+
+
+@pytest.mark.usefixtures("not_connected")
+def test_only_rays_line_about_its_log_level_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: object) -> None:
+        os.write(2, b"logging.cc:303: Set ray log level from RAY_BACKEND_LOG_LEVEL to 3\nanother\n")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    with connected():
+        pass
+    printed = capfd.readouterr().err
+    assert "another\n" in printed
+    assert "RAY_BACKEND_LOG_LEVEL" not in printed

@@ -3,10 +3,21 @@
 import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
+
+
+@pytest.fixture(autouse=True)
+def default_handlers() -> Iterator[None]:
+    """As at the start of a program; a Ray that other tests share has its own."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def interrupted(number: signal.Signals, cleaned_up: list[bool]) -> None:
@@ -26,13 +37,13 @@ def interrupted(number: signal.Signals, cleaned_up: list[bool]) -> None:
 def test_an_interrupt_is_raised_and_later_ones_do_not_reach_the_clean_up(
     number: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     cleaned_up: list[bool] = []
     with caplog.at_level(logging.INFO, "lesioncam"), pytest.raises(KeyboardInterrupt):
         interrupted(number, cleaned_up)
     assert cleaned_up
     assert caplog.messages == ["interrupted: stopping"]
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_an_interrupt_that_was_swallowed_is_raised_again() -> None:
