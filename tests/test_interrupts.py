@@ -13,11 +13,11 @@ from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
 @pytest.fixture(autouse=True)
 def default_handlers() -> Iterator[None]:
     """As at the start of a program; a Ray that other tests share has its own."""
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    sigint = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sigterm = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, sigint)
+    signal.signal(signal.SIGTERM, sigterm)
 
 
 def interrupted(number: signal.Signals, cleaned_up: list[bool]) -> None:
