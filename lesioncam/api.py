@@ -53,6 +53,7 @@ def score(
     max_failed_fraction: float | None = None,
     limit: int | None = None,
     all_files: bool = False,
+    drop_unlisted: bool = False,
     precision: str = "auto",
     gpus: int | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +75,8 @@ def score(
         limit: score only the first `limit` images; None for all.
         all_files: also score what is skipped below a directory or prefix: hidden files, masks by
             their names, and files whose ending is no image's.
+        drop_unlisted: remove the rows of images that are not listed any more, also of those that
+            were moved; not with `limit`.
         precision: number format of the convolutions: `float32`, `bfloat16`, or `auto` for bfloat16
             where the hardware has it, else float32.
         gpus: maximum GPUs to use, including ones an autoscaling cluster must start; 0 for none,
@@ -82,7 +85,8 @@ def score(
     Returns:
         The run's summary: `outcome` (`done` or `too_many_failed`), the counts `listed`, `ok`,
         `failed`, `failed_by_kind`, `unlisted` (images that have a row but are not listed),
-        `without_row` (listed images without a row: 0) and `skipped` (files, by reason),
+        `dropped` (rows that `drop_unlisted` removed), `without_row` (listed images without a row:
+        0), `shared_image_ids` (ids that several listed images have), `skipped` (files, by reason),
         `scored_now`, `seconds`, `images_per_second`, and `output`, the scores' URI.
 
     Raises:
@@ -107,6 +111,7 @@ def score(
             max_failed_fraction=max_failed_fraction,
             limit=limit,
             all_files=all_files,
+            drop_unlisted=drop_unlisted,
             precision=precision,
             gpus=gpus,
         )

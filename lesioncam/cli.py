@@ -376,6 +376,12 @@ def _score_flags(parser: _Parser) -> None:
         "names, and files whose ending is no image's",
     )
     images.add_argument(
+        "--drop-unlisted",
+        action="store_true",
+        help="remove the rows of images that are not in --images any more, moved ones too "
+        "(default: keep them)",
+    )
+    images.add_argument(
         "--retry-failed",
         action="store_true",
         help="also score images again that failed for a permanent reason (default: only "
@@ -513,6 +519,18 @@ def _score(flags: Flags) -> int:
         f"{summary['seconds']:.0f} s",
         **summary,
     )
+    if summary["dropped"]:
+        print_result(f"removed {summary['dropped']:,} rows of images that are not in --images")
+    if summary["unlisted"] and "limit" not in flags:
+        print_result(
+            f"{summary['unlisted']:,} more rows are of images that are not in --images; remove "
+            f"them with --drop-unlisted"
+        )
+    if summary["shared_image_ids"]:
+        print_result(
+            f"{summary['shared_image_ids']:,} image_ids are not unique: several images have each; "
+            f"tell them apart by uri"
+        )
     if summary["skipped"]:
         print_result(describe_skipped(summary["skipped"]))
     print_result(f"scores: {summary['output']}")

@@ -24,7 +24,7 @@ from lesioncam.interrupts import ignore_signals, interruptible
 from lesioncam.storage.bundle import BundleFiles, read_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.listing import LISTED_TWICE, Listing
-from lesioncam.storage.pending import Tally
+from lesioncam.storage.pending import Tally, count_shared_ids
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord, new_run_id
 from lesioncam.storage.store import Entry, StoreError
@@ -49,6 +49,7 @@ class ScoreRequest:
         max_failed_fraction: the fraction of the listed images that may fail, or None for any.
         limit: only the first so many images of the listing, or None for all.
         all_files: also the files that a listing skips.
+        drop_unlisted: remove the rows of images that are not in the listing; not with `limit`.
         precision: `auto`, `float32` or `bfloat16`.
         gpus: the maximum to use, including ones an autoscaling cluster must start; None for those
             available.
@@ -61,6 +62,7 @@ class ScoreRequest:
     max_failed_fraction: float | None = None
     limit: int | None = None
     all_files: bool = False
+    drop_unlisted: bool = False
     precision: str = "auto"
     gpus: int | None = None
 
@@ -114,6 +116,11 @@ def score(request: ScoreRequest) -> dict[str, Any]:
 
 def _checked(request: ScoreRequest) -> dict[str, Any]:
     """Refuse what can be refused before anything is written; then run."""
+    if request.drop_unlisted and request.limit is not None:
+        raise InputError(
+            "--drop-unlisted: not together with --limit, which lists only some of the images; "
+            "remove one of the two"
+        )
     results = Results(request.output)
     refuse_other_run(results.store)
     results.store.arrow()  # a name that pyarrow cannot take is refused before any work
@@ -159,18 +166,22 @@ def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, An
         score_pending(run, pending)
     run.lease.stop_workers()
     run.results.discard_staged()
-    run.results.compact(run.record.run_id, run.lease.confirm)
+    listed = (run.record.manifest(), rows) if run.request.drop_unlisted else None
+    run.results.compact(run.record.run_id, run.lease.confirm, listed)
     tally = _checked_tally(run, rows)
     seconds = time.monotonic() - started
     summary = _outcome(tally, run.request.max_failed_fraction) | {
         "output": run.results.store.uri,
+        "dropped": pending.unlisted - tally.unlisted,
+        "shared_image_ids": count_shared_ids(run.record.manifest(), rows),
         "skipped": dict(listing.skipped + Counter({LISTED_TWICE: pending.repeated})),
         "scored_now": pending.pending,
         "seconds": round(seconds, 1),
         "images_per_second": round(pending.pending / seconds, 2),
     }
     run.record.finish(summary)
-    run.results.succeed(run.lease.confirm)
+    if summary["outcome"] == "done" and run.request.limit is None:
+        run.results.succeed(run.lease.confirm)
     return summary
 
 
@@ -188,6 +199,12 @@ def _record_pending(run: Run, rows: int) -> Pending:
             "remaining": pending.pending,
         },
     )
+    if pending.unlisted and run.request.limit is None and not run.request.drop_unlisted:
+        log.warning(
+            "%s rows of the output are of images that are not in this listing; if the images were "
+            "moved, they are scored again",
+            f"{pending.unlisted:,}",
+        )
     return pending
 
 

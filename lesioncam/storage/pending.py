@@ -95,9 +95,17 @@ class Partition:
         written = self.newest.filter(pc.invert(again))
         return pending_rows(self.listed, written.select(["uri", "version"]))
 
+    def unlisted(self) -> pa.Table:
+        """The newest rows of images that are not in the listing."""
+        return self.newest.filter(pc.invert(self._is_listed()))
+
+    def _is_listed(self) -> pa.ChunkedArray:
+        """Whether each of `newest` is of a listed image."""
+        return pc.is_in(self.newest["uri"], _column(self.listed, "uri"))
+
     def tally(self) -> "Tally":
         """Count the rows against the listing."""
-        found = self.newest.filter(pc.is_in(self.newest["uri"], _column(self.listed, "uri")))
+        found = self.newest.filter(self._is_listed())
         kinds = pc.value_counts(pc.coalesce(found["error_kind"], found["status"])).to_pylist()
         return Tally(
             listed=self.listed.num_rows,
@@ -146,7 +154,7 @@ def partitions(
         written: tables in `INDEX_SCHEMA`.
         rows: about how many rows they have together.
     """
-    count = min(max(1, -(-rows // PARTITION_ROWS)), _MAX_PARTITIONS)
+    count = _partition_count(rows)
     with TemporaryDirectory(prefix="lesioncam-") as folder:
         _write_partitions(listed, Path(folder, "listed"), MANIFEST_SCHEMA, count)
         _write_partitions(written, Path(folder, "written"), INDEX_SCHEMA, count)
@@ -158,6 +166,18 @@ def partitions(
                 images.num_rows - manifest.num_rows,
                 *split_newest(_read_and_remove(Path(folder, f"written{number}"))),
             )
+
+
+def count_shared_ids(listed: Iterable[pa.Table], rows: int) -> int:
+    """How many image ids several images of a listing of so many rows have."""
+    count, shared = _partition_count(rows), 0
+    with TemporaryDirectory(prefix="lesioncam-") as folder:
+        _write_partitions(listed, Path(folder, "ids"), MANIFEST_SCHEMA, count, key="image_id")
+        for number in range(count):
+            images = _first_of_each(_read_and_remove(Path(folder, f"ids{number}")))
+            images_per_id = pc.value_counts(images["image_id"]).field("counts")
+            shared += pc.sum(pc.greater(images_per_id, 1)).as_py() or 0
+    return shared
 
 
 def split_newest(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -182,10 +202,14 @@ def _first_of_each(listed: pa.Table) -> pa.Table:
     return listed.filter(pc.is_in(listed["row"], first.combine_chunks()))
 
 
+def _partition_count(rows: int) -> int:
+    return min(max(1, -(-rows // PARTITION_ROWS)), _MAX_PARTITIONS)
+
+
 def _write_partitions(
-    tables: Iterable[pa.Table], stem: Path, schema: pa.Schema, count: int
+    tables: Iterable[pa.Table], stem: Path, schema: pa.Schema, count: int, key: str = "uri"
 ) -> None:
-    """Append each table's rows to the files of their partitions."""
+    """Append each table's rows to the files of their partitions, by a hash of the column `key`."""
     with ExitStack() as files:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         writers = [
@@ -193,8 +217,8 @@ def _write_partitions(
             for number in range(count)
         ]
         for table in regroup(tables, _CHUNK_ROWS):
-            uris = table["uri"].to_pylist()
-            partition = np.fromiter((crc32(uri.encode()) % count for uri in uris), int, len(uris))
+            keys = table[key].to_pylist()
+            partition = np.fromiter((crc32(one.encode()) % count for one in keys), int, len(keys))
             order = np.argsort(partition, kind="stable")
             bounds = np.searchsorted(partition[order], np.arange(count + 1))
             grouped = table.take(pa.array(order))

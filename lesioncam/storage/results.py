@@ -146,7 +146,12 @@ class Results:
         staging.remove_temporary_files()
         self._delete_all(f"{STAGING}/{name}" for name in staging.names())
 
-    def compact(self, run_id: str, check: Check = _no_check) -> None:
+    def compact(
+        self,
+        run_id: str,
+        check: Check = _no_check,
+        listed: tuple[Iterable[pa.Table], int] | None = None,
+    ) -> None:
         """Drop all rows but the newest of each image, and merge small parts.
 
         What is added and removed is recorded first, and nothing is removed before all that
@@ -155,15 +160,17 @@ class Results:
         Args:
             run_id: names the merged files.
             check: raises if the output is not this run's any more; called at each write.
+            listed: a listing, and how many images it has; rows of other images are dropped, too.
+                None keeps them.
         """
         self.recover()
-        older = self._older_rows()
+        superseded = self._superseded_rows(listed)
         sizes = self._index.sizes
         small = {name for name, size in sizes.items() if size < PART_ROWS // 2}
-        replaced = older.keys() | (small if len(small) > 1 else set())
+        replaced = superseded.keys() | (small if len(small) > 1 else set())
         if not replaced:
             return
-        current = ((n, sizes[n] - len(older.get(n, ()))) for n in sizes if n in replaced)
+        current = ((n, sizes[n] - len(superseded.get(n, ()))) for n in sizes if n in replaced)
         names = _unused_names(f"compacted-{run_id}", sizes)
         added = {next(names): group for group in _group(current)}
         log.info("merging %s parts into %s", f"{len(replaced):,}", f"{len(added):,}")
@@ -171,7 +178,7 @@ class Results:
         for name, group in added.items():
             with ThreadPoolExecutor(_THREADS) as threads:
                 merged = pa.concat_tables(
-                    threads.map(lambda n: self._read_without(n, older.get(n)), group)
+                    threads.map(lambda n: self._read_without(n, superseded.get(n)), group)
                 )
             self.write_part(name, merged, check)
         commit = Commit(list(added), sorted(replaced), written=True)
@@ -262,11 +269,17 @@ class Results:
         numbers = pa.repeat(pa.scalar(number, pa.int32()), len(rows))
         return table.append_column("part", numbers).append_column("row_in_part", rows)
 
-    def _older_rows(self) -> dict[str, np.ndarray]:
-        """Name -> (n,) int64, the rows of a part that are not the newest; only parts with any."""
-        older = pa.concat_tables([partition.older for partition in self.partitions()])
-        older = older.sort_by("part")
-        parts, rows = older["part"].to_numpy(), older["row_in_part"].to_numpy()
+    def _superseded_rows(
+        self, listed: tuple[Iterable[pa.Table], int] | None
+    ) -> dict[str, np.ndarray]:
+        """Name -> (n,) int64, the rows of a part that `compact` drops; only parts with any."""
+        dropped = []
+        for partition in self.partitions(*(listed or ())):
+            dropped.append(partition.older)
+            if listed is not None:
+                dropped.append(partition.unlisted().select(partition.older.column_names))
+        superseded = pa.concat_tables(dropped).sort_by("part")
+        parts, rows = superseded["part"].to_numpy(), superseded["row_in_part"].to_numpy()
         names = list(self._index.sizes)
         bounds = pairwise(np.searchsorted(parts, np.arange(len(names) + 1)))
         return {name: rows[a:b] for name, (a, b) in zip(names, bounds, strict=True) if a < b}

@@ -38,12 +38,14 @@ class Pending:
         listed: images, each counted once.
         pending: how many of them have to be scored.
         repeated: how many more times they were listed.
+        unlisted: images that have a row but are not listed.
         after: a time later than `scored_at` of every row in the output.
     """
 
     listed: int
     pending: int
     repeated: int
+    unlisted: int
     after: datetime
 
 
@@ -75,18 +77,20 @@ class RunRecord:
 
     def record_pending(self, partitions: Iterable[Partition], *, retry_failed: bool) -> Pending:
         """Write the rows of the manifest that have to be scored."""
-        listed = pending = repeated = 0
+        listed = pending = repeated = unlisted = 0
         newest = datetime.fromtimestamp(0, UTC)
         for partition in partitions:
             newest = max(newest, pc.max(partition.newest["scored_at"]).as_py() or newest)
             listed += partition.listed.num_rows
             repeated += partition.repeated
+            unlisted += partition.unlisted().num_rows
             rows = partition.pending(retry_failed=retry_failed)
             for start in range(0, rows.num_rows, MANIFEST_ROWS):
                 chunk = rows.slice(start, MANIFEST_ROWS)
                 write_table(self.pending, f"{pending + start:012d}.arrow", chunk)
             pending += rows.num_rows
-        return Pending(listed, pending, repeated, newest + timedelta(microseconds=1))
+        after = newest + timedelta(microseconds=1)
+        return Pending(listed, pending, repeated, unlisted, after)
 
     def manifest(self) -> Iterator[pa.Table]:
         """What was listed, one table a manifest file."""

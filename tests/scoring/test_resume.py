@@ -1,5 +1,6 @@
 """Resume: what a run scores again, and what it refuses; without Ray."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,84 @@ def test_an_output_that_pyarrow_cannot_name_is_refused_before_any_work(
     with pytest.raises(InputError, match=r"a//scores: two slashes without a name between them"):
         score(ScoreRequest(str(tmp_path), bundle_uri, f"s3://{bucket}/a//scores"))
     assert boto3.client("s3").list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_rows_of_moved_images_stay_until_they_are_dropped(
+    tmp_path: Path, bundle_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, moved, output = tmp_path / "images", tmp_path / "moved", tmp_path / "out"
+    write_lesions(images, 3)
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    score(request)
+    images.rename(moved)
+    caplog.clear()
+    summary = score(replace(request, images=str(moved)))
+    assert (summary["scored_now"], summary["unlisted"], summary["dropped"]) == (3, 3, 0)
+    assert "3 rows of the output are of images that are not in this listing" in caplog.text
+    assert len(read_scores(output)) == 6
+    (moved / "2.jpg").unlink()
+    summary = score(replace(request, images=str(moved), drop_unlisted=True))
+    assert (summary["scored_now"], summary["unlisted"], summary["dropped"]) == (0, 0, 4)
+    assert list(read_scores(output).index) == [str(moved / "0.jpg"), str(moved / "1.jpg")]
+    (part,) = output.glob("*.parquet")
+    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+
+
+def test_dropping_every_old_row_leaves_the_new_ones(tmp_path: Path, bundle_uri: str) -> None:
+    images, moved, output = tmp_path / "images", tmp_path / "moved", tmp_path / "out"
+    write_lesions(images, 2)
+    request = ScoreRequest(str(images), bundle_uri, str(output), drop_unlisted=True)
+    score(request)
+    images.rename(moved)
+    assert score(replace(request, images=str(moved)))["dropped"] == 2
+    assert list(read_scores(output).index) == [str(moved / "0.jpg"), str(moved / "1.jpg")]
+
+
+def test_rows_are_not_dropped_for_a_part_of_the_listing(tmp_path: Path, bundle_uri: str) -> None:
+    request = ScoreRequest(str(tmp_path), bundle_uri, str(tmp_path / "out"), limit=1)
+    with pytest.raises(InputError, match="--drop-unlisted: not together with --limit"):
+        score(replace(request, drop_unlisted=True))
+
+
+def test_renamed_rows_of_moved_images_are_not_scored_again(
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/guide/score.md has it."""
+    images, moved = tmp_path / "images", tmp_path / "moved"
+    write_lesions(images, 3)
+    score(ScoreRequest(str(images), bundle_uri, str(tmp_path / "scores")))
+    images.rename(moved)
+    guide = Path(__file__).parents[2] / "docs" / "guide" / "score.md"
+    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("/data/clinic/", f"{images}/").replace("/archive/clinic/", f"{moved}/"), {})
+    summary = score(ScoreRequest(str(moved), bundle_uri, str(tmp_path / "moved-scores")))
+    assert (summary["listed"], summary["scored_now"], summary["unlisted"]) == (3, 0, 0)
+
+
+def test_images_that_share_an_id_are_counted(tmp_path: Path, bundle_uri: str) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for patient in ("p1", "p2"):
+        write_lesions(images / patient, 2)
+    write_lesions(images, 1)
+    (images / "0.jpg").rename(images / "other.jpg")
+    summary = score(ScoreRequest(str(images), bundle_uri, str(tmp_path / "out")))
+    assert (summary["listed"], summary["shared_image_ids"]) == (5, 2)
+
+
+def test_success_means_that_the_whole_listing_has_rows(tmp_path: Path, bundle_uri: str) -> None:
+    images, success = tmp_path / "images", tmp_path / "out" / "_SUCCESS"
+    write_lesions(images, 2)
+    request = ScoreRequest(str(images), bundle_uri, str(tmp_path / "out"))
+    score(replace(request, limit=1))
+    assert not success.exists()
+    score(request)
+    assert success.exists()
+    score(replace(request, limit=2))
+    assert not success.exists()
+    (images / "broken.jpg").write_bytes(b"")
+    assert score(replace(request, max_failed_fraction=0.1))["outcome"] == "too_many_failed"
+    assert not success.exists()
+    assert score(request)["scored_now"] == 0
+    assert success.exists()

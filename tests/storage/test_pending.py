@@ -13,10 +13,12 @@ import pytest
 
 from lesioncam.columns import TRANSIENT_KINDS, ErrorKind, Status
 from lesioncam.schema import MANIFEST_SCHEMA
+from lesioncam.storage.listing import image_id
 from lesioncam.storage.pending import (
     INDEX_SCHEMA,
     Partition,
     Tally,
+    count_shared_ids,
     partitions,
     regroup,
     split_newest,
@@ -526,3 +528,20 @@ def test_an_image_that_could_not_be_examined_keeps_its_row() -> None:
     rows = written(row("/a"), row("/b", ErrorKind.UNREACHABLE))
     assert pending(manifest, rows) == ["/b", "/c"]
     assert one_partition(manifest, rows).tally().without_row == 1
+
+
+def test_ids_that_several_images_have_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesioncam.storage.pending.PARTITION_ROWS", 2)
+    uris = [
+        "/a/1.jpg",
+        "/b/1.jpg",
+        "/b/1.jpg",
+        "/a/2.jpg",
+        "/a/2.jpg",
+        "/c/1.png",
+        "/3.jpg",
+        "/d/3",
+    ]
+    rows = [row(uri) | {"image_id": image_id(uri)} for uri in uris]
+    assert count_shared_ids([listed(*rows[:3]), listed(*rows[3:], first=3)], len(rows)) == 2
+    assert count_shared_ids([], 0) == 0
