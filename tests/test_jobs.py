@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from jobs.kuberay import leased_uri, stop_this_job, wait_for_lost_run
 from lesioncam.cli import main
@@ -99,6 +100,14 @@ def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]
         time.sleep(1)
 
 
+def job_log(address: str, part: str) -> str:
+    """What the job printed whose command contains `part`."""
+    client = JobSubmissionClient(address)
+    (job,) = [one for one in client.list_jobs() if part in one.entrypoint]
+    printed: str = client.get_job_logs(job.submission_id)
+    return printed
+
+
 @pytest.mark.slow
 def test_a_submitted_job_gives_the_rows_of_the_python_api(
     head: str, tmp_path: Path, bundle_uri: str
@@ -112,9 +121,12 @@ def test_a_submitted_job_gives_the_rows_of_the_python_api(
     done = submit(head, "jobs/score.py", *flags)
     assert done.returncode == 0, done.stdout
     assert "7 images listed: 6 ok, 1 failed (1 empty)" in done.stdout
-    # What the job prints lies between two lines of `ray job submit`, which say where it looks.
-    printed = done.stdout.partition("Tailing logs until the job exits")[2].splitlines()[1:]
-    lines = [line for line in printed[: printed.index("")] if not line.startswith("20")]
+    printed = job_log(head, str(tmp_path)).splitlines()
+    # Ray says when it sets up the environment and starts the command.
+    lines = [line for line in printed if "INFO job_manager.py" not in line]
+    lines = [line for line in lines if "Running entrypoint for job" not in line]
+    assert len(lines) > 4
+    assert all(line.startswith("{") for line in lines), lines
     assert all(json.loads(line)["level"] == "info" for line in lines)
     rows = load(bundle_uri, device="cpu").predict(sorted(map(str, images.iterdir())))
     assert_same_scores(pd.read_parquet(tmp_path / "scores"), rows)
@@ -125,8 +137,8 @@ def test_bad_input_of_a_job_is_one_line(head: str, tmp_path: Path, bundle_uri: s
     flags = ("--images", tmp_path / "nowhere", "--bundle", bundle_uri, "--output", tmp_path / "o")
     done = submit(head, "jobs/score.py", *flags)
     assert done.returncode != 0
-    errors = [json.loads(line) for line in done.stdout.splitlines() if '"level": "error"' in line]
-    assert [error["message"][:27] for error in errors] == ["--images: no such directory"]
+    (error,) = [line for line in job_log(head, str(tmp_path)).splitlines() if "error" in line]
+    assert json.loads(error)["message"].startswith("--images: no such directory")
     assert not (tmp_path / "o").exists()
 
 
