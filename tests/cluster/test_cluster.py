@@ -187,7 +187,7 @@ def test_a_refused_run_ends_as_stopped_which_kuberay_does_not_retry(cluster: Clu
     flags = ["--images", f"s3://{BUCKET}/copies", "--bundle", f"s3://{BUCKET}/nowhere"]
     flags += ["--output", f"s3://{BUCKET}/refused"]
     done = cluster.run("jobs/kuberay.py", "score", *flags)
-    assert "lesioncam: --bundle: s3://clinic/nowhere/bundle.json" in done.stdout
+    assert "--bundle: s3://clinic/nowhere/bundle.json" in done.stdout
     assert re.search(r"Job '\w+' was stopped", done.stdout), done.stdout
 
 
