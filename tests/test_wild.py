@@ -10,7 +10,8 @@ from lesioncam.predict import load
 from lesioncam.vision.decode import decode
 from lesioncam.vision.formats import readable_formats
 from tests.conftest import needs_shared
-from tests.wild import BEGIN, END, EXPECTED, FOLDER, PAGE, SIZE, outcome, table
+from tests.docs_page import read_section
+from tests.wild import EXPECTED, FOLDER, PAGE, SIZE, outcome, table
 
 pytestmark = needs_shared
 
@@ -61,5 +62,4 @@ def test_scores_of_display_p3_are_those_of_srgb(bundle_uri: str, tmp_path: Path)
 
 @needs_optional
 def test_the_table_in_the_documentation_is_true() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert page.partition(BEGIN)[2].partition(END)[0].strip() == table().strip()
+    assert read_section(PAGE, "wild") == table().strip()

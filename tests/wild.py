@@ -5,16 +5,14 @@ r"""Files as people really have them: what each should give, and what it gives h
 The files are in ../shared/wild/images, and are not part of the project.
 """
 
-from pathlib import Path
-
 from lesioncam.storage.hidden import is_hidden
 from lesioncam.storage.listing import HIDDEN_FOLDER, Listing, reason_to_skip
 from lesioncam.vision.decode import DecodeError, decode
 from tests.conftest import SHARED
+from tests.docs_page import DOCS, write_section
 
 FOLDER = SHARED / "wild" / "images"
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "formats.md"
-BEGIN, END = "<!-- wild -->\n", "<!-- /wild -->\n"
+PAGE = DOCS / "reference" / "formats.md"
 SIZE = 224  # of the canvases
 
 # File -> what it stands for, and what it should give.
@@ -75,9 +73,7 @@ def table() -> str:
 
 def main() -> None:
     """Write the table into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    write_section(PAGE, "wild", table())
 
 
 if __name__ == "__main__":

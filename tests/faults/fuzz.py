@@ -12,13 +12,10 @@ import argparse
 import io
 import json
 import random
-import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +27,11 @@ from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoder
 from lesioncam.vision.formats import format_of, readable_formats
 from tests import icc
+from tests.docs_page import DOCS, commit, paragraph, today, write_section
 from tests.messy import lesion
 
 FOLDER = Path("fuzz")
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = DOCS / "reliability.md"
 CANVAS_SIZE = 448
 FORMATS: list[tuple[str, str, dict[str, Any]]] = [
     ("JPEG", "RGB", {}),
@@ -199,17 +197,9 @@ def fuzz_one(findings: Findings, name: str, original: bytes, decoder: Decoder) -
 
 
 def write_docs(findings: Findings) -> None:
-    """Replace the part of docs/reliability.md between the markers."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    begin, end = "<!-- fuzz -->\n", "<!-- /fuzz -->\n"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)[2]
-    day = f"{datetime.now(UTC):%-d %B %Y}, commit {commit}"
-    summary = textwrap.fill(f"**Fuzzing** ({day}): {findings.summary()}", 120)
-    content = f"{summary}\n\n{findings.table()}\n"
-    PAGE.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
+    """Write the table into docs/reliability.md."""
+    summary = f"**Fuzzing** ({today()}, commit {commit()}): {findings.summary()}"
+    write_section(PAGE, "fuzz", f"{paragraph(summary)}\n\n{findings.table()}")
 
 
 def main() -> None:

@@ -21,6 +21,11 @@ from tests.faults import proxy as proxies
 from tests.faults.proxy import Fault, Proxy
 from tests.faults.trial import Trial
 
+
+class NotDisturbedError(Exception):
+    """The run ended before it could be disturbed."""
+
+
 Scenario = Callable[[Trial, Proxy | None, random.Random, float], None]
 
 _UNREAD_IMAGES = 10  # not yet read when the store fails near the end
@@ -40,18 +45,22 @@ def driver_killed(trial: Trial, _: Proxy | None, rng: random.Random, seconds: fl
     while not trial.processes("fetch_and_decode") and time.monotonic() < deadline:
         _sleep(run, 0.1)
     _sleep(run, min(rng.uniform(0, 0.05) * seconds, deadline - time.monotonic()))
-    if run.poll() is None:
+    killed = run.poll() is None
+    if killed:
         run.send_signal(signal.SIGKILL)
     trial.wait(run)
+    _require(disturbed=killed)
 
 
 def machine_lost(trial: Trial, _: Proxy | None, rng: random.Random, seconds: float) -> None:
     """All processes of the run are killed at once, as in a power failure."""
     run = trial.start()
     _sleep(run, rng.uniform(0.3, 1.0) * seconds)
+    killed = run.poll() is None
     for process in trial.processes():
         process.kill()
     trial.wait(run)
+    _require(disturbed=killed)
 
 
 def workers_killed(
@@ -60,8 +69,10 @@ def workers_killed(
     """Worker processes are killed, as the kernel does when memory is short."""
     run = trial.start()
     for title in titles:
-        if not trial.kill(title, run):
-            raise RuntimeError(f"the run ended before a {title} process could be killed")
+        killed = trial.kill(title, run)
+        if not killed:
+            trial.wait(run)
+        _require(disturbed=killed)
         _sleep(run, rng.uniform(0, 0.1) * seconds)
     trial.wait(run)
 
@@ -70,8 +81,9 @@ def raylet_killed(trial: Trial, _: Proxy | None, rng: random.Random, seconds: fl
     """Ray's node process is killed."""
     run = trial.start()
     _sleep(run, rng.uniform(0.3, 0.9) * seconds)
-    trial.kill("raylet/raylet", run)
+    killed = trial.kill("raylet/raylet", run)
     trial.wait(run)
+    _require(disturbed=killed)
 
 
 def node_of_two_lost(trial: Trial, _: Proxy | None, rng: random.Random, seconds: float) -> None:
@@ -81,12 +93,14 @@ def node_of_two_lost(trial: Trial, _: Proxy | None, rng: random.Random, seconds:
         second = cluster.add_node(num_cpus=2)
         run = trial.start(RAY_ADDRESS=cluster.address)
         _sleep(run, rng.uniform(0.3, 1.0) * seconds)
+        running = run.poll() is None
         cluster.remove_node(second, allow_graceful=False)
         _sleep(run, rng.uniform(0, 0.3) * seconds)
         cluster.add_node(num_cpus=2)
         trial.wait(run)
     finally:
         cluster.shutdown()
+    _require(disturbed=running)
 
 
 def out_of_memory(trial: Trial, _: Proxy | None, rng: random.Random, seconds: float) -> None:
@@ -102,8 +116,7 @@ def out_of_memory(trial: Trial, _: Proxy | None, rng: random.Random, seconds: fl
     consumer.kill()
     consumer.wait()
     trial.wait(run)
-    if _killed_workers(trial) == before:
-        raise RuntimeError("Ray killed no worker although memory was short")
+    _require(disturbed=_killed_workers(trial) > before)
 
 
 def disk_full(trial: Trial, _: Proxy | None, __: random.Random, ___: float) -> None:
@@ -190,6 +203,11 @@ REMOTE: dict[str, Scenario] = {
 def _killed_workers(trial: Trial) -> int:
     """How many workers Ray has killed for memory so far, by the trial's log."""
     return trial.log.read_text().count(_RAYLET_KILLED_WORKER) if trial.log.exists() else 0
+
+
+def _require(*, disturbed: bool) -> None:
+    if not disturbed:
+        raise NotDisturbedError
 
 
 def _sleep(run: "subprocess.Popen[bytes]", seconds: float) -> None:

@@ -1,18 +1,22 @@
-r"""Every fault scenario, many times, at random moments; prints the table of docs/reliability.md.
+r"""Every fault scenario, many times, at random moments.
 
-    python -m tests.faults.stress --times 10 --stores local,moto,seaweedfs
+    python -m tests.faults.stress --times 7 --docs    # writes the table of docs/reliability.md
 
 Each trial has its own output: one disturbed run, then the same command until it succeeds. The rows
-are then compared with those of an undisturbed run.
+are then compared with those of an undisturbed run. Continues where an earlier call stopped: its
+results are in `stress.jsonl`, the runs' output in `stress.log`.
 """
 
 import argparse
+import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,42 +28,76 @@ from lesioncam.settings import BACKBONES, CropRule, ModelSettings
 from lesioncam.storage.bundle import Bundle, save_bundle
 from lesioncam.storage.s3_client import s3_client
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
+from tests.docs_page import DOCS, commit, paragraph, today, write_section
 from tests.faults.proxy import Proxy
-from tests.faults.scenarios import LOCAL, REMOTE, Scenario
+from tests.faults.scenarios import LOCAL, REMOTE, NotDisturbedError, Scenario
 from tests.faults.servers import KEY, client, moto, seaweedfs
 from tests.faults.trial import Findings, Trial, compare
 from tests.messy import lesion
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
+SCENARIOS = {"local": LOCAL, "moto": REMOTE, "seaweedfs": REMOTE}
+PAGE = DOCS / "reliability.md"
+RESULTS, LOG = Path("stress.jsonl"), Path("stress.log")
+_DIFFERENCES = ("lost", "doubled", "different")
 _MAX_RUNS = 5  # of the same command until it succeeds, after the disturbed one
 
 
-@dataclass
-class Tally:
-    """Results of the trials of one scenario."""
+@dataclass(frozen=True)
+class Result:
+    """What came of a trial.
 
-    trials: int = 0
-    exit_codes: list[int] = field(default_factory=list)
-    lost: int = 0
-    doubled: int = 0
-    different: int = 0
-    incomplete: int = 0
-    fetched_again: list[int] = field(default_factory=list)
+    Attributes:
+        store: `local`, `moto` or `seaweedfs`.
+        fault: the scenario's name.
+        exit_code: of the disturbed run.
+        lost: listed images without a row at the end.
+        doubled: images with more than one.
+        different: images with another outcome, or other probabilities.
+        complete: whether the last run succeeded and said so.
+        fetched_again: images handed out more than once; None for local files.
+        commit: of the code.
+    """
 
-    def failed(self) -> bool:
-        """Whether a trial ended with anything but one right row per image."""
-        return any((self.lost, self.doubled, self.different, self.incomplete))
+    store: str
+    fault: str
+    exit_code: int
+    lost: int
+    doubled: int
+    different: int
+    complete: bool
+    fetched_again: int | None
+    commit: str
 
-    def cells(self) -> str:
-        """The scenario's cells in the table."""
-        counts = {code: self.exit_codes.count(code) for code in sorted(set(self.exit_codes))}
-        codes = ", ".join(f"{code} x {count}" for code, count in counts.items())
-        again = f"at most {max(self.fetched_again)}" if self.fetched_again else "not counted"
-        never = f", {self.incomplete} never complete" if self.incomplete else ""
-        return (
-            f"{self.trials} | {codes}{never} | {self.lost} | {self.doubled} | {self.different} | "
-            f"{again}"
-        )
+    @property
+    def is_right(self) -> bool:
+        """Whether the trial ended with one right row per image."""
+        return self.complete and not (self.lost or self.doubled or self.different)
+
+
+def table(results: Iterable[Result]) -> str:
+    """A row for each fault, in Markdown."""
+    rows: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        rows.setdefault((result.store, result.fault), []).append(result)
+    lines = [
+        "| store | fault | times | first exit code | lost | doubled | different | fetched again |",
+        "|---|---|---:|---|---:|---:|---:|---|",
+    ]
+    order = [(store, fault) for store, faults in SCENARIOS.items() for fault in faults]
+    lines += [f"| {' | '.join(key)} | {_cells(rows[key])} |" for key in order if key in rows]
+    return "\n".join(lines)
+
+
+def _cells(results: Sequence[Result]) -> str:
+    codes = Counter(result.exit_code for result in results)
+    shown = ", ".join(f"{code} ({count} times)" for code, count in sorted(codes.items()))
+    if incomplete := sum(not result.complete for result in results):
+        shown += f"; {incomplete} never complete"
+    sums = [sum(getattr(one, name) for one in results) for name in _DIFFERENCES]
+    again = [one.fetched_again for one in results if one.fetched_again is not None]
+    cells = [len(results), shown, *sums, f"at most {max(again)}" if again else ""]
+    return " | ".join(map(str, cells))
 
 
 @dataclass(frozen=True)
@@ -164,25 +202,62 @@ def run_trial(
     return trial, compare(trial.rows(), undisturbed), again
 
 
-def run_trials(
-    backend: Backend, scenario: Scenario, bundle: str, times: int, seconds: float,
-    undisturbed: pd.DataFrame, log: Path, rng: random.Random,
-) -> Tally:  # fmt: skip
-    """So many trials of one scenario; the arguments are those of `run_trial`."""
-    tally = Tally()
-    for _ in range(times):
-        name = f"{rng.randrange(2**32):08x}"
-        trial, found, again = run_trial(
-            backend, [scenario], bundle, name, seconds, undisturbed, log, rng
-        )
-        tally.trials += 1
-        tally.exit_codes.append(trial.exit_codes[0])
-        tally.lost += found.lost
-        tally.doubled += found.doubled
-        tally.different += found.different
-        tally.incomplete += trial.exit_codes[-1] != 0 or not trial.is_complete()
-        tally.fetched_again += [] if again is None else [again]
-    return tally
+def run_round(
+    store: str, faults: Sequence[str], images: Path, bundle: str, folder: Path, rng: random.Random,
+) -> Iterator[Result]:  # fmt: skip
+    """One trial of each of these faults on a store.
+
+    Args:
+        store: `local`, `moto` or `seaweedfs`.
+        faults: names of scenarios.
+        images: a local directory.
+        bundle: the trained model.
+        folder: for outputs where the store is local.
+        rng: chooses the moments.
+    """
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_backend(store, images, folder, patch) as backend,
+    ):
+        output = f"{backend.output}/{rng.randrange(2**32):08x}"
+        undisturbed = Trial(backend.images, bundle, output, LOG, backend.environment)
+        started = time.monotonic()
+        if undisturbed.run() != 0:
+            sys.exit(f"an undisturbed run failed; see {LOG}")
+        seconds, rows = time.monotonic() - started, undisturbed.rows()
+        for fault in faults:
+            yield _disturbed(store, fault, backend, bundle, seconds, rows, rng)
+
+
+def _disturbed(
+    store: str, fault: str, backend: Backend, bundle: str, seconds: float, rows: pd.DataFrame,
+    rng: random.Random,
+) -> Result:  # fmt: skip
+    """A trial of one fault; again where the run ended before it could be disturbed."""
+    while True:
+        name, scenario = f"{rng.randrange(2**32):08x}", SCENARIOS[store][fault]
+        try:
+            trial, found, again = run_trial(
+                backend, [scenario], bundle, name, seconds, rows, LOG, rng
+            )
+        except NotDisturbedError:
+            continue
+        complete = trial.exit_codes[-1] == 0 and trial.is_complete()
+        return Result(
+            store, fault, trial.exit_codes[0], **asdict(found), complete=complete,
+            fetched_again=again, commit=commit(),
+        )  # fmt: skip
+
+
+def write_docs(results: Sequence[Result], images: int) -> None:
+    """Write the table into docs/reliability.md."""
+    commits = ", ".join(sorted({result.commit for result in results}))
+    wrong = sum(not result.is_right for result in results)
+    summary = (
+        f"**Disturbed runs** ({today()}, commit {commits}): {len(results)} runs over {images + 3} "
+        f"images, two cores. In {wrong or 'none'} of them a row was lost, doubled or different."
+    )
+    write_section(PAGE, "stress", f"{paragraph(summary)}\n\n{table(results)}")
 
 
 def main() -> None:
@@ -190,39 +265,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--times", type=int, default=10, help="trials of each scenario (10)")
-    parser.add_argument("--stores", default="local,moto,seaweedfs", help="comma-separated (all)")
-    parser.add_argument("--images", type=int, default=600, help="good images in each run (600)")
+    parser.add_argument("--times", type=int, default=7, help="trials of each scenario (7)")
+    parser.add_argument("--stores", default=",".join(SCENARIOS), help="comma-separated (all)")
+    parser.add_argument("--images", type=int, default=300, help="good images in each run (300)")
     parser.add_argument("--only", default="", help="scenarios whose name contains this (all)")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="(the time)")
+    parser.add_argument("--docs", action="store_true", help="write the table to the documentation")
     flags = parser.parse_args()
-    rng = random.Random(flags.seed)
-    print(f"{flags.images + 3} images, seed {flags.seed}\n")
-    print("| store | fault | trials | first exit | lost | doubled | different | fetched again |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    failed = False
-    with TemporaryDirectory(prefix="stress-") as folder, pytest.MonkeyPatch.context() as patch:
-        images = Path(folder, "images")
+    results = [Result(**json.loads(line)) for line in _lines()]
+    stores = [str(store) for store in flags.stores.split(",")]
+    with TemporaryDirectory(prefix="stress-") as folder:
+        images, bundle, rng = Path(folder, "images"), f"{folder}/bundle", random.Random()
         write_images(images, flags.images)
-        bundle, log = f"{folder}/bundle", Path("stress.log")
         write_bundle(bundle)
-        for store in flags.stores.split(","):
-            with open_backend(store, images, Path(folder), patch) as backend:
-                output = f"{backend.output}/undisturbed"
-                undisturbed = Trial(backend.images, bundle, output, log, backend.environment)
-                started = time.monotonic()
-                if undisturbed.run() != 0:
-                    sys.exit(f"an undisturbed run failed; see {log}")
-                seconds = time.monotonic() - started
-                rows = undisturbed.rows()
-                for name, scenario in (LOCAL if store == "local" else REMOTE).items():
-                    if flags.only in name:
-                        tally = run_trials(
-                            backend, scenario, bundle, flags.times, seconds, rows, log, rng
-                        )
-                        print(f"| {store} | {name} | {tally.cells()} |", flush=True)
-                        failed |= tally.failed()
-    sys.exit(failed)
+        for turn, store in product(range(flags.times), stores):
+            done = Counter(one.fault for one in results if one.store == store)
+            faults = [f for f in SCENARIOS[store] if flags.only in f and done[f] <= turn]
+            for result in run_round(store, faults, images, bundle, Path(folder), rng):
+                results.append(result)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(asdict(result)) + "\n")
+                print(f"{store}: {result.fault}: {_cells([result])}", flush=True)
+    print(f"{len(results)} disturbed runs\n\n{table(results)}")
+    if flags.docs:
+        write_docs(results, flags.images)
+    sys.exit(not all(result.is_right for result in results))
+
+
+def _lines() -> list[str]:
+    return RESULTS.read_text().splitlines() if RESULTS.exists() else []
 
 
 if __name__ == "__main__":
