@@ -20,7 +20,7 @@ from benchmarks.report import machine, machine_line, markdown, steady_rate, writ
 from benchmarks.speed import FEW, OURS, Program
 from lesioncam.settings import BACKBONES
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.vision.network import native_precision
+from lesioncam.vision.hardware import native_precision
 
 log = logging.getLogger("benchmarks")
 

@@ -21,7 +21,7 @@ import torch
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.vision.classifier import CropClassifier, Localizer, TwoStageClassifier
 from lesioncam.vision.engine import load_network
-from lesioncam.vision.network import native_precision
+from lesioncam.vision.hardware import native_precision
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue

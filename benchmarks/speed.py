@@ -31,7 +31,7 @@ from benchmarks.report import Rounds, machine, machine_line, markdown, steady_ra
 from lesioncam.errors import InputError
 from lesioncam.settings import BACKBONES, ModelSettings
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.vision.network import native_precision
+from lesioncam.vision.hardware import native_precision
 
 log = logging.getLogger("benchmarks")
 

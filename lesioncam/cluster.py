@@ -21,6 +21,7 @@ from lesioncam.address import check_ray, cluster_address
 from lesioncam.errors import InputError, RunFailedError, failed_by, first_line
 from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
 from lesioncam.storage.store import StoreError
+from lesioncam.vision.hardware import native_precision
 
 if TYPE_CHECKING:
     import torch
@@ -158,10 +159,8 @@ def probe_hardware(*, gpu: bool) -> Hardware:
 
 
 def _hardware_here() -> Hardware:
-    from lesioncam.vision.network import native_precision  # noqa: PLC0415
-
-    device = device_here()
-    return Hardware(device.type, native_precision(device))
+    device = device_here() if ray.get_gpu_ids() else None
+    return Hardware(device.type if device else "cpu", native_precision(device))
 
 
 def as_run_error(error: BaseException) -> RunFailedError | None:

@@ -25,7 +25,7 @@ from lesioncam.errors import InputError
 from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.scoring.read import READ_THREADS, decode_bytes, read_canvas
 from lesioncam.scoring.rows import Outcome, finish, with_canvases
-from lesioncam.scoring.stages import BATCH_SIZES, Classify, Localize
+from lesioncam.scoring.stages import Classify, Localize
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.listing import image_id, stat_listed
 from lesioncam.storage.local import local_path
@@ -33,7 +33,7 @@ from lesioncam.storage.uri_list import is_supported
 from lesioncam.vision.classifier import CropClassifier, Localizer
 from lesioncam.vision.decode import DecodeError, decode_image
 from lesioncam.vision.engine import load_network
-from lesioncam.vision.network import native_precision
+from lesioncam.vision.hardware import BATCH_SIZES, native_precision
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 

@@ -50,6 +50,22 @@ class Backbone:
         """The rows h of the features, and of the maps, for images of `size` pixels."""
         return size >> self.layers.count("M")
 
+    def tensor_shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of a network's tensors for so many classes, by name.
+
+        A convolution, its ReLU and a max-pool have a number each, as in torchvision.
+        """
+        shapes: dict[str, tuple[int, ...]] = {"mean": (1, 3, 1, 1), "std": (1, 3, 1, 1)}
+        number, channels = 0, 3
+        for layer in self.layers:
+            if isinstance(layer, int):
+                shapes[f"features.{number}.weight"] = (layer, channels, 3, 3)
+                shapes[f"features.{number}.bias"] = (layer,)
+                number, channels = number + 2, layer
+            else:
+                number += 1
+        return shapes | {"linear.weight": (classes, channels), "linear.bias": (classes,)}
+
 
 BACKBONES: Mapping[str, Backbone] = {
     "vgg16": Backbone(

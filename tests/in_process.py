@@ -18,7 +18,7 @@ from lesioncam.scoring.fetch import fetch_and_decode, read_pending
 from lesioncam.scoring.plan import Plan, plan_for
 from lesioncam.scoring.stages import Classify, Localize
 from lesioncam.scoring.write import write_part
-from lesioncam.storage.bundle import Bundle
+from lesioncam.storage.bundle import STAGES, BundleFiles, load_weights
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord
 from lesioncam.vision.classifier import CropClassifier, Localizer
@@ -48,7 +48,7 @@ class Chain:
         self,
         record: RunRecord,
         pending: Pending,
-        bundle: Bundle,
+        bundle: BundleFiles,
         plan: Plan,
         results: Results,
         window: Any,
@@ -67,8 +67,13 @@ class Chain:
         """The receipts of the parts, each written when it is asked for."""
         settings, plan = self._bundle.settings, self._plan
         stage1, stage2 = (
-            load_network(settings, state, torch.device("cpu"), plan.precision)
-            for state in (self._bundle.stage1, self._bundle.stage2)
+            load_network(
+                settings,
+                load_weights(self._bundle.weights[stage]),
+                torch.device("cpu"),
+                plan.precision,
+            )
+            for stage in STAGES
         )
         localize = Localize(Localizer(settings, stage1), plan.batch_size)
         classify = Classify(CropClassifier(settings, stage2), plan.batch_size)

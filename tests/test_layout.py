@@ -75,6 +75,7 @@ def test_vision_imports_neither_ray_nor_storage_libraries() -> None:
         ("lesioncam.evaluation.evaluate", {"torch", "ray"}),
         ("lesioncam.cluster", {"torch"}),
         ("lesioncam.scoring.pipeline", {"torch", "ray"}),
+        ("lesioncam.scoring.stream", {"torch"}),
     ],
 )
 def test_modules_stay_light(module: str, heavy: set[str]) -> None:

@@ -1,19 +1,23 @@
-"""Actors: the two stages as Ray runs them, each process with one network on its device."""
+"""Actors: the two stages as Ray runs them, each process with one network on its device.
+
+Only they load torch, which takes seconds; the driver, which imports this module too, does without.
+"""
+# ruff: noqa: PLC0415
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-import torch
 
 from lesioncam.cluster import device_here
-from lesioncam.scoring.stages import Classify, Localize
 from lesioncam.settings import ModelSettings
+from lesioncam.storage.bundle import load_weights
 from lesioncam.telemetry import timed
-from lesioncam.vision.classifier import CropClassifier, Localizer, Network
-from lesioncam.vision.engine import load_network
+
+if TYPE_CHECKING:
+    from lesioncam.vision.classifier import Network
 
 _COUNT_INTERVAL_S = 0.5
 
@@ -32,19 +36,27 @@ class Compute:
     precision: str
     batch_size: int
 
-    def load(self, state: ray.ObjectRef) -> Network:
-        """A stage's network with the weights `state`, ready for inference in this process."""
+    def load(self, weights: ray.ObjectRef) -> "Network":
+        """A stage's network with these weights, ready for inference in this process."""
+        import torch
+
+        from lesioncam.vision.engine import load_network
+
         device = device_here()
         if device.type == "cpu":
             torch.set_num_threads(1)  # there is an actor for each core
-        return load_network(self.settings, ray.get(state), device, self.precision)
+        state = load_weights(ray.get(weights))
+        return load_network(self.settings, state, device, self.precision)
 
 
 class LocalizeActor:
     """Stage 1 in a process of its own."""
 
-    def __init__(self, compute: Compute, state: ray.ObjectRef):
-        localizer = Localizer(compute.settings, compute.load(state))
+    def __init__(self, compute: Compute, weights: ray.ObjectRef):
+        from lesioncam.scoring.stages import Localize
+        from lesioncam.vision.classifier import Localizer
+
+        localizer = Localizer(compute.settings, compute.load(weights))
         self._localize = Localize(localizer, compute.batch_size)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -56,8 +68,11 @@ class LocalizeActor:
 class ClassifyActor:
     """Stage 2 in a process of its own."""
 
-    def __init__(self, compute: Compute, state: ray.ObjectRef, window: Any):
-        classifier = CropClassifier(compute.settings, compute.load(state))
+    def __init__(self, compute: Compute, weights: ray.ObjectRef, window: Any):
+        from lesioncam.scoring.stages import Classify
+        from lesioncam.vision.classifier import CropClassifier
+
+        classifier = CropClassifier(compute.settings, compute.load(weights))
         self._classify = Classify(classifier, compute.batch_size)
         self._window = window
         self._uncounted, self._counted_at = 0, 0.0

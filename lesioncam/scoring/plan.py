@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lesioncam.address import can_grow
 from lesioncam.cluster import Capacity, await_resources, capacity, probe_hardware
 from lesioncam.errors import InputError
-from lesioncam.scoring.stages import BATCH_SIZES
+from lesioncam.vision.hardware import BATCH_SIZES
 
 # Ray places stage 1's actors first. No two of them fill a GPU, so that stage 2 finds room even
 # where fewer GPUs come than were asked for.

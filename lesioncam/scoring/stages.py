@@ -20,8 +20,6 @@ from lesioncam.scoring.rows import (
 from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
 from lesioncam.vision.crop import boxes_in_image
 
-BATCH_SIZES = {"cpu": 4, "cuda": 64}  # images a forward pass takes, by the type of device
-
 
 class Localize:
     """Stage 1: canvases -> probabilities, CAM, box and crop.

@@ -20,7 +20,7 @@ from lesioncam.scoring.plan import Plan, check_cluster, make_plan
 from lesioncam.scoring.progress import Progress
 from lesioncam.scoring.window import count_classified, open_window
 from lesioncam.scoring.write import write_part
-from lesioncam.storage.bundle import Bundle
+from lesioncam.storage.bundle import STAGES, BundleFiles
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord
 
@@ -61,7 +61,7 @@ def _score_pending(run: "Run", pending: Pending, progress: Progress) -> None:
     outage = Outage(run.record)
     window = open_window(plan.window)
     progress.follow(lambda: count_classified(window), plan.window)
-    pipeline = build_pipeline(run.record, pending, run.bundle.load(), plan, run.results, window)
+    pipeline = build_pipeline(run.record, pending, run.bundle, plan, run.results, window)
     for receipt in pipeline.iter_rows():
         part = dict(zip(receipt["outcomes"], receipt["counts"], strict=True))
         for outcome, count in part.items():
@@ -73,7 +73,7 @@ def _score_pending(run: "Run", pending: Pending, progress: Progress) -> None:
 def build_pipeline(
     record: RunRecord,
     pending: Pending,
-    bundle: Bundle,
+    bundle: BundleFiles,
     plan: Plan,
     results: Results,
     window: Any,
@@ -81,7 +81,7 @@ def build_pipeline(
     """The pipeline from pending images to receipts of written parts; nothing runs yet."""
     settings = bundle.settings
     compute = Compute(settings, plan.precision, plan.batch_size)
-    stage1, stage2 = ray.put(dict(bundle.stage1)), ray.put(dict(bundle.stage2))
+    stage1, stage2 = (ray.put(bundle.weights[stage]) for stage in STAGES)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.raise_original_map_exception = True  # a worker's message reaches the user

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pydantic.dataclasses
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize
 
 from lesioncam.errors import InputError
-from lesioncam.settings import STRICT, ModelSettings, parse
+from lesioncam.settings import BACKBONES, STRICT, ModelSettings, parse
 from lesioncam.storage.store import Store, StoreError, refusal
 from lesioncam.storage.uris import open_store
 
@@ -54,39 +54,20 @@ class BundleFiles:
     Attributes:
         settings: what inference needs beside the weights.
         digest: of the whole bundle, `model` in the scores.
+        weights: each stage's tensors, as a safetensors file holds them.
     """
 
     settings: ModelSettings
     digest: str
+    weights: Mapping[str, bytes]
     _parsed: "_BundleFile"
-    _weights: Mapping[str, bytes]
-    _where: str
 
     def load(self) -> Bundle:
-        """The bundle with its networks' weights.
-
-        Raises:
-            InputError: a file does not hold the tensors of its network.
-        """
-        stage1, stage2 = (self._load_stage(stage) for stage in STAGES)
+        """The bundle with its networks' weights."""
+        stage1, stage2 = (load_weights(self.weights[stage]) for stage in STAGES)
         return Bundle(
             self.settings, stage1, stage2, self.digest, self._parsed.training, self._parsed.metrics
         )
-
-    def _load_stage(self, stage: str) -> "dict[str, Tensor]":
-        from safetensors.torch import load  # noqa: PLC0415
-
-        from lesioncam.vision.network import build_network  # noqa: PLC0415
-
-        try:
-            state: dict[str, Tensor] = load(self._weights[stage])
-            build_network(self.settings, state)
-        except (SafetensorError, RuntimeError) as error:
-            raise InputError(
-                f"{self._where}/{stage}.safetensors does not hold the tensors of "
-                f"{self.settings.backbone}"
-            ) from error
-        return state
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -172,7 +153,29 @@ def read_bundle(uri: str, flag: str = "--bundle") -> BundleFiles:
         stage: _check_digest(store, f"{stage}.safetensors", parsed, flag) for stage in STAGES
     }
     _check_digest(store, CARD_FILE, parsed, flag)
-    return BundleFiles(parsed.model, parsed.digest, parsed, weights, f"{flag}: {store.uri}")
+    for stage, tensors in weights.items():
+        _check_tensors(tensors, parsed.model, f"{flag}: {store.uri}/{stage}.safetensors")
+    return BundleFiles(parsed.model, parsed.digest, weights, parsed)
+
+
+def load_weights(data: bytes) -> "dict[str, Tensor]":
+    """The tensors of one stage from its file in a bundle."""
+    from safetensors.torch import load  # noqa: PLC0415
+
+    state: dict[str, Tensor] = load(data)
+    return state
+
+
+def _check_tensors(data: bytes, settings: ModelSettings, where: str) -> None:
+    """Refuse weights that are not those of the settings' network."""
+    expected = BACKBONES[settings.backbone].tensor_shapes(len(settings.classes))
+    try:
+        tensors: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
+        found = {name: tuple(tensor["shape"]) for name, tensor in tensors}
+    except SafetensorError:
+        found = {}
+    if found != expected:
+        raise InputError(f"{where} does not hold the tensors of {settings.backbone}")
 
 
 def _check_digest(store: Store, name: str, parsed: _BundleFile, flag: str) -> bytes:

@@ -107,11 +107,3 @@ def prepare_for_inference(network: VGGGAP, device: torch.device, precision: str)
     network.eval().requires_grad_(False).to(device)
     network.features.to(getattr(torch, precision)).to(memory_format=torch.channels_last)
     return network
-
-
-def native_precision(device: torch.device) -> str:
-    """`bfloat16` where the hardware computes in it natively, else `float32`."""
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bfloat16" if has() else "float32"

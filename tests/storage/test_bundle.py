@@ -27,9 +27,9 @@ Content = dict[str, Any]
 @pytest.fixture(autouse=True)
 def smallest_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few hundred weights instead of tens of thousands."""
-    monkeypatch.setattr(
-        "lesioncam.vision.network.BACKBONES", {**BACKBONES, "tiny": Backbone((4, "M", 4), 96)}
-    )
+    smaller = {**BACKBONES, "tiny": Backbone((4, "M", 4), 96)}
+    for module in ("lesioncam.vision.network", "lesioncam.storage.bundle"):
+        monkeypatch.setattr(f"{module}.BACKBONES", smaller)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from lesioncam.vision.network import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     VGGGAP,
-    native_precision,
     prepare_for_inference,
 )
 
@@ -174,11 +173,9 @@ def test_bfloat16_logits_are_near_those_of_float32() -> None:
     torch.testing.assert_close(near, exact, atol=0.02, rtol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]
-)
-def test_native_precision_follows_the_gpus_generation(
-    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert native_precision(torch.device("cuda")) == expected
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_shapes_of_its_tensors_are_known_without_it(backbone: str) -> None:
+    with torch.device("meta"):
+        state = VGGGAP(backbone, 5).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert BACKBONES[backbone].tensor_shapes(5) == shapes
