@@ -76,6 +76,8 @@ def test_vision_imports_neither_ray_nor_storage_libraries() -> None:
         ("lesioncam.cluster", {"torch"}),
         ("lesioncam.scoring.pipeline", {"torch", "ray"}),
         ("lesioncam.scoring.stream", {"torch"}),
+        ("lesioncam.scoring.stages", {"ray", "torchvision"}),
+        ("lesioncam.vision.engine", {"torchvision"}),
     ],
 )
 def test_modules_stay_light(module: str, heavy: set[str]) -> None:
