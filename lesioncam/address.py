@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 from lesioncam.errors import InputError
 
@@ -12,6 +13,12 @@ _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 def cluster_address() -> str | None:
     """The address of the cluster to use; None to start a local Ray."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def has_ray() -> bool:
+    """Whether there is a Ray to run on already: a cluster's, or the one this process started."""
+    ray = sys.modules.get("ray")
+    return cluster_address() is not None or (ray is not None and ray.is_initialized())
 
 
 def can_grow() -> bool:

@@ -14,7 +14,6 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
-import ray.data
 from ray.util import placement_group, remove_placement_group
 
 from lesioncam.address import check_ray, cluster_address
@@ -252,8 +251,10 @@ def _start() -> None:
                 f"Ray did not start on this machine ({first_line(error)}); run the same command "
                 f"again"
             ) from error
+    from ray.data import DataContext  # noqa: PLC0415  takes a second
+
     # lesioncam logs its own progress.
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # the log files still get everything
             handler.setLevel(logging.CRITICAL)

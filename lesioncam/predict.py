@@ -25,14 +25,12 @@ from lesioncam.errors import InputError
 from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.scoring.read import READ_THREADS, decode_bytes, read_canvas
 from lesioncam.scoring.rows import Outcome, finish, with_canvases
-from lesioncam.scoring.stages import Classify, Localize
+from lesioncam.scoring.stages import Classify, Localize, load_stages
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.listing import image_id, stat_listed
 from lesioncam.storage.local import local_path
 from lesioncam.storage.uri_list import is_supported
-from lesioncam.vision.classifier import CropClassifier, Localizer
 from lesioncam.vision.decode import DecodeError, decode_image
-from lesioncam.vision.engine import load_network
 from lesioncam.vision.hardware import BATCH_SIZES, native_precision
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -66,17 +64,15 @@ def load(
     settings = loaded.settings
     if precision == "auto":
         precision = native_precision(target)
-    stage1, stage2 = (
-        load_network(settings, state, target, precision) for state in (loaded.stage1, loaded.stage2)
-    )
-    batch_size = BATCH_SIZES[target.type]
+    weights = (loaded.stage1, loaded.stage2)
+    localize, classify = load_stages(settings, weights, target, precision)
     return Classifier(
         classes=settings.classes,
         model=loaded.digest,
         canvas_size=settings.canvas_size,
-        batch_size=batch_size,
-        localize=Localize(Localizer(settings, stage1), batch_size),
-        classify=Classify(CropClassifier(settings, stage2), batch_size),
+        batch_size=BATCH_SIZES[target.type],
+        localize=localize,
+        classify=classify,
     )
 
 

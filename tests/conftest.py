@@ -21,7 +21,6 @@ from lesioncam.storage.s3_client import s3_client
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.faults.proxy import Proxy
 from tests.faults.servers import KEY
-from tests.in_process import patch_score
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 SECRET = "wJalrXUtnFEMI-a-secret"
@@ -89,8 +88,8 @@ def local_ray(s3_server: str) -> Iterator[None]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`score` runs its stages in this process, without Ray."""
-    patch_score(monkeypatch)
+    """`score` runs in this process, however many images and whether it has a Ray or not."""
+    monkeypatch.setattr("lesioncam.scoring.pipeline.is_small", lambda *_: True)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from lesioncam import __version__, api
 from lesioncam.cli import VERBS, _Parser, main, parse
 from lesioncam.evaluation.evaluate import EvaluateRequest
-from lesioncam.scoring.pipeline import ScoreRequest
+from lesioncam.scoring.pipeline import SMALL, ScoreRequest
 from lesioncam.training.job import TrainRequest
-from tests.messy import lesion
+from tests.messy import lesion, write_lesions
 
 TRAIN_FLAGS = ("--images", "i", "--labels", "l.csv", "--bundle", "b")
 
@@ -296,15 +296,14 @@ def test_exit_codes_of_scoring(
 
 @pytest.mark.slow
 def test_sigterm_and_three_interrupts_end_a_run_in_one_line(here: Path, bundle_uri: str) -> None:
-    (here / "images").mkdir()
-    lesion(32, 32).save(here / "images" / "0.jpg")
+    write_lesions(here / "images", SMALL + 1)  # so many that Ray starts
     command = [sys.executable, "-m", "lesioncam", "score", "--images", "images"]
     command += ["--bundle", bundle_uri, "--output", "out"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         lines = iter(run.stderr)
-        assert any("1 images listed, 1 to score" in line for line in lines)
+        assert any(f"{SMALL + 1} to score" in line for line in lines)
         run.send_signal(signal.SIGTERM)
         for _ in range(3):
             run.send_signal(signal.SIGINT)

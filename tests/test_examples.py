@@ -1,4 +1,7 @@
-"""Examples: each script runs as its docstring says, on synthetic images and a tiny bundle."""
+"""Examples: each script runs as its docstring says, on synthetic images and a tiny bundle.
+
+The one that trains runs in `tests/training/test_survival.py`.
+"""
 
 import os
 import subprocess
@@ -10,17 +13,9 @@ import pytest
 from PIL import Image
 
 from lesioncam.demo import draw_images
-from lesioncam.storage.bundle import load_bundle
 from tests.conftest import CLASSES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SETTINGS = """
-backbone = "tiny"
-stage1_epochs = 1
-stage2_epochs = 1
-batch_size = 8
-val_fraction = 0.25
-"""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +25,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "images"
 
 
-def run(script: str, *arguments: object, cwd: Path) -> str:
+def run_example(script: str, *arguments: object, cwd: Path) -> str:
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     environment.pop("RAY_ADDRESS", None)
@@ -42,29 +37,15 @@ def run(script: str, *arguments: object, cwd: Path) -> str:
 
 
 def test_one_image(images: Path, bundle_uri: str, tmp_path: Path) -> None:
-    lines = run("one_image.py", bundle_uri, images / "DRAWN_00000.jpg", cwd=tmp_path).splitlines()
+    lines = run_example(
+        "one_image.py", bundle_uri, images / "DRAWN_00000.jpg", cwd=tmp_path
+    ).splitlines()
     assert [line.split()[1] for line in lines[:-1]] == list(CLASSES)
     assert lines[-1].startswith("the lesion's box: x ")
 
 
 def test_a_folder(images: Path, bundle_uri: str, tmp_path: Path) -> None:
-    assert run("folder.py", bundle_uri, images, cwd=tmp_path).split()[-2:] == ["ok", "24"]
+    assert run_example("folder.py", bundle_uri, images, cwd=tmp_path).split()[-2:] == ["ok", "24"]
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 24
     with Image.open(tmp_path / "overlay.png") as sheet:
         assert sheet.width > 1000
-
-
-@pytest.mark.slow
-def test_training_on_a_csv(images: Path, tmp_path: Path) -> None:
-    names = sorted(path.name for path in images.iterdir())
-    classes = ["melanoma", "seborrheic keratosis", "nevus"] * 8
-    table = pd.DataFrame({"file": names, "diagnosis": classes})
-    table.to_csv(tmp_path / "mine.csv", index=False)
-    (tmp_path / "settings.toml").write_text(SETTINGS)
-    printed = run(
-        "train_on_csv.py", images, "mine.csv", "model",
-        "--image-column", "file", "--settings", "settings.toml", cwd=tmp_path,
-    )  # fmt: skip
-    assert "mean AUC on held-out images:" in printed
-    trained = load_bundle(str(tmp_path / "model")).settings.classes
-    assert trained == ("melanoma", "nevus", "seborrheic_keratosis")

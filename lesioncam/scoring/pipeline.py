@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from lesioncam import __version__
-from lesioncam.address import check_ray
+from lesioncam.address import check_ray, has_ray
 from lesioncam.columns import Status
 from lesioncam.errors import InputError, LesioncamError, RunFailedError, failed_by
 from lesioncam.interrupts import ignore_signals, interruptible
@@ -33,6 +33,8 @@ from lesioncam.storage.uris import open_store
 if TYPE_CHECKING:
     from lesioncam.scoring.plan import Plan
     from lesioncam.scoring.progress import Progress
+
+SMALL = 64  # images; on two cores, Ray is as fast from some 100 on
 
 log = logging.getLogger("lesioncam")
 
@@ -161,9 +163,7 @@ def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, An
     run.results.begin()
     pending = _record_pending(run, rows)
     if pending.pending:
-        from lesioncam.scoring.stream import score_pending  # noqa: PLC0415  loads torch and Ray
-
-        score_pending(run, pending)
+        _score_pending(run, pending)
     run.lease.stop_workers()
     run.results.discard_staged()
     listed = (run.record.manifest(), rows) if run.request.drop_unlisted else None
@@ -183,6 +183,23 @@ def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, An
     if summary["outcome"] == "done" and run.request.limit is None:
         run.results.succeed(run.lease.confirm)
     return summary
+
+
+def _score_pending(run: Run, pending: Pending) -> None:
+    """Score the pending images: few of them in this process, unless it has a cluster."""
+    if is_small(run.request, pending):
+        from lesioncam.scoring import small  # noqa: PLC0415  loads torch
+
+        small.score_pending(run, pending)
+    else:
+        from lesioncam.scoring import stream  # noqa: PLC0415  loads Ray
+
+        stream.score_pending(run, pending)
+
+
+def is_small(request: ScoreRequest, pending: Pending) -> bool:
+    """Whether a run is over sooner without a Ray that it would have to start."""
+    return pending.pending <= SMALL and not request.gpus and not has_ray()
 
 
 def _record_pending(run: Run, rows: int) -> Pending:

@@ -7,9 +7,9 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -17,8 +17,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lesioncam.columns import Status
 from lesioncam.errors import LesioncamError
 from lesioncam.logs import shows_bars
+from lesioncam.scoring.outage import Outage
 from lesioncam.storage.runs import RunRecord
 from lesioncam.telemetry import Heartbeat, count_images, set_remaining
+
+if TYPE_CHECKING:
+    from lesioncam.scoring.pipeline import Run
 
 _LOG_INTERVAL_S = 30.0
 _FILE_INTERVAL_S = 5.0
@@ -26,6 +30,26 @@ _RATE_SECONDS = 60.0  # over which the rate is measured
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 log = logging.getLogger("lesioncam")
+
+
+def count_parts(run: "Run", receipts: Iterable[Mapping[str, Any]], progress: "Progress") -> None:
+    """Count each part as it becomes durable, for as long as the store and the lease are there.
+
+    Args:
+        run: that writes them.
+        receipts: of the parts, as `lesioncam.scoring.write.write_rows` gives them.
+        progress: counts their images.
+
+    Raises:
+        RunFailedError: the store is out of reach, or the lease was lost.
+    """
+    outage = Outage(run.record)
+    for receipt in receipts:
+        part = dict(zip(receipt["outcomes"], receipt["counts"], strict=True))
+        for outcome, count in part.items():
+            progress.add(outcome, count)
+        outage.check(part)
+        run.lease.check()
 
 
 class Progress:

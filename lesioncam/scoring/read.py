@@ -1,13 +1,17 @@
-"""Read: one listed file -> its bytes -> a canvas.
+"""Read: listed files -> their bytes -> canvases.
 
 Knows nothing about Ray or networks: the processes that fetch and decode start without torch.
 """
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import repeat
+
+import pyarrow as pa
 
 from lesioncam.columns import ErrorKind
-from lesioncam.scoring.rows import Outcome
+from lesioncam.scoring.rows import Outcome, with_canvases
 from lesioncam.storage.store import ARCHIVED, StoreError
 from lesioncam.storage.uris import read_uri, stat_uri
 from lesioncam.vision.decode import DecodeError
@@ -19,6 +23,17 @@ _LARGE_BYTES = 2**26  # of files listed as larger, a process holds one in memory
 _LARGE_FILE = threading.Lock()
 _ATTEMPTS = 3  # at a file that comes shorter than it is
 _DECODERS = Decoders(2)  # of this process: decodes take the memory
+
+
+def decode_rows(table: pa.Table, canvas_size: int) -> pa.Table:
+    """Manifest rows -> the same with `canvas`, the image's size and a status.
+
+    Threads fetch; processes of their own decode.
+    """
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        files = (table[name].to_pylist() for name in ("uri", "size", "archived"))
+        outcomes = threads.map(read_canvas, *files, repeat(canvas_size))
+        return with_canvases(table, outcomes, canvas_size)
 
 
 def read_canvas(uri: str, size: int | None, archived: bool | None, canvas_size: int) -> Outcome:

@@ -4,6 +4,8 @@ The networks see only the good rows. Knows nothing about Ray, so that a job and 
 the same code. Shapes: `B` batch, `K` classes, `S` canvas size, `s` input size.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -17,8 +19,11 @@ from lesioncam.scoring.rows import (
     pixels_of,
     probability_arrays,
 )
+from lesioncam.settings import ModelSettings
 from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
 from lesioncam.vision.crop import boxes_in_image
+from lesioncam.vision.engine import load_network
+from lesioncam.vision.hardware import BATCH_SIZES
 
 
 class Localize:
@@ -90,6 +95,28 @@ class Classify:
             "prediction": pa.array(names[final.argmax(dim=1).numpy()], pa.string()),
         }
         return append_scattered(table.drop_columns("crop"), rows, columns)
+
+
+def load_stages(
+    settings: ModelSettings,
+    weights: Sequence[Mapping[str, Tensor]],
+    device: torch.device,
+    precision: str,
+) -> tuple[Localize, Classify]:
+    """Both stages in this process.
+
+    Args:
+        settings: the bundle's.
+        weights: of stage 1 and of stage 2.
+        device: `cpu` or `cuda`.
+        precision: of the convolutions.
+    """
+    stage1, stage2 = (load_network(settings, state, device, precision) for state in weights)
+    batch_size = BATCH_SIZES[device.type]
+    return (
+        Localize(Localizer(settings, stage1), batch_size),
+        Classify(CropClassifier(settings, stage2), batch_size),
+    )
 
 
 def _batch(column: pa.ChunkedArray, side: int, batch_size: int, device: torch.device) -> Tensor:

@@ -15,9 +15,8 @@ from lesioncam.cluster import as_run_error, connected
 from lesioncam.errors import RunFailedError
 from lesioncam.scoring.actors import ClassifyActor, Compute, LocalizeActor
 from lesioncam.scoring.fetch import fetch_and_decode, read_pending
-from lesioncam.scoring.outage import Outage
 from lesioncam.scoring.plan import Plan, check_cluster, make_plan
-from lesioncam.scoring.progress import Progress
+from lesioncam.scoring.progress import Progress, count_parts
 from lesioncam.scoring.window import count_classified, open_window
 from lesioncam.scoring.write import write_part
 from lesioncam.storage.bundle import STAGES, BundleFiles
@@ -58,16 +57,10 @@ def _score_pending(run: "Run", pending: Pending, progress: Progress) -> None:
     check_cluster(run.request.gpus)
     plan = make_plan(run.request.gpus, run.request.precision, pending.pending)
     run.record_plan(plan)
-    outage = Outage(run.record)
     window = open_window(plan.window)
     progress.follow(lambda: count_classified(window), plan.window)
     pipeline = build_pipeline(run.record, pending, run.bundle, plan, run.results, window)
-    for receipt in pipeline.iter_rows():
-        part = dict(zip(receipt["outcomes"], receipt["counts"], strict=True))
-        for outcome, count in part.items():
-            progress.add(outcome, count)
-        outage.check(part)
-        run.lease.check()
+    count_parts(run, pipeline.iter_rows(), progress)
 
 
 def build_pipeline(

@@ -23,13 +23,30 @@ import yaml
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from lesioncam.columns import ErrorKind
-from lesioncam.demo import draw_images
 from tests.messy import lesion
 from tests.test_jobs import ROOT, free_port, ray_head, submit
 
 MONITORING = ROOT / "cluster" / "monitoring"
 GOOD, EMPTY, CUT = 460, 30, 20
 NAME = "JANE_DOE"  # in every image's name
+# Reports as training does, which takes minutes.
+TRAIN = """
+import time
+from lesioncam.cluster import connected
+from lesioncam.logs import log_to_stderr
+from lesioncam.training.progress import EpochReport, ProgressBoard
+
+log_to_stderr(as_json=True)
+metrics = {"loss": 0.5, "mean_auc": 0.8, "images_per_second": 9.0}
+with connected():
+    board = ProgressBoard.create()
+    for stage, epochs in (("stage1", 2), ("stage2", 1)):
+        history = [{"epoch": epoch + 1, **metrics} for epoch in range(epochs)]
+        with board.logged(stage, lambda report: None):
+            for epoch in range(epochs):
+                board.report(EpochReport(stage, epochs, history[: epoch + 1], 60.0))
+            time.sleep(5)  # Prometheus looks every second
+"""
 STAGES = {"fetch", "localize", "classify", "write"}
 
 needs_prometheus = pytest.mark.skipif(
@@ -75,7 +92,7 @@ class Monitored:
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iterator[Monitored]:
-    """Both jobs at once on a head with two CPUs for each."""
+    """A scoring job, and one that reports as training does, at once on a head."""
     work = tmp_path_factory.mktemp("monitored")
     images = work / "images"
     images.mkdir()
@@ -87,22 +104,18 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iter
     for number in range(CUT):
         (images / f"{NAME}_cut_{number}.jpg").write_bytes(whole[: len(whole) // 2])
     score = ("--images", images, "--bundle", bundle_uri, "--output", work / "scores")
-    draw_images(work / "train", 36, seed=3)
-    labeled = ("--images", work / "train/images", "--labels", work / "train/labels.csv")
-    recipe = ("--backbone", "tiny", "--epochs", "2,1", "--no-gpu")
-    train = (*labeled, "--bundle", work / "model", *recipe)
 
     started = time.time()
     quick = {"RAY_metrics_report_interval_ms": "1000"}
     with (
         TemporaryDirectory(prefix="ray-") as ray_files,
-        ray_head(ray_files, "--num-cpus=4", **quick) as head,
+        ray_head(ray_files, **quick) as head,
         running_prometheus(work, ray_files) as prometheus,
         ThreadPoolExecutor() as threads,
     ):
         jobs = {
             "score": threads.submit(submit, head, "jobs/score.py", *score),
-            "train": threads.submit(submit, head, "jobs/train.py", *train),
+            "train": threads.submit(submit, head, "-c", TRAIN),
         }
         done = {name: job.result() for name, job in jobs.items()}
         for name, process in done.items():
@@ -193,7 +206,9 @@ def test_the_metrics_count_what_the_summary_counts(monitored: Monitored) -> None
     by_kind = monitored.last("sum by (error_kind) (ray_lesioncam_images_total)", "error_kind")
     assert by_kind == {"": GOOD, "empty": EMPTY, "truncated": CUT}
     images = monitored.last("sum by (stage) (ray_lesioncam_stage_images_total)", "stage")
-    assert images == dict.fromkeys(STAGES, GOOD + EMPTY + CUT)
+    # A process that ends may take what it counted in its last second with it.
+    assert images.keys() == STAGES
+    assert all(0.9 * (GOOD + EMPTY + CUT) < one <= GOOD + EMPTY + CUT for one in images.values())
     seconds = monitored.last("sum by (stage) (ray_lesioncam_stage_seconds_total)", "stage")
     assert seconds.keys() == STAGES
     assert all(0 < one < time.time() - monitored.started for one in seconds.values())

@@ -13,7 +13,7 @@ import pytest
 
 from lesioncam.errors import InputError
 from lesioncam.schema import scores_schema
-from lesioncam.scoring import stream
+from lesioncam.scoring import small
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from tests.conftest import CLASSES
 from tests.messy import lesion, write_lesions
@@ -70,18 +70,18 @@ def test_images_that_vanish_or_change_after_the_listing_are_scored_again(
 ) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     write_lesions(images, 3)
-    in_this_process = stream.build_pipeline
+    run_pipeline = small.run_pipeline
     gone, replaced = images / "0.jpg", images / "1.jpg"
     before = replaced.stat().st_size
 
     def listed_already(*args: Any) -> Any:
         gone.unlink()
         lesion(64, 48).save(replaced)
-        return in_this_process(*args)
+        return run_pipeline(*args)
 
     request = ScoreRequest(str(images), bundle_uri, str(output))
     with monkeypatch.context() as patch:
-        patch.setattr(stream, "build_pipeline", listed_already)
+        patch.setattr(small, "run_pipeline", listed_already)
         assert score(request)["failed_by_kind"] == {"unreachable": 1}
     row = read_scores(output).loc[str(replaced)]
     assert (row["width"], row["size"]) == (64, before)

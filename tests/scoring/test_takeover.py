@@ -17,15 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lesioncam.cluster import Capacity, Node
 from lesioncam.errors import RunFailedError
+from lesioncam.scoring import small
 from lesioncam.scoring.pipeline import ScoreRequest, score
-from lesioncam.scoring.plan import plan_for
-from lesioncam.scoring.write import write_part
+from lesioncam.scoring.write import write_rows
 from lesioncam.storage.lease import LEASE_FILE, Holder
 from lesioncam.storage.results import COMMIT_FILE, SUCCESS, Results
 from tests.faults.proxy import Hold
-from tests.in_process import STREAM
 from tests.messy import write_lesions
 
 IMAGES = 3
@@ -55,8 +53,8 @@ def job(
 ) -> ScoreRequest:
     """A run that writes a part for each image and merges them at its end."""
     write_lesions(tmp_path / "images", IMAGES)
-    plan = plan_for(Capacity((Node(cpus=2, gpus=0),)), gpus=0, precision="float32")
-    monkeypatch.setattr(f"{STREAM}.make_plan", lambda *_: replace(plan, part_rows=1))
+    plan = small.make_plan("float32", on_gpu=False)
+    monkeypatch.setattr(small, "make_plan", lambda *_, **__: replace(plan, part_rows=1))
     return ScoreRequest(str(tmp_path / "images"), bundle_uri, output)
 
 
@@ -141,11 +139,11 @@ def test_a_part_of_a_task_that_was_repeated_meanwhile_is_not_seen(
 
     def repeated(*args: Any, **options: Any) -> pa.Table:
         if not tasks:
-            tasks.append(InThread(write_part, *args, **options))
+            tasks.append(InThread(write_rows, *args, **options))
             assert hold.reached.wait(TIMEOUT_S)
-        return write_part(*args, **options)
+        return write_rows(*args, **options)
 
-    monkeypatch.setattr("tests.in_process.write_part", repeated)
+    monkeypatch.setattr(small, "write_rows", repeated)
     score(job)
     before = visible(output)
     hold.release()

@@ -1,5 +1,6 @@
 """Kills: of a worker, of a predictor, and of a whole run, which the same command then continues."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,51 +14,56 @@ import pytest
 import torch
 
 from lesioncam.errors import InputError
-from lesioncam.settings import TrainSettings, parse
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.training.job import TrainRequest, train
 from lesioncam.vision.network import VGGGAP
+from tests.test_examples import run_example
 from tests.training.small import history, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.slow
 
 SEVEN = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 EPOCHS = (6, 12)
-RECIPE = {"batch_size": 4, "val_fraction": 0.25, "learning_rate": 0.02, "frozen_blocks": 2}
+RECIPE = {
+    "stage1_epochs": EPOCHS[0],
+    "stage2_epochs": EPOCHS[1],
+    "batch_size": 4,
+    "val_fraction": 0.25,
+    "learning_rate": 0.02,
+    "frozen_blocks": 2,
+}
 
 
 @pytest.fixture(scope="module")
 def collection(synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of seven classes, none of them the rest class, one image empty; and weights."""
+    """Images of seven classes, one image empty; their labels, weights and a recipe."""
     folder = tmp_path_factory.mktemp("collection")
     (folder / "images").mkdir()
     for path in (synthetic / "images").iterdir():
         (folder / "images" / path.name).write_bytes(path.read_bytes())
     labels = pd.read_csv(synthetic / "labels.csv")[["image_id"]]
-    for index, name in enumerate(SEVEN):
-        labels[name] = (labels.index % 7 == index).astype(int)
+    labels["diagnosis"] = [SEVEN[index % 7] for index in labels.index]
     labels.to_csv(folder / "seven.csv", index=False)
     (folder / "images" / "DRAWN_00000.jpg").write_bytes(b"")
     torch.save(VGGGAP("tiny", 2).state_dict(), folder / "w.pth")
-    recipe = "\n".join(f"{name} = {value}" for name, value in RECIPE.items())
-    (folder / "recipe.toml").write_text(recipe)
+    settings = {**RECIPE, "backbone": "tiny", "weights": str(folder / "w.pth")}
+    lines = (f"{name} = {json.dumps(value)}" for name, value in settings.items())
+    (folder / "recipe.toml").write_text("\n".join(lines))
     return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    collection: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
-) -> Path:
-    bundle = tmp_path_factory.mktemp("undisturbed") / "model"
-    epochs = {"stage1_epochs": EPOCHS[0], "stage2_epochs": EPOCHS[1]}
-    network = {"backbone": "tiny", "weights": str(collection / "w.pth")}
-    settings = parse(TrainSettings, {**RECIPE, **epochs, **network}, "recipe")
-    uris = (str(collection / "images"), str(collection / "seven.csv"), str(bundle))
-    train(TrainRequest(*uris, settings))
-    return bundle
+def undisturbed(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that the example of the Python API trains."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    printed = run_example(
+        "train_on_csv.py", collection / "images", collection / "seven.csv", "model",
+        "--image-column", "image_id", "--settings", collection / "recipe.toml", cwd=folder,
+    )  # fmt: skip
+    assert "mean AUC on held-out images: 0." in printed
+    return folder / "model"
 
 
-def test_seven_classes_with_no_rest_class(undisturbed: Path, collection: Path) -> None:
+def test_seven_classes_in_one_column(undisturbed: Path, collection: Path) -> None:
     bundle = load_bundle(str(undisturbed))
     assert bundle.settings.classes == tuple(SEVEN)
     assert bundle.training["target_classes"] == SEVEN
@@ -79,9 +85,8 @@ def test_kills_change_nothing(
     fill(bucket, collection)
     bundle, log = f"s3://{bucket}/model", tmp_path / "log"
     command = [sys.executable, "-m", "lesioncam", "train", "--images", f"s3://{bucket}/images"]
-    command += ["--labels", f"s3://{bucket}/seven.csv", "--bundle", bundle, "--backbone", "tiny"]
-    command += ["--epochs", "{},{}".format(*EPOCHS), "--config", f"{collection}/recipe.toml"]
-    command += ["--weights", f"{collection}/w.pth"]
+    command += ["--labels", f"s3://{bucket}/seven.csv", "--class-column", "diagnosis"]
+    command += ["--bundle", bundle, "--config", f"{collection}/recipe.toml"]
 
     with started(command, log) as first:
         wait_for(log, "stage 1: epoch 2 of 6", first)  # a checkpoint is registered by then
