@@ -7,7 +7,7 @@ The command line calls these, so both have the same defaults, errors and results
 import inspect
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from os import PathLike
 from pathlib import Path
@@ -54,6 +54,7 @@ def score(
     limit: int | None = None,
     all_files: bool = False,
     drop_unlisted: bool = False,
+    keep_columns: Sequence[str] = (),
     precision: str = "auto",
     gpus: int | None = None,
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def score(
             their names, and files whose ending is no image's.
         drop_unlisted: remove the rows of images that are not listed any more, also of those that
             were moved; not with `limit`.
+        keep_columns: columns of the list in `images` to write into the scores, too, as text.
         precision: number format of the convolutions: `float32`, `bfloat16`, or `auto` for bfloat16
             where the hardware has it, else float32.
         gpus: maximum GPUs to use, including ones an autoscaling cluster must start; 0 for none,
@@ -97,6 +99,8 @@ def score(
     fraction = max_failed_fraction
     _check(fraction is None or 0 <= fraction <= 1, "max_failed_fraction", fraction, "from 0 to 1")
     _check(limit is None or limit >= 1, "limit", limit, "at least 1")
+    is_text = isinstance(keep_columns, str)  # a sequence, too: of letters
+    _check(not is_text, "keep_columns", keep_columns, "a list of names")
     _check(precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
     _check(gpus is None or gpus >= 0, "gpus", gpus, "at least 0")
     from lesioncam.scoring.pipeline import ScoreRequest  # noqa: PLC0415
@@ -112,6 +116,7 @@ def score(
             limit=limit,
             all_files=all_files,
             drop_unlisted=drop_unlisted,
+            keep_columns=tuple(keep_columns),
             precision=precision,
             gpus=gpus,
         )

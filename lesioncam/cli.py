@@ -382,6 +382,13 @@ def _score_flags(parser: _Parser) -> None:
         "(default: keep them)",
     )
     images.add_argument(
+        "--keep-columns",
+        type=_names,
+        metavar="NAME[,NAME]",
+        help="columns of the list in --images, such as patient,site, to write into the scores, "
+        "too, as text (default: none)",
+    )
+    images.add_argument(
         "--retry-failed",
         action="store_true",
         help="also score images again that failed for a permanent reason (default: only "
@@ -599,6 +606,10 @@ VERBS = {
         _evaluate,
     ),
 }
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _epochs(text: str) -> tuple[int, int]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from lesioncam.columns import BOX_COLUMNS, probability_columns
+from lesioncam.columns import BOX_COLUMNS, STAGE_PREFIXES, probability_columns
+from lesioncam.errors import InputError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 _NAME_FIELDS = (pa.field("uri", pa.string()), pa.field("image_id", pa.string()))
@@ -15,13 +16,15 @@ _OBJECT_FIELDS = (
     pa.field("last_modified", TIMESTAMP),
 )
 # What listing knows of an image. `row` numbers the images of a run and names part files.
-# `archived` is null where the store does not say.
+# `archived` is null where the store does not say. `kept` holds the kept columns of a list as one
+# JSON object, so that none of them can be taken for a column of the manifest or the pipeline.
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64()),
         *_NAME_FIELDS,
         *_OBJECT_FIELDS,
         pa.field("archived", pa.bool_()),
+        pa.field("kept", pa.string()),
     ]
 )
 
@@ -37,11 +40,15 @@ _PANDAS_TYPES = {
 }
 
 
-def scores_schema(classes: Sequence[str]) -> pa.Schema:
+def scores_schema(classes: Sequence[str], kept: Iterable[str] = ()) -> pa.Schema:
     """The schema of every score file: the same for any run and any block of it.
 
     Carries pandas metadata, so that `pandas.read_parquet` gives nullable `Int32`, `Int64` and
     `boolean` columns instead of float64 and object where rows are null.
+
+    Args:
+        classes: the bundle's.
+        kept: the columns of a list that are kept; in the order of their names they come last.
     """
     probabilities = [
         pa.field(column, pa.float32())
@@ -65,8 +72,32 @@ def scores_schema(classes: Sequence[str]) -> pa.Schema:
         pa.field("run_id", pa.string()),
         pa.field("lesioncam_version", pa.string()),
         pa.field("scored_at", TIMESTAMP),
+        *(pa.field(name, pa.string()) for name in sorted(kept)),
     ]
     return pa.schema(fields, metadata={b"pandas": _pandas_metadata(fields)})
+
+
+def check_kept_columns(names: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse columns of a list that the scores cannot have beside their own.
+
+    Names that differ in the case of letters only count as one, as they do in DuckDB and Spark.
+
+    Raises:
+        InputError: a name is empty, occurs twice, or is that of a column of the scores.
+    """
+    own = {name.lower() for name in scores_schema(classes).names}
+    seen: set[str] = set()
+    for name in names:
+        if not name:
+            raise InputError("--keep-columns: a name is empty; put one comma between two names")
+        if name.lower() in seen:
+            raise InputError(f"--keep-columns: {name!r} is named twice; name each column once")
+        if name.lower() in own or name.startswith(tuple(STAGE_PREFIXES.values())):
+            raise InputError(
+                f"--keep-columns: {name!r} is a name of the scores' own columns; rename the "
+                f"column in the list"
+            )
+        seen.add(name.lower())
 
 
 def _pandas_metadata(fields: Iterable[pa.Field]) -> bytes:

@@ -16,6 +16,7 @@ from lesioncam.errors import InputError
         ({"limit": 0}, "limit is 0; it should be at least 1"),
         ({"precision": "float16"}, "precision is 'float16'; it should be one of auto, float32"),
         ({"gpus": -1}, "gpus is -1; it should be at least 0"),
+        ({"keep_columns": "site"}, "keep_columns is 'site'; it should be a list of names"),
         ({"max_failed_fraction": 5}, "max_failed_fraction is 5; it should be from 0 to 1"),
     ],
 )

@@ -21,7 +21,7 @@ from lesioncam.columns import (
     probability_columns,
 )
 from lesioncam.errors import InputError
-from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
+from lesioncam.schema import MANIFEST_SCHEMA, check_kept_columns, scores_schema
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 TIME = pd.Timestamp("2024-05-06 07:08:09.123456", tz="UTC")
@@ -93,8 +93,38 @@ def test_classes_change_only_their_own_columns() -> None:
     assert all(names == others[0] for names in others)
 
 
-def test_pandas_metadata_names_every_column() -> None:
-    schema = scores_schema(CLASSES)
+def test_kept_columns_come_last_by_name_as_strings() -> None:
+    schema = scores_schema(CLASSES, ["site", "patient"])
+    assert {field.name: str(field.type) for field in schema} == CONTRACT | dict.fromkeys(
+        ("patient", "site"), "string"
+    )
+    assert schema.names == [*CONTRACT, "patient", "site"]
+    assert schema.field("site").nullable
+    assert classes_of(schema.names) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["site", ""], "a name is empty"),
+        (["site", "age", "site"], "'site' is named twice"),
+        (["site", "Site"], "'Site' is named twice"),
+        (["uri"], "'uri' is a name of the scores' own columns; rename the column in the list"),
+        (["Model"], "'Model' is a name of the scores' own"),
+        (["site", "p_melanoma"], "'p_melanoma' is a name of the scores' own"),
+        (["p_id"], "'p_id' is a name of the scores' own"),
+        (["stage1_p_id"], "'stage1_p_id' is a name of the scores' own"),
+    ],
+)
+def test_columns_that_the_scores_cannot_have_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=f"--keep-columns: {message}"):
+        check_kept_columns(names, CLASSES)
+    check_kept_columns(["patient", "site", "P_ID", "row", "canvas", "kept", "a b"], CLASSES)
+
+
+@pytest.mark.parametrize("kept", [(), ("patient", "site")])
+def test_pandas_metadata_names_every_column(kept: tuple[str, ...]) -> None:
+    schema = scores_schema(CLASSES, kept)
     assert [column["field_name"] for column in schema.pandas_metadata["columns"]] == schema.names
 
 
@@ -244,6 +274,6 @@ def test_statuses_and_kinds_are_the_contracts() -> None:
 def test_manifest_keeps_what_the_score_rows_say_of_the_source() -> None:
     scores = scores_schema(CLASSES)
     names = ["uri", "image_id", "size", "etag", "last_modified"]
-    assert MANIFEST_SCHEMA.names == ["row", *names, "archived"]
+    assert MANIFEST_SCHEMA.names == ["row", *names, "archived", "kept"]
     for name in names:
         assert MANIFEST_SCHEMA.field(name).equals(scores.field(name)), name

@@ -21,6 +21,7 @@ from lesioncam.address import check_ray, has_ray
 from lesioncam.columns import Status
 from lesioncam.errors import InputError, LesioncamError, RunFailedError, failed_by
 from lesioncam.interrupts import ignore_signals, interruptible
+from lesioncam.schema import check_kept_columns
 from lesioncam.storage.bundle import BundleFiles, read_bundle
 from lesioncam.storage.lease import Lease, refuse_other_run
 from lesioncam.storage.listing import LISTED_TWICE, Listing
@@ -52,6 +53,7 @@ class ScoreRequest:
         limit: only the first so many images of the listing, or None for all.
         all_files: also the files that a listing skips.
         drop_unlisted: remove the rows of images that are not in the listing; not with `limit`.
+        keep_columns: columns of the list in `images` that the scores get, too, in any order.
         precision: `auto`, `float32` or `bfloat16`.
         gpus: the maximum to use, including ones an autoscaling cluster must start; None for those
             available.
@@ -65,6 +67,7 @@ class ScoreRequest:
     limit: int | None = None
     all_files: bool = False
     drop_unlisted: bool = False
+    keep_columns: tuple[str, ...] = ()
     precision: str = "auto"
     gpus: int | None = None
 
@@ -127,6 +130,7 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
     refuse_other_run(results.store)
     results.store.arrow()  # a name that pyarrow cannot take is refused before any work
     bundle = read_bundle(request.bundle)
+    check_kept_columns(request.keep_columns, bundle.settings.classes)
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it is inside --images; choose a directory outside of them")
     check_ray()
@@ -134,13 +138,15 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
         from lesioncam.scoring.stream import refuse_without_gpus  # noqa: PLC0415
 
         refuse_without_gpus(request.gpus)
-    listing = Listing(request.images, all_files=request.all_files)
+    listing = Listing(
+        request.images, all_files=request.all_files, keep_columns=request.keep_columns
+    )
     entries = _started(
         listing.unordered() if request.limit is None else islice(listing, request.limit)
     )
     record = RunRecord(results.store, new_run_id())
     with Lease(results.store, record.run_id) as lease:
-        results.check(bundle.settings.classes, bundle.digest)
+        results.check(bundle.settings.classes, bundle.digest, request.keep_columns)
         run = Run(request, bundle, results, record, lease)
         try:
             return _score(run, listing, entries)

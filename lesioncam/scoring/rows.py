@@ -6,6 +6,7 @@ failed image is a row like any other. Knows nothing about Ray, networks or files
 Shapes: `N` rows, `S` canvas size, `K` classes.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -100,7 +101,7 @@ def finish(
     run_id: str | None,
     not_before: datetime,
 ) -> pa.Table:
-    """Add the provenance; the result has the scores' schema.
+    """Add the provenance and the kept columns; the result has the scores' schema.
 
     Args:
         table: classified rows.
@@ -120,7 +121,12 @@ def finish(
     for name, value in provenance.items():
         array = pa.repeat(pa.scalar(value, schema.field(name).type), table.num_rows)
         table = table.append_column(name, array)
-    return table.select(schema.names).cast(schema)
+    kept = [json.loads(text or "{}") for text in table["kept"].to_pylist()]
+    names = sorted(kept[0]) if kept else []
+    table = table.select(schema.names)
+    for name in names:
+        table = table.append_column(name, pa.array([row[name] for row in kept], pa.string()))
+    return table.cast(scores_schema(classes, names))
 
 
 def block_range(table: pa.Table) -> tuple[int, int]:

@@ -7,8 +7,9 @@ import io
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -53,13 +54,22 @@ class Listing:
         source: what the user gave.
         flag: its flag, for messages.
         all_files: take every file below a directory or prefix for an image.
+        keep_columns: columns of a list that its entries keep.
     """
 
-    def __init__(self, source: str, flag: str = "--images", *, all_files: bool = False):
+    def __init__(
+        self,
+        source: str,
+        flag: str = "--images",
+        *,
+        all_files: bool = False,
+        keep_columns: Sequence[str] = (),
+    ):
         self.source = source
         self.skipped: Counter[str] = Counter()
         self._flag = flag
         self._all_files = all_files
+        self._keep_columns = keep_columns
         self._counting = threading.Lock()
 
     def __iter__(self) -> Iterator[Entry]:
@@ -89,6 +99,11 @@ class Listing:
                 f"{self._flag}: no such directory: {self.source}; give a directory, an s3:// "
                 f"prefix, or a list of images ({', '.join(LIST_ENDINGS)})"
             )
+        if self._keep_columns:
+            raise InputError(
+                f"--keep-columns: {self.source} is a directory or prefix and has no columns; give "
+                f"a list as {self._flag}, or leave it out"
+            )
         return open_store(self.source)
 
     def _enter(self, folder: str) -> bool:
@@ -108,8 +123,8 @@ class Listing:
 
     def _listed(self) -> Iterator[Entry]:
         with ThreadPoolExecutor(_STAT_THREADS) as threads:
-            for uris in read_uri_list(self.source, self._flag):
-                yield from threads.map(stat_listed, uris)
+            for rows in read_uri_list(self.source, self._flag, self._keep_columns):
+                yield from threads.map(lambda row: replace(stat_listed(row[0]), kept=row[1]), rows)
 
     def _once(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         seen: set[str] = set()
@@ -178,7 +193,7 @@ def write_manifest(entries: Iterable[Entry], store: Store) -> int:
     rows = 0
     while chunk := list(islice(remaining, MANIFEST_ROWS)):
         values = (
-            (row, e.uri, image_id(e.uri), e.size, e.etag, e.last_modified, e.archived)
+            (row, e.uri, image_id(e.uri), e.size, e.etag, e.last_modified, e.archived, e.kept)
             for row, e in enumerate(chunk, rows)
         )
         columns = [list(column) for column in zip(*values, strict=True)]

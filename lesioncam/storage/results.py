@@ -77,13 +77,18 @@ class Results:
         """Names of the Parquet files, sorted."""
         return part_names(self.store)
 
-    def check(self, classes: Sequence[str], model: str) -> None:
+    def check(self, classes: Sequence[str], model: str, kept: Collection[str] = ()) -> None:
         """Refuse an output that another model, or another program, wrote.
 
+        Args:
+            classes: the bundle's.
+            model: the bundle's digest.
+            kept: the columns of a list that are kept, in any order; others are refused, too.
+
         Raises:
-            InputError: with both digests and what to do.
+            InputError: with both digests or columns and what to do.
         """
-        self._index.update(lambda name, part: self._check(name, part, classes, model))
+        self._index.update(lambda name, part: self._check(name, part, classes, model, kept))
 
     def partitions(self, listed: Iterable[pa.Table] = (), images: int = 0) -> Iterator[Partition]:
         """All rows, beside a listing of so many images, a partition at a time."""
@@ -214,7 +219,14 @@ class Results:
         """
         self._publish(SUCCESS, b"", check)
 
-    def _check(self, name: str, part: pq.ParquetFile, classes: Sequence[str], model: str) -> None:
+    def _check(
+        self,
+        name: str,
+        part: pq.ParquetFile,
+        classes: Sequence[str],
+        model: str,
+        kept: Collection[str],
+    ) -> None:
         schema = part.schema_arrow
         if "model" not in schema.names or not classes_of(schema.names):
             raise InputError(
@@ -228,10 +240,19 @@ class Results:
                 f"--output: {self.store.uri} holds rows of model {other[0]}, this bundle is "
                 f"{model}; name another output, or remove the rows there"
             )
-        if not schema.equals(scores_schema(classes)):
+        own = scores_schema(classes).names
+        found = [name for name in schema.names if name not in own]
+        if not schema.equals(scores_schema(classes, found)):
             raise InputError(
                 f"--output: {self.store.uri}/{name} has other columns than this version "
                 f"writes; name another output"
+            )
+        if set(found) != set(kept):
+            names = ",".join(found)
+            fix = f"give --keep-columns {names}" if found else "leave it out"
+            raise InputError(
+                f"--keep-columns: the scores in {self.store.uri} were written with "
+                f"{names or 'no columns'} kept; {fix}, or name another output"
             )
 
     def _publish(self, name: str, data: bytes, check: Check) -> None:

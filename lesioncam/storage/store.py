@@ -47,6 +47,7 @@ class Entry:
         etag: S3's, without quotes; None for local files.
         last_modified: UTC; None if unknown.
         archived: whether it has to be restored before it can be read; None if unknown.
+        kept: the columns of its list that are kept, by name, as JSON; None if none are.
     """
 
     uri: str
@@ -54,6 +55,7 @@ class Entry:
     etag: str | None = None
     last_modified: datetime | None = None
     archived: bool | None = None
+    kept: str | None = None
 
 
 class Store(Protocol):

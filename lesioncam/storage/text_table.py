@@ -69,9 +69,14 @@ def header_of(rows: pd.DataFrame, where: str) -> list[str]:
         InputError: one occurs twice.
     """
     names = [str(name).strip() for name in rows.iloc[0]]
+    check_names(names, where)
+    return names
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Refuse a table of which two columns have one name."""
     if len(set(names)) < len(names):
         raise InputError(f"{where}: a column occurs twice; each needs a name of its own")
-    return names
 
 
 def shown_lines(rows: pd.Index) -> str:

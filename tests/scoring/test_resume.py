@@ -1,5 +1,6 @@
 """Resume: what a run scores again, and what it refuses; without Ray."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lesioncam.errors import InputError
+from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.schema import scores_schema
 from lesioncam.scoring import small
 from lesioncam.scoring.pipeline import ScoreRequest, score
@@ -220,3 +222,82 @@ def test_success_means_that_the_whole_listing_has_rows(tmp_path: Path, bundle_ur
     assert not success.exists()
     assert score(request)["scored_now"] == 0
     assert success.exists()
+
+
+def write_list(path: Path, **patients: str) -> str:
+    """A list of images of this folder and their patients; the site is always the same."""
+    lines = [f"{number[1:]}.jpg;back;{patient}\n" for number, patient in patients.items()]
+    path.write_text("".join(["uri;site;patient\n", *lines]), encoding="utf-8")
+    return str(path)
+
+
+def test_columns_of_a_list_are_kept_through_a_resume_and_a_retry(
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lesions(tmp_path, 3)
+    (tmp_path / "3.jpg").write_bytes(b"")
+    output, schema = tmp_path / "out", scores_schema(CLASSES, ["patient", "site"])
+    images = write_list(tmp_path / "list.csv", i0="Müller", i1="", i3="x", i4="gone")
+    request = ScoreRequest(images, bundle_uri, str(output), keep_columns=("patient", "site"))
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lesioncam.scoring.pipeline.Results.compact", killed)
+        with pytest.raises(RuntimeError):
+            score(replace(request, limit=2))
+    assert len(read_scores(output)) == 2
+    reordered = replace(request, keep_columns=("site", "patient"))
+    assert score(reordered)["scored_now"] == 2
+    (part,) = output.glob("*.parquet")
+    assert pq.read_schema(part).equals(schema, check_metadata=True)
+    rows = read_scores(output)
+    assert rows["patient"].isna().tolist() == [False, True, False, False]
+    assert rows["patient"].dropna().tolist() == ["Müller", "x", "gone"]
+    assert rows["site"].tolist() == ["back"] * 4
+    assert rows["status"].tolist() == ["ok", "ok", "failed", "failed"]
+    (run, *_) = output.glob("_lesioncam/runs/*/run.json")
+    assert sorted(json.loads(run.read_text())["keep_columns"]) == ["patient", "site"]
+
+    # A row stays as it was scored; one that is scored again has what the list says now.
+    write_list(tmp_path / "list.csv", i0="other", i2="new", i3="other")
+    summary = score(replace(request, retry_failed=True))
+    assert (summary["scored_now"], summary["unlisted"]) == (2, 2)
+    assert read_scores(output)["patient"].dropna().tolist() == ["Müller", "new", "other", "gone"]
+    assert score(replace(request, drop_unlisted=True))["dropped"] == 2
+    assert read_scores(output)["patient"].tolist() == ["Müller", "new", "other"]
+
+
+def test_scores_with_a_kept_column_are_evaluated(tmp_path: Path, bundle_uri: str) -> None:
+    write_lesions(tmp_path, 4)
+    images = write_list(tmp_path / "list.csv", i0="a", i1="a", i2="b", i3="b")
+    output, labels = str(tmp_path / "out"), tmp_path / "labels.csv"
+    score(ScoreRequest(images, bundle_uri, output, keep_columns=("patient",)))
+    rows = [f"{n},{int(n % 2 == 0)},0,{int(n % 2)}\n" for n in range(4)]
+    labels.write_text("".join([f"image_id,{','.join(CLASSES)}\n", *rows]), encoding="utf-8")
+    content, _, _ = evaluate(EvaluateRequest(output, str(labels), None, "nevus"))
+    assert set(content["final"]) == {*CLASSES, "mean"}
+
+
+def test_other_columns_than_the_output_has_are_refused_before_any_write(
+    tmp_path: Path, bundle_uri: str
+) -> None:
+    write_lesions(tmp_path, 2)
+    images = write_list(tmp_path / "list.csv", i0="a", i1="b")
+    output = tmp_path / "out"
+    request = ScoreRequest(images, bundle_uri, str(output), keep_columns=("patient",))
+    for names, message in (
+        (("nothing",), "no 'nothing' column for --keep-columns"),
+        (("uri",), "--keep-columns: 'uri' is a name of the scores'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            score(replace(request, keep_columns=names))
+        assert not output.exists()
+    score(request)
+    before = read_scores(output)
+    for others in ((), ("patient", "site")):
+        with pytest.raises(InputError, match="give --keep-columns patient, or name another"):
+            score(replace(request, keep_columns=others))
+    pd.testing.assert_frame_equal(read_scores(output), before)
+    assert (output / "_SUCCESS").exists()

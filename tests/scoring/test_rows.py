@@ -1,5 +1,6 @@
 """Rows: the columns that the steps of the pipeline append."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -20,10 +21,20 @@ from lesioncam.storage.store import StoreError
 from lesioncam.vision.decode import Decoded, DecodeError
 from tests.conftest import CLASSES
 
+PROVENANCE = ("model", "run_id", "lesioncam_version", "scored_at")
+
 
 def manifest(count: int, first: int = 0) -> pa.Table:
     rows = [{"row": row, "uri": f"/{row}.jpg"} for row in range(first, first + count)]
     return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+
+
+def with_nulls(table: pa.Table) -> pa.Table:
+    """Manifest rows with what the networks say of them, all null."""
+    for field in scores_schema(CLASSES):
+        if field.name not in (*MANIFEST_SCHEMA.names, *PROVENANCE):
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def test_pixels_come_back_from_their_column() -> None:
@@ -59,10 +70,7 @@ def test_values_of_some_rows_are_null_in_the_others() -> None:
 
 def test_a_finished_row_has_its_provenance_and_is_no_older_than_it_may_be() -> None:
     schema = scores_schema(CLASSES)
-    missing = [field for field in schema if field.name not in MANIFEST_SCHEMA.names]
-    table = manifest(2, first=5)
-    for field in missing[:-4]:
-        table = table.append_column(field, pa.nulls(2, field.type))
+    table = with_nulls(manifest(2, first=5))
     assert block_range(table) == (5, 2)
     now = datetime.now(UTC)
     for not_before in (now - timedelta(days=1), now + timedelta(days=1)):
@@ -70,3 +78,14 @@ def test_a_finished_row_has_its_provenance_and_is_no_older_than_it_may_be() -> N
         assert rows.schema.equals(schema, check_metadata=True)
         assert (rows["model"][0].as_py(), rows["run_id"][0].as_py()) == ("m", None)
         assert rows["scored_at"][0].as_py() >= max(now, not_before)
+
+
+def test_kept_columns_of_any_name_are_the_last_of_a_finished_row() -> None:
+    kept = [{"row": "a", "archived": None}, {"row": "b", "archived": "no"}]
+    rows = [{"row": row, "kept": json.dumps(one)} for row, one in enumerate(kept)]
+    table = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+    now = datetime.now(UTC)
+    finished = finish(with_nulls(table), CLASSES, model="m", run_id=None, not_before=now)
+    schema = scores_schema(CLASSES, ["archived", "row"])
+    assert finished.schema.equals(schema, check_metadata=True)
+    assert finished.select(["row", "archived"]).to_pylist() == kept

@@ -3,19 +3,21 @@
 import errno
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -703,6 +705,105 @@ def test_other_lists_are_refused_with_the_cause(
         list(Listing(f"{tmp_path}/{name}"))
 
 
+def kept(listing: Listing) -> list[Any]:
+    """What the entries keep of their list."""
+    return [entry.kept and json.loads(entry.kept) for entry in listing]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("name", ["header_space.csv", "semicolons.csv", "tabs.TSV", "tabs.txt"])
+def test_columns_of_a_list_are_kept_if_asked(tmp_path: Path, name: str, compressed: bool) -> None:
+    data = TABLES[name].replace("2", "Müller, A.").encode()
+    if name == "header_space.csv":
+        data = data.replace("Müller, A.".encode(), '"Müller, A."'.encode())
+    if compressed:
+        name, data = f"{name}.gz", gzip.compress(data, mtime=0)
+    (tmp_path / name).write_bytes(data)
+    source = f"{tmp_path}/{name}"
+    listing = Listing(source, keep_columns=["patient"])
+    assert kept(listing) == [{"patient": "1"}, {"patient": "Müller, A."}]
+    assert uris(listing) == [f"{tmp_path}/a.jpg", f"{tmp_path}/b,c.jpg"]
+    assert kept(Listing(source)) == [None, None]
+
+
+def test_several_columns_are_kept_in_any_order_and_empty_cells_are_null(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("age,uri,site,patient\n7,a.jpg,,NA\n,b.jpg, x \n")
+    listing = Listing(f"{tmp_path}/a.csv", keep_columns=["patient", "site"])
+    assert kept(listing) == [{"patient": "NA", "site": None}, {"patient": None, "site": " x "}]
+
+
+def test_columns_of_a_list_are_kept_from_its_first_row_of_an_image(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("uri,patient\na.jpg,1\nb.jpg,2\na.jpg,3\n")
+    listing = Listing(f"{tmp_path}/a.csv", keep_columns=["patient"])
+    assert kept(listing) == [{"patient": "1"}, {"patient": "2"}]
+    assert listing.skipped == {LISTED_TWICE: 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        (pa.array([17, None]), ["17", None]),
+        (pa.array([17.0, 2.5]), ["17", "2.5"]),
+        (pa.array([True, None]), ["true", None]),
+        (pa.array(["é", ""]), ["é", None]),
+        (pa.array(["a", None]).dictionary_encode(), ["a", None]),
+        (pa.array([3, 4]).dictionary_encode(), ["3", "4"]),
+        (pa.array([date(2024, 5, 1), None]), ["2024-05-01", None]),
+        (pa.array([b"ab", None]), ["ab", None]),
+        (pa.nulls(2), [None, None]),
+    ],
+)
+def test_columns_of_a_parquet_list_are_kept_as_text(
+    tmp_path: Path, values: pa.Array, texts: list[str | None]
+) -> None:
+    table = pa.table({"other": [[1], [2]], "patient.id": values, "uri": ["a.jpg", "b.jpg"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    listing = Listing(f"{tmp_path}/a.parquet", keep_columns=["patient.id"])
+    assert kept(listing) == [{"patient.id": text} for text in texts]
+
+
+@pytest.mark.parametrize("values", [pa.array([["Doe"]]), pa.array([b"Doe\xff"])])
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path, values: pa.Array) -> None:
+    pq.write_table(pa.table({"uri": ["a.jpg"], "patient": values}), tmp_path / "a.parquet")
+    expected = ("--images", "a.parquet", "'patient' is of type", "--keep-columns")
+    with refused(*expected, kind=InputError, without=("Doe",)):
+        list(Listing(f"{tmp_path}/a.parquet", keep_columns=["patient"]))
+
+
+def test_a_parquet_list_of_two_columns_with_one_name_is_refused(tmp_path: Path) -> None:
+    table = pa.table([["a.jpg"], ["b.jpg"]], names=["uri", "uri"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with refused("--images", "a column occurs twice", kind=InputError):
+        list(Listing(f"{tmp_path}/a.parquet"))
+
+
+@ENDINGS
+def test_a_list_without_a_column_to_keep_is_refused(tmp_path: Path, ending: str) -> None:
+    source = write_list(str(tmp_path), ending, ["a.jpg"])
+    message = "no 'patient' or 'site' column for --keep-columns (found: note, uri)"
+    listing = Listing(source, keep_columns=["patient", "note", "site"])
+    for entries in (iter(listing), listing.unordered()):
+        with refused("--images", source, message, kind=InputError):
+            next(entries)
+
+
+def test_columns_to_keep_of_a_list_without_a_header_name_no_patient(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("/x/Jane_Doe.jpg,Jane Doe\n")
+    with refused("'uri' or 'patient' column", kind=InputError, without=("Doe",)):
+        list(Listing(f"{tmp_path}/a.csv", keep_columns=["patient"]))
+
+
+def test_what_has_no_columns_keeps_none(location: str, tmp_path: Path) -> None:
+    fill(location, "a.jpg")
+    listing = Listing(location, keep_columns=["site"])
+    for list_entries in (listing.__iter__, listing.unordered):
+        with refused("--keep-columns", location, "give a list as --images", kind=InputError):
+            next(list_entries())
+    source = write_list(str(tmp_path), "txt", ["a.jpg"])
+    with refused("--images", source, "no columns for --keep-columns", kind=InputError):
+        list(Listing(source, keep_columns=["site"]))
+
+
 @needs_shared
 @pytest.mark.parametrize("name", ["relative_to_csv", "header_space", "semicolon"])
 def test_lists_as_people_have_them(name: str) -> None:
@@ -935,7 +1036,7 @@ def test_the_image_id_is_the_stem(uri: str, stem: str) -> None:
 ENTRIES = [
     Entry("/x/a b#.jpg", 5, None, datetime(2024, 5, 1, 12, 0, 0, 123456, UTC)),
     Entry("s3://bucket/é.jpg", 2**40, "abc-2", datetime(1999, 1, 1, tzinfo=UTC)),
-    Entry("/x/gone.jpg", None, None, None),
+    Entry("/x/gone.jpg", None, None, None, kept='{"site": "é"}'),
     Entry("/x/d.jpg", 0, "", datetime(2024, 5, 1, tzinfo=UTC)),
     Entry("/x/also gone.jpg", None, None, None),
 ]

@@ -52,6 +52,7 @@ def row(
         "etag": etag,
         "last_modified": modified,
         "archived": archived,
+        "kept": None,
         "scored_at": NOON + timedelta(minutes=minute),
         "part": part,
         "row_in_part": row_in_part,

@@ -51,6 +51,7 @@ def scored(
         "etag": etag,
         "last_modified": modified,
         "archived": None,
+        "kept": None,
         "model": model,
         "run_id": f"run-{minute}",
         "lesioncam_version": "0.1.0",
@@ -607,6 +608,40 @@ def test_the_same_model_is_not_refused(location: str) -> None:
     results.check(CLASSES, MODEL)
     results.compact("run-9")
     Results(location).check(CLASSES, MODEL)
+
+
+def test_parts_with_kept_columns_are_compacted_and_checked_in_any_order(location: str) -> None:
+    results, schema = Results(location), scores_schema(CLASSES, ["patient", "site"])
+    rows = [scored(f"/{name}") | {"patient": name, "site": None} for name in "abc"]
+    for number, row in enumerate(rows):
+        results.write_part(f"{number}.parquet", pa.Table.from_pylist([row], schema))
+    results.check(CLASSES, MODEL, ["site", "patient"])
+    results.compact("run-9")
+    (part,) = results.parts()
+    filesystem, root = results.store.arrow()
+    found = pq.read_table(f"{root}/{part}", filesystem=filesystem)
+    assert found.schema.equals(schema, check_metadata=True)
+    assert found["patient"].to_pylist() == ["a", "b", "c"]
+    Results(location).check(CLASSES, MODEL, ["patient", "site"])
+
+
+@pytest.mark.parametrize(
+    ("had", "asked", "parts"),
+    [
+        (["patient", "site"], [], ("patient,site kept", "give --keep-columns patient,site")),
+        (["patient"], ["site"], ("patient kept", "give --keep-columns patient,")),
+        ([], ["site"], ("no columns kept", "leave it out")),
+    ],
+)
+def test_other_kept_columns_are_refused(
+    tmp_path: Path, had: list[str], asked: list[str], parts: tuple[str, ...]
+) -> None:
+    results = Results(str(tmp_path))
+    rows = [scored("/a") | dict.fromkeys(had, "Doe")]
+    results.write_part("a.parquet", pa.Table.from_pylist(rows, scores_schema(CLASSES, had)))
+    expected = ("--keep-columns", str(tmp_path), *parts, "another output")
+    with refused(*expected, kind=InputError, without=("Doe",)):
+        results.check(CLASSES, MODEL, asked)
 
 
 @pytest.mark.parametrize("classes", [CLASSES, ("a", "b", "c")])
