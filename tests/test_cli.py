@@ -99,6 +99,11 @@ def test_values_that_are_no_flags(value: str) -> None:
     assert flags.images == value
 
 
+def test_names_are_separated_by_commas() -> None:
+    required = ["score", "--images", "list.csv", "--bundle", "model", "--output", "scores"]
+    assert parse([*required, "--keep-columns", "patient, site"]).keep_columns == ["patient", "site"]
+
+
 def test_a_program_with_one_verb_reports_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--images", "x"], verb="score", prog="python jobs/score.py") == 2
     assert "see python jobs/score.py --help" in capsys.readouterr().err
