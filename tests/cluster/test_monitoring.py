@@ -269,9 +269,9 @@ def test_a_jobs_lines_are_json_and_no_log_names_an_image(monitored: Monitored) -
         fields = [set(line) - {"time", "level", "message"} for line in lines]
         if name == "score":
             assert {"run_id", "listed", "remaining"} in fields
-            (summary,) = (line for line in lines if "failed_by_kind" in line)
+            assert [line["remaining"] for line in lines if "remaining" in line][-1] == 0
+            (summary,) = (line for line in lines if "outcome" in line)
             assert summary["failed_by_kind"] == {"empty": EMPTY, "truncated": CUT}
-            assert summary["without_row"] == 0
         else:
             assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 1]
     files = [file for file in monitored.logs.rglob("*.*") if file.is_file()]
