@@ -56,8 +56,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests on Ray: they take longest."""
-    items.sort(key=lambda item: not uses_ray(item.path))
+    """Begin with the tests on several machines, then those on Ray: they take longest."""
+    items.sort(key=lambda item: (item.path.parent.name != "cluster", not uses_ray(item.path)))
 
 
 @pytest.fixture(scope="session")

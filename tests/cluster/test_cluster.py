@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 IMAGES = 40
-COPIES = 18  # of each to score: far more than the nodes score between two polls of the parts
+COPIES = 14  # of each to score: far more than the nodes score between two polls of the parts
 _TIMEOUT_S = 480
 _STORE = 300_000_000  # bytes
 _MAPS = ("auth", "docker", "file_mounts")
