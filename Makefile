@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 .PHONY: setup demo check test test-slow docs bench
 
@@ -24,10 +24,10 @@ check: setup
 	$(BIN)/mypy
 
 test: setup check
-	$(PYTEST) -n 2 -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: setup
-	$(PYTEST) -n 3 -m slow  # they also wait for processes and lost machines
+	$(PYTEST) -m slow
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

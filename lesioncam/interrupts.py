@@ -1,18 +1,22 @@
 """Interrupts: Ctrl-C and SIGTERM end a run once, and its clean-up is not cut short.
 
-Each raises KeyboardInterrupt until the clean-up begins, as Ray swallows some of them. From then on
-they are ignored: raised in its middle they would leave a lease behind, or end in a stack of Ray's.
+Each raises KeyboardInterrupt until the clean-up begins, as Ray swallows some of them; those that
+come within a second count as one. From the clean-up on they are ignored: raised in its middle they
+would leave a lease behind, or end in a stack of Ray's.
 """
 
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOGETHER_S = 1.0  # the clean-up of the first begins within it
 _interrupted = threading.Event()
+_raised_at = 0.0
 
 log = logging.getLogger("lesioncam")
 
@@ -59,8 +63,12 @@ def ignore_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _interrupt(*_: Any) -> NoReturn:
+def _interrupt(*_: Any) -> None:
+    global _raised_at  # noqa: PLW0603  signals are of the whole process
     if not _interrupted.is_set():
         _interrupted.set()
         log.warning("interrupted: stopping")
+    elif time.monotonic() - _raised_at < TOGETHER_S:
+        return
+    _raised_at = time.monotonic()
     raise KeyboardInterrupt

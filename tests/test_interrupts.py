@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lesioncam import interrupts
 from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
 
 
@@ -46,8 +47,18 @@ def test_an_interrupt_is_raised_and_later_ones_do_not_reach_the_clean_up(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_an_interrupt_that_was_swallowed_is_raised_again() -> None:
+def test_interrupts_that_come_together_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "TOGETHER_S", 60.0)
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray swallows some while it starts."""
+    monkeypatch.setattr(interrupts, "TOGETHER_S", 0.0)
     with interruptible():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -67,14 +67,12 @@ def workers_killed(
     titles: tuple[str, ...], trial: Trial, _: Proxy | None, rng: random.Random, seconds: float
 ) -> None:
     """Worker processes are killed, as the kernel does when memory is short."""
-    run = trial.start()
+    run, killed = trial.start(), 0
     for title in titles:
-        killed = trial.kill(title, run)
-        if not killed:
-            trial.wait(run)
-        _require(disturbed=killed)
+        killed += trial.kill(title, run)
         _sleep(run, rng.uniform(0, 0.1) * seconds)
     trial.wait(run)
+    _require(disturbed=killed > 0)
 
 
 def raylet_killed(trial: Trial, _: Proxy | None, rng: random.Random, seconds: float) -> None:
