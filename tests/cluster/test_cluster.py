@@ -71,6 +71,7 @@ def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFacto
         assert job.wait(_TIMEOUT_S) == 0, log.read_text()
     assert "2 workers on CPU" in log.read_text()
     assert "stage 1: resuming from the checkpoint after epoch" in log.read_text()
+    assert "DRAWN_" not in log.read_text()  # as every image's name begins
     folder = tmp_path_factory.mktemp("bundle") / "model"
     cluster.fetch(BUCKET, "model/", folder)
     return folder

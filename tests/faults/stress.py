@@ -40,6 +40,7 @@ SCENARIOS = {"local": LOCAL, "moto": REMOTE, "seaweedfs": REMOTE}
 PAGE = DOCS / "reliability.md"
 RESULTS, LOG = Path("stress.jsonl"), Path("stress.log")
 _DIFFERENCES = ("lost", "doubled", "different")
+_ATTEMPTS = 5  # at a run that ends before it can be disturbed
 _MAX_RUNS = 5  # of the same command until it succeeds, after the disturbed one
 
 
@@ -50,6 +51,7 @@ class Result:
     Attributes:
         store: `local`, `moto` or `seaweedfs`.
         fault: the scenario's name.
+        images: in the run.
         exit_code: of the disturbed run.
         lost: listed images without a row at the end.
         doubled: images with more than one.
@@ -61,6 +63,7 @@ class Result:
 
     store: str
     fault: str
+    images: int
     exit_code: int
     lost: int
     doubled: int
@@ -233,8 +236,12 @@ def _disturbed(
     store: str, fault: str, backend: Backend, bundle: str, seconds: float, rows: pd.DataFrame,
     rng: random.Random,
 ) -> Result:  # fmt: skip
-    """A trial of one fault; again where the run ended before it could be disturbed."""
-    while True:
+    """A trial of one fault; again where the run ended before it could be disturbed.
+
+    Raises:
+        NotDisturbedError: it always did.
+    """
+    for _ in range(_ATTEMPTS):
         name, scenario = f"{rng.randrange(2**32):08x}", SCENARIOS[store][fault]
         try:
             trial, found, again = run_trial(
@@ -244,17 +251,19 @@ def _disturbed(
             continue
         complete = trial.exit_codes[-1] == 0 and trial.is_complete()
         return Result(
-            store, fault, trial.exit_codes[0], **asdict(found), complete=complete,
+            store, fault, len(rows), trial.exit_codes[0], **asdict(found), complete=complete,
             fetched_again=again, commit=commit(),
         )  # fmt: skip
+    raise NotDisturbedError(f"{store}: {fault}: {_ATTEMPTS} runs ended before they were disturbed")
 
 
-def write_docs(results: Sequence[Result], images: int) -> None:
+def write_docs(results: Sequence[Result]) -> None:
     """Write the table into docs/reliability.md."""
+    images = " or ".join(str(count) for count in sorted({result.images for result in results}))
     commits = ", ".join(sorted({result.commit for result in results}))
     wrong = sum(not result.is_right for result in results)
     summary = (
-        f"**Disturbed runs** ({today()}, commit {commits}): {len(results)} runs over {images + 3} "
+        f"**Disturbed runs** ({today()}, commit {commits}): {len(results)} runs over {images} "
         f"images, two cores. In {wrong or 'none'} of them a row was lost, doubled or different."
     )
     write_section(PAGE, "stress", f"{paragraph(summary)}\n\n{table(results)}")
@@ -272,14 +281,15 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the table to the documentation")
     flags = parser.parse_args()
     results = [Result(**json.loads(line)) for line in _lines()]
-    stores = [str(store) for store in flags.stores.split(",")]
     with TemporaryDirectory(prefix="stress-") as folder:
         images, bundle, rng = Path(folder, "images"), f"{folder}/bundle", random.Random()
         write_images(images, flags.images)
         write_bundle(bundle)
-        for turn, store in product(range(flags.times), stores):
+        for turn, store in product(range(flags.times), flags.stores.split(",")):
             done = Counter(one.fault for one in results if one.store == store)
             faults = [f for f in SCENARIOS[store] if flags.only in f and done[f] <= turn]
+            if not faults:
+                continue
             for result in run_round(store, faults, images, bundle, Path(folder), rng):
                 results.append(result)
                 with RESULTS.open("a") as file:
@@ -287,7 +297,7 @@ def main() -> None:
                 print(f"{store}: {result.fault}: {_cells([result])}", flush=True)
     print(f"{len(results)} disturbed runs\n\n{table(results)}")
     if flags.docs:
-        write_docs(results, flags.images)
+        write_docs(results)
     sys.exit(not all(result.is_right for result in results))
 
 
