@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--image-column", default="image")
     parser.add_argument("--class-column", default="diagnosis")
     parser.add_argument("--settings", help="a TOML file of training settings")
+    parser.add_argument("--workers", type=int, default=1, help="how many train at once")
     flags = parser.parse_args()
 
     trained = lesioncam.train(
@@ -26,6 +27,7 @@ def main() -> None:
         id_column=flags.image_column,
         class_column=flags.class_column,
         settings=flags.settings,
+        workers=flags.workers,
     )
     auc = trained["metrics"]["held_out"]["final"]["mean"]["auc"]
     print("mean AUC on held-out images:", "undefined" if auc is None else f"{auc:.3f}")

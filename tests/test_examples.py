@@ -1,6 +1,6 @@
 """Examples: each script runs as its docstring says, on synthetic images and a tiny bundle.
 
-The one that trains runs in `tests/training/test_survival.py`.
+The one that trains runs in `tests/cluster/test_cluster.py`.
 """
 
 import os

@@ -72,7 +72,6 @@ def found_by(loaded: Bundle, images: Path) -> Outcome:
     [
         pytest.param("dataloader", "float32", marks=needs_grad_cam),
         pytest.param("dataloader", "bfloat16", marks=needs_grad_cam),
-        pytest.param("ray_data", "bfloat16", marks=pytest.mark.slow),  # starts a Ray of its own
         pytest.param("daft_udf", "float32", marks=needs_daft),
         pytest.param("daft_udf", "bfloat16", marks=needs_daft),
     ],

@@ -8,12 +8,13 @@ import sys
 import time
 import venv
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 import ray
 from ray.autoscaler._private import fake_multi_node
@@ -57,7 +58,7 @@ class Cluster:
         machines: their network.
         head: the head's machine.
         environment: of every machine: the token, and the S3 server's URL.
-        ray: the `ray` program of a machine that submits jobs and has only `ray[default]`.
+        ray: the `ray` program that submits jobs.
     """
 
     machines: Machines
@@ -142,6 +143,16 @@ class Cluster:
             return []
         return [node for node in known if node["state"] == "ALIVE"]
 
+    def kill(self, name: str) -> None:
+        """Kill the machines' processes with `name` in their command line, once there is one."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not (found := [one for machine in self.machines for one in machine.processes(name)]):
+            assert time.monotonic() < deadline, name
+            time.sleep(0.02)
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def await_head(self) -> None:
         """Wait until the head accepts jobs."""
         self.await_nodes(1)
@@ -175,9 +186,7 @@ def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def network(
-    submitting_ray: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Cluster]]:
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
     """Starts clusters of machines that share an S3 server."""
     if (reason := unsupported()) is not None:
         pytest.skip(reason)
@@ -208,7 +217,7 @@ def network(
                 command = ["sh", "-ec", _BEFORE, "sh", *command]
                 known |= _FAKE_CLOUD | {"AUTOSCALING": json.dumps(autoscaling)}
             head = machines.start(*command, environment=known)
-            started = Cluster(machines, head, known, submitting_ray)
+            started = Cluster(machines, head, known, Path(sys.executable).with_name("ray"))
             started.await_head()
             return started
 
@@ -216,9 +225,13 @@ def network(
 
 
 @pytest.fixture(scope="module")
-def cluster(network: Callable[..., Cluster]) -> Cluster:
-    """A head without CPUs, a node with two CPUs, and a node with one CPU and a pretended GPU."""
+def cluster(network: Callable[..., Cluster], submitting_ray: Path) -> Cluster:
+    """A head without CPUs, a node with two CPUs, and a node with one CPU and a pretended GPU.
+
+    Its jobs come from an environment that has only `ray[default]`.
+    """
     started = network()
+    started.ray = submitting_ray
     started.s3().create_bucket(Bucket=BUCKET)
     started.cpu_node = started.join("--num-cpus=2")
     started.gpu_node = started.join("--num-cpus=1", "--num-gpus=1")

@@ -10,9 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 _RUN = os.getpid() % 250  # so that two concurrent runs do not collide
@@ -75,6 +78,13 @@ class Machine:
         """Whether its process is running."""
         return self.process.poll() is None
 
+    def processes(self, name: str) -> Iterator[psutil.Process]:
+        """Its processes with `name` in their command line."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it ended meanwhile
+                if name in " ".join(process.cmdline()):
+                    yield process
+
 
 class Machines:
     """The network, and the machines on it.
@@ -94,10 +104,12 @@ class Machines:
         _ip("link", "set", _BRIDGE, "up")
         return self
 
+    def __iter__(self) -> Iterator[Machine]:
+        return (machine for machine in self._all if machine.is_on())
+
     def __exit__(self, *_: object) -> None:
-        for machine in self._all:
-            if machine.is_on():
-                machine.cut_power()
+        for machine in self:
+            machine.cut_power()
         _ip("link", "delete", _BRIDGE)
 
     def start(self, *command: str, environment: Mapping[str, str]) -> Machine:

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +24,11 @@ import pytest
 import ray
 import yaml
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from ray.job_submission import JobSubmissionClient
 
 from lesioncam.columns import ErrorKind
+from tests.cluster.machines import ROOT
 from tests.messy import lesion
-from tests.test_jobs import ROOT, free_port, ray_head, submit
 
 MONITORING = ROOT / "cluster" / "monitoring"
 GOOD, EMPTY, CUT = 460, 30, 20
@@ -47,6 +51,9 @@ with connected():
                 board.report(EpochReport(stage, epochs, history[: epoch + 1], 60.0))
             time.sleep(5)  # Prometheus looks every second
 """
+RAY = str(Path(sys.executable).parent / "ray")
+NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else Ray takes a token from the home directory
+NO_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default Ray waits for 30 s
 STAGES = {"fetch", "localize", "classify", "write"}
 
 needs_prometheus = pytest.mark.skipif(
@@ -71,7 +78,7 @@ class Monitored:
     prometheus: str
     started: float
     logs: Path  # of Ray, on its node
-    outputs: dict[str, str]  # what each job printed
+    outputs: dict[str, str]  # what scoring printed, and what the client of the other job did
 
     def get(self, what: str, **parameters: object) -> Any:
         """The answer of Prometheus's API."""
@@ -120,8 +127,80 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, bundle_uri: str) -> Iter
         done = {name: job.result() for name, job in jobs.items()}
         for name, process in done.items():
             assert process.returncode == 0, f"{name}: {process.stdout}{process.stderr}"
-        outputs = {name: process.stdout for name, process in done.items()}
+        outputs = {"score": job_log(head, "jobs/score.py"), "train": done["train"].stdout}
         yield Monitored(prometheus, started, Path(ray_files, "session_latest", "logs"), outputs)
+
+
+@contextmanager
+def ray_head(files: str, *flags: str, **environment: str) -> Iterator[str]:
+    """A Ray head with its job server, started by `ray start`; yields its dashboard's address.
+
+    Args:
+        files: an own directory for Ray's files and sockets, with a short name. Among heads that
+            share one, Ray gives a job to the one started last.
+        flags: for `ray start`.
+        environment: variables on top of this process's.
+    """
+    address = f"http://127.0.0.1:{(dashboard := free_port())}"
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command += [
+        f"--port={free_port()}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-agent-listen-port={free_port()}",  # another Ray may use the default
+        f"--ray-client-server-port={free_port()}",
+        f"--temp-dir={files}",
+        *flags,
+    ]
+    # Jobs run `python`, which must be this environment's.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | NO_TOKEN | NO_DRAIN | {"PATH": path} | environment,
+    )
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Submit a job and wait for its end; tries again while the head is still starting."""
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= NO_TOKEN
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            [*command, "python", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        starting = "Failed to connect" in done.stderr or "No available agent" in done.stderr
+        if not starting or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
+
+
+def job_log(address: str, part: str) -> str:
+    """What the job printed whose command contains `part`."""
+    client = JobSubmissionClient(address)
+    (job,) = [one for one in client.list_jobs() if part in one.entrypoint]
+    printed: str = client.get_job_logs(job.submission_id)
+    return printed
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 @contextmanager
@@ -264,7 +343,12 @@ def test_no_label_holds_a_name(monitored: Monitored) -> None:
 @needs_prometheus
 def test_a_jobs_lines_are_json_and_no_log_names_an_image(monitored: Monitored) -> None:
     for name, text in monitored.outputs.items():
-        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        printed = text.splitlines()
+        if name == "score":  # Ray says when it sets up the environment and starts the command
+            printed = [line for line in printed if "INFO job_manager.py" not in line]
+            printed = [line for line in printed if "Running entrypoint for job" not in line]
+            assert all(line.startswith("{") for line in printed), printed
+        lines = [json.loads(line) for line in printed if line.startswith("{")]
         assert all({"time", "level", "message"} <= line.keys() for line in lines)
         fields = [set(line) - {"time", "level", "message"} for line in lines]
         if name == "score":

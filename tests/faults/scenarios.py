@@ -170,6 +170,9 @@ def write_late(trial: Trial, proxy: Proxy | None, rng: random.Random, _: float) 
 LOCAL: dict[str, Scenario] = {
     "driver killed (SIGKILL)": driver_killed,
     "all processes killed at once": machine_lost,
+    "disk full": disk_full,
+}
+ON_RAY: dict[str, Scenario] = {  # for runs of more than `SMALL` images
     "fetch-and-decode workers killed": partial(workers_killed, ("fetch_and_decode",) * 2),
     "stage-1 actor killed, twice": partial(workers_killed, ("Localize",) * 2),
     "stage-2 actor killed, twice": partial(workers_killed, ("Classify",) * 2),
@@ -178,7 +181,6 @@ LOCAL: dict[str, Scenario] = {
     "Ray's node process killed": raylet_killed,
     "one of two nodes lost, another joins": node_of_two_lost,
     "worker out of memory": out_of_memory,
-    "disk full": disk_full,
 }
 REMOTE: dict[str, Scenario] = {
     "driver killed (SIGKILL)": driver_killed,
