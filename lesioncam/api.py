@@ -1,4 +1,4 @@
-"""The verbs as functions: `lesioncam.score`, `lesioncam.train`, `lesioncam.evaluate`.
+"""The verbs as functions: `lesioncam.score`, `train`, `evaluate` and `report`.
 
 The command line calls these, so both have the same defaults, errors and results. Ray runs at
 `RAY_ADDRESS` if that is set, else in this process's own local cluster.
@@ -251,6 +251,54 @@ def evaluate(
         )
     )
     return {"metrics": metrics, "markdown": markdown, "output": written}
+
+
+@_verb
+def report(
+    scores: Uri,
+    *,
+    labels: Uri | None = None,
+    gallery: int = 120,
+    output: Uri | None = None,
+    rest_class: str = DEFAULT_REST_CLASS,
+    id_column: str | None = None,
+    class_column: str | None = None,
+) -> dict[str, Any]:
+    """Write one HTML page to look at, `report.html`, and its figures, `report.json`. Needs no Ray.
+
+    The page has thumbnails of the images, so it is as confidential as they are.
+
+    Args:
+        scores: the `output` of `score`.
+        labels: as for `train`, to compare the scores with; None for none.
+        gallery: how many images to show, at most 1000.
+        output: where to write; None for `_report` under the scores.
+        rest_class: as for `evaluate`.
+        id_column: as for `train`.
+        class_column: as for `train`.
+
+    Returns:
+        `report`, the content of `report.json`; and `output`, the URI both were written to.
+
+    Raises:
+        lesioncam.errors.InputError: no scores, labels of other classes, or no image with a label.
+    """
+    _check(0 <= gallery <= 1000, "gallery", gallery, "from 0 to 1000")
+    from lesioncam.evaluation.report import ReportRequest  # noqa: PLC0415
+    from lesioncam.evaluation.report import report as run  # noqa: PLC0415
+
+    content, written = run(
+        ReportRequest(
+            scores=os.fspath(scores),
+            labels=_optional(labels),
+            gallery=gallery,
+            output=_optional(output),
+            rest_class=rest_class,
+            id_column=id_column,
+            class_column=class_column,
+        )
+    )
+    return {"report": content, "output": written}
 
 
 def read_settings(path: Uri) -> "TrainSettings":

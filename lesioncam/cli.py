@@ -1,7 +1,7 @@
 """The command line: flags in; a summary and an exit code out.
 
 One parser serves the `lesioncam` command and the scripts in jobs/. Modules are imported when a verb
-needs them, so that `--help` is quick and `evaluate` needs neither torch nor Ray.
+needs them, so that `--help` is quick, and `evaluate` and `report` need neither torch nor Ray.
 """
 
 import argparse
@@ -419,9 +419,7 @@ def _score_flags(parser: _Parser) -> None:
 
 def _evaluate_flags(parser: _Parser) -> None:
     required = parser.add_argument_group("required")
-    required.add_argument(
-        "--scores", required=True, metavar="URI", help="the --output of 'lesioncam score'"
-    )
+    _add_scores(required)
     _add_labels(required)
 
     optional = parser.add_argument_group("optional")
@@ -447,6 +445,33 @@ def _evaluate_flags(parser: _Parser) -> None:
     )
 
 
+def _report_flags(parser: _Parser) -> None:
+    _add_scores(parser.add_argument_group("required"))
+
+    optional = parser.add_argument_group("optional")
+    _add_labels(optional, required=False)
+    _add_rest_class(optional)
+    _add_label_columns(optional)
+    optional.add_argument(
+        "--gallery",
+        type=_natural,
+        metavar="N",
+        help="how many images to show, at most 1000: suspicious ones, mistakes, disagreements of "
+        "the stages, failures, and others drawn at random (default: 120)",
+    )
+    optional.add_argument(
+        "--output",
+        metavar="URI",
+        help="where to write report.html and report.json (default: <scores>/_report)",
+    )
+
+
+def _add_scores(group: Any) -> None:
+    group.add_argument(
+        "--scores", required=True, metavar="URI", help="the --output of 'lesioncam score'"
+    )
+
+
 def _add_images(group: Any) -> None:
     group.add_argument(
         "--images",
@@ -458,10 +483,10 @@ def _add_images(group: Any) -> None:
     )
 
 
-def _add_labels(group: Any) -> None:
+def _add_labels(group: Any, *, required: bool = True) -> None:
     group.add_argument(
         "--labels",
-        required=True,
+        required=required,
         metavar="CSV",
         help="table of labels: a column of image ids, and a 0/1 column per class or one column of "
         "class names",
@@ -556,6 +581,20 @@ def _evaluate(flags: Flags) -> int:
     return 0
 
 
+def _report(flags: Flags) -> int:
+    from lesioncam.api import report  # noqa: PLC0415
+
+    made = report(**flags)
+    images = made["report"]["images"]
+    flagged = "" if images["flagged"] is None else f"{images['flagged']:,} flagged, "
+    print_result(
+        f"{images['total']:,} images: {images['failed']:,} failed, {flagged}"
+        f"{images['stages_disagree']:,} whose stages disagree"
+    )
+    print_result(f"report: {made['output']}/report.html")
+    return 0
+
+
 def _take_settings(flags: Flags) -> "TrainSettings":
     """Remove the flags that are training settings; returns `--config` with them over it."""
     from lesioncam.api import read_settings  # noqa: PLC0415
@@ -604,6 +643,15 @@ VERBS = {
         "lesioncam evaluate --scores scores --labels labels.csv",
         _evaluate_flags,
         _evaluate,
+    ),
+    "report": _Verb(
+        "make a page to look at, from scores",
+        "Make one HTML page to look at: verdicts, distributions and a gallery of images\n"
+        "with their maps; with labels also ROC and calibration curves. It opens without a\n"
+        "network. It shows images, so it is as confidential as they are.",
+        "lesioncam report --scores scores --labels labels.csv",
+        _report_flags,
+        _report,
     ),
 }
 

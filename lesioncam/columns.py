@@ -66,6 +66,11 @@ def probability_columns(classes: Iterable[str], stage: str = "final") -> list[st
     return [STAGE_PREFIXES[stage] + name for name in classes]
 
 
+def flag_column(name: str) -> str:
+    """The column that says whether a class is flagged; scores without operating points lack it."""
+    return f"flag_{name}"
+
+
 def classes_of(columns: Iterable[str]) -> tuple[str, ...]:
     """The class order, from the columns of a score file; empty for any other file."""
     prefix = STAGE_PREFIXES["final"]

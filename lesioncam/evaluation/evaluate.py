@@ -71,9 +71,7 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     results = Results(request.scores)
     classes = read_classes(results)
     columns = LabelColumns(request.id_column, request.class_column)
-    labels = read_labels(request.labels, request.rest_class, columns=columns)
-    labels.check_classes(classes, request.rest_class, "--labels")
-    labels = labels.of_classes(classes)
+    labels = read_labels_of(request.labels, request.rest_class, columns, classes)
     more = _MAP_COLUMNS if request.overlays or request.masks is not None else ()
     rows, counts = read_labeled(results, labels, classes, more)
 
@@ -129,6 +127,19 @@ def read_classes(results: Results) -> tuple[str, ...]:
             "--scores: no %s file: the scoring run has not finished, rows may be missing", SUCCESS
         )
     return classes
+
+
+def read_labels_of(
+    uri: str, rest_class: str, columns: LabelColumns, classes: tuple[str, ...]
+) -> Labels:
+    """The labels of the classes of the scores, as indices into them.
+
+    Raises:
+        InputError: the file cannot be read, or its classes are not those of the scores.
+    """
+    labels = read_labels(uri, rest_class, columns=columns)
+    labels.check_classes(classes, rest_class, "--labels")
+    return labels.of_classes(classes)
 
 
 def read_labeled(

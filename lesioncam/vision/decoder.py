@@ -135,6 +135,13 @@ class Decoders:
         finally:
             self._idle.put(decoder)
 
+    def close(self) -> None:
+        """End the processes; no thread may be decoding."""
+        for _ in range(self._idle.qsize()):
+            decoder = self._idle.get()
+            decoder.close()
+            self._idle.put(decoder)
+
 
 def serve(requests: BinaryIO, answers: BinaryIO, seconds: float) -> None:
     """Answer requests until the pipe is closed.

@@ -190,7 +190,7 @@ def _aucs(
     """By stage (1 + R, K): each class's AUC, of all images and of each resample; NaN: undefined."""
     classes = stages["final"].shape[1]
     found: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
-    for weights in _sample_weights(labels, classes, random):
+    for weights in sample_weights(labels, classes, random):
         for stage, blocks in found.items():
             columns = [
                 _weighted_auc(stages[stage][:, k], labels == k, weights) for k in range(classes)
@@ -199,7 +199,7 @@ def _aucs(
     return {stage: np.concatenate(blocks) for stage, blocks in found.items()}
 
 
-def _sample_weights(
+def sample_weights(
     labels: np.ndarray, classes: int, random: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """Blocks (b, n) of R + 1 rows in all: each image once, then its count in each resample."""

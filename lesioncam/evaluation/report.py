@@ -1,0 +1,243 @@
+"""Report: scores, and labels where there are some, to `report.html` and `report.json`.
+
+The page opens from disk without a network. Both have the same figures; the JSON has no pictures.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lesioncam import __version__
+from lesioncam.columns import (
+    BOX_COLUMNS,
+    DEFAULT_REST_CLASS,
+    STAGES,
+    TRANSIENT_KINDS,
+    Status,
+    flag_column,
+    probability_columns,
+)
+from lesioncam.evaluation import survey
+from lesioncam.evaluation.curves import at_flag, calibration, confusion, roc_band
+from lesioncam.evaluation.evaluate import read_classes, read_labeled, read_labels_of
+from lesioncam.evaluation.page import render
+from lesioncam.evaluation.pictures import load_pictures
+from lesioncam.evaluation.survey import Choice, Columns
+from lesioncam.storage.labels import LabelColumns, Labels
+from lesioncam.storage.results import SUCCESS, Results
+from lesioncam.storage.uris import open_store
+from lesioncam.vision.metrics import evaluate_stages
+
+log = logging.getLogger("lesioncam")
+
+HTML_FILE = "report.html"
+JSON_FILE = "report.json"
+_MAX_BYTES = 24_000  # of a thumbnail,
+_MAX_TOTAL = 6_000_000  # and of all of them
+_MISTAKES = 20  # that are listed
+_RISK = re.compile(r"mel(anoma)?|malignant", re.IGNORECASE)
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """The arguments of `lesioncam report`.
+
+    Attributes:
+        scores: the output of `lesioncam score`.
+        labels: a table of labels, or None.
+        gallery: how many images to show.
+        output: where the report goes; None for `_report` under the scores.
+        rest_class: the class of label rows with no 1.
+        id_column: of the labels, as `LabelColumns.image_id`.
+        class_column: likewise, as `LabelColumns.class_name`.
+    """
+
+    scores: str
+    labels: str | None = None
+    gallery: int = 120
+    output: str | None = None
+    rest_class: str = DEFAULT_REST_CLASS
+    id_column: str | None = None
+    class_column: str | None = None
+
+
+def report(request: ReportRequest) -> tuple[Figures, str]:
+    """Write a page to look at, and its figures as JSON.
+
+    Memory holds some thousands of rows, the labeled ones and the gallery, however many rows there
+    are.
+
+    Returns:
+        the content of `report.json`, and where both were written.
+
+    Raises:
+        InputError: no scores, labels of other classes, or no image with a label.
+    """
+    results = Results(request.scores)
+    classes = read_classes(results)
+    columns = _columns(results, classes)
+    labels, labeled, mistakes = None, None, pd.DataFrame({"uri": []})
+    if request.labels is not None:
+        named = LabelColumns(request.id_column, request.class_column)
+        labels = read_labels_of(request.labels, request.rest_class, named, classes)
+        rows, counts = read_labeled(results, labels, classes, [*columns.flags.values()])
+        mistakes = _confident_mistakes(rows, classes)
+        labeled = {"images": counts, **_labeled_figures(rows, labels, columns)}
+        labeled["mistakes"] = mistakes[:_MISTAKES].to_dict("records")
+    chosen_mistakes = mistakes["uri"][: request.gallery].tolist()
+    found, choices = survey.survey(results, columns, request.gallery, chosen_mistakes)
+    figures = found.figures()
+    rows_shown = _read_rows(results, choices, columns)
+    log.info("reading %d images for the gallery", len(choices))
+    budget = min(_MAX_BYTES, _MAX_TOTAL // max(1, len(choices)))
+    pictures = load_pictures(rows_shown, budget)
+    gallery = [
+        _gallery_entry(row, choice, columns, labels) | {"problem": picture.problem}
+        for row, choice, picture in zip(rows_shown, choices, pictures, strict=True)
+    ]
+    content: Figures = {
+        "scores": results.store.uri,
+        "lesioncam_version": __version__,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "complete": results.store.exists(SUCCESS),
+        **figures,
+        "retried_kinds": sorted(set(figures["failed_by_kind"]) & TRANSIENT_KINDS),
+        "gallery": {"rule": _rule(choices, figures), "images": gallery},
+        "labeled": labeled,
+    }
+    page = render(content, pictures)
+    store = open_store(request.output or f"{results.store.uri}/_report")
+    store.write(JSON_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    store.write(HTML_FILE, page.encode())
+    return content, store.uri
+
+
+def _columns(results: Results, classes: tuple[str, ...]) -> Columns:
+    """The columns to survey; images are ranked by melanoma, else by the first class."""
+    schema = results.schema()
+    names = set() if schema is None else set(schema.names)
+    flags = {name: flag_column(name) for name in classes if flag_column(name) in names}
+    risk = next((name for name in classes if _RISK.fullmatch(name)), classes[0])
+    return Columns(classes, risk, flags, "quality" in names)
+
+
+def _labeled_figures(rows: pd.DataFrame, labels: Labels, columns: Columns) -> Figures:
+    """AUCs, curves and counts of the rows that have a label."""
+    classes, truth = columns.classes, rows["label"].to_numpy()
+    stages = {
+        stage: rows[probability_columns(classes, stage)].to_numpy(np.float64) for stage in STAGES
+    }
+    predicted = rows["prediction"].map(classes.index).to_numpy()
+    final = stages["final"]
+    return {
+        "metrics": evaluate_stages(stages, truth, classes, labels.target_classes),
+        "roc": {name: roc_band(final[:, k], truth == k) for k, name in enumerate(classes)},
+        "calibration": {
+            name: calibration(final[:, k], truth == k) for k, name in enumerate(classes)
+        },
+        "confusion": confusion(truth, predicted, len(classes)).tolist(),
+        "flags": {
+            name: at_flag(rows[column].to_numpy(bool), truth == classes.index(name))
+            for name, column in columns.flags.items()
+        },
+    }
+
+
+def _confident_mistakes(rows: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
+    """The rows whose prediction is not their label, the most confident first."""
+    final = rows[probability_columns(classes)].to_numpy()
+    mistakes = rows[["uri", "image_id", "prediction"]].assign(
+        label=[classes[label] for label in rows["label"]], probability=final.max(axis=1)
+    )
+    wrong = mistakes[mistakes["prediction"] != mistakes["label"]]
+    return wrong.sort_values(["probability", "uri"], ascending=[False, True], ignore_index=True)
+
+
+def _read_rows(
+    results: Results, choices: Sequence[Choice], columns: Columns
+) -> list[dict[str, Any]]:
+    """The rows of the chosen images, in their order."""
+    if not choices:
+        return []
+    by_part: dict[str, list[int]] = {}
+    for choice in choices:
+        by_part.setdefault(choice.part, []).append(choice.row)
+    names = [*columns.names(), "image_id", "error", "width", "height", *BOX_COLUMNS, "cam", "size"]
+    table = results.read_rows(by_part, names)
+    keys = [(part, row) for part, numbers in by_part.items() for row in numbers]
+    rows = dict(zip(keys, table.to_pylist(), strict=True))
+    return [rows[choice.part, choice.row] for choice in choices]
+
+
+def _gallery_entry(
+    row: Mapping[str, Any], choice: Choice, columns: Columns, labels: Labels | None
+) -> Figures:
+    """An image of the gallery as the JSON and the page have it."""
+    classes = columns.classes
+    entry: Figures = {
+        "image_id": row["image_id"],
+        "uri": row["uri"],
+        "group": choice.group,
+        "part": choice.part,
+        "row": choice.row,
+        **{name: row[name] for name in ("status", "error_kind", "error", "prediction")},
+        "scored_at": row["scored_at"].isoformat(timespec="seconds"),
+        "label": None,
+    }
+    if labels is not None and row["image_id"] in labels.by_id:
+        entry["label"] = classes[labels.by_id[row["image_id"]]]
+    if row["status"] != Status.OK:
+        return entry
+    stages = {
+        stage: {
+            name: round(row[column], 6)
+            for name, column in zip(classes, probability_columns(classes, stage), strict=True)
+        }
+        for stage in STAGES
+    }
+    first, second = stages["stage1"], stages["stage2"]
+    return entry | {
+        "probabilities": stages,
+        "stages_disagree": max(first, key=first.__getitem__) != max(second, key=second.__getitem__),
+        "difference": round(sum(abs(first[name] - second[name]) for name in classes) / 2, 6),
+        "flagged": [name for name, column in columns.flags.items() if row[column]],
+        "quality": row["quality"] if columns.has_quality else [],
+        "width": row["width"],
+        "height": row["height"],
+        "box": [row[name] for name in BOX_COLUMNS],
+        "cam_flat": row["cam_flat"],
+    }
+
+
+def _rule(choices: Sequence[Choice], figures: Figures) -> str:
+    """How the images of the gallery were chosen, in words."""
+    total, risk = figures["images"]["total"], f"p_{figures['risk_class']}"
+    if not choices:
+        return f"No image of {total:,} is shown."
+    is_flagged = figures["images"]["flagged"] is not None
+    words = {
+        survey.SUSPICIOUS: (
+            f"flagged, those with the highest {risk} first"
+            if is_flagged
+            else f"with the highest {risk}, at most a tenth of the scored images"
+        ),
+        survey.MISTAKE: "whose prediction is wrong by the labels, the most confident first",
+        survey.DISAGREEMENT: "whose stages predict different classes, those that differ most first",
+        survey.FAILED: "that failed, drawn at random",
+        survey.RANDOM: "drawn at random from all others",
+    }
+    counts = {group: sum(choice.group == group for choice in choices) for group in words}
+    groups = [f"{count} {words[group]}" for group, count in counts.items() if count]
+    return (
+        f"{len(choices):,} of {total:,} images are shown: {'; '.join(groups)}. The same scores "
+        f"give the same images."
+    )
