@@ -1,9 +1,10 @@
-"""Evaluate: time and memory of `lesioncam evaluate` on many rows, few of them labeled.
+"""Evaluate: time and memory of `lesioncam evaluate` and `report` on many rows, few of them labeled.
 
     python -m benchmarks.evaluate --rows 10000000
 
 The rows are made up; every column that scoring writes is there. `--complete no` leaves `_SUCCESS`
-out, as while a run is under way: then rows must be compared by uri to count each image once.
+out, as while a run is under way: then rows must be compared by uri to count each image once. The
+report is made without labels, and none of its images is read.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ import pyarrow as pa
 from benchmarks.report import machine, machine_line, markdown, write
 from lesioncam.columns import BOX_COLUMNS, ErrorKind, Status, probability_columns
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
+from lesioncam.evaluation.report import ReportRequest, report
 from lesioncam.schema import scores_schema
 from lesioncam.storage.results import PART_ROWS, Results
 
@@ -53,6 +56,7 @@ def score_table(numbers: np.ndarray, random: np.random.Generator) -> pa.Table:
         "uri": pa.array([f"s3://clinic/2026/{name[-3:]}/{name}.jpg" for name in ids]),
         "image_id": pa.array(ids),
         "status": pa.array(np.where(failed, Status.FAILED, Status.OK)),
+        "error": pa.array(["it ends early" if one else None for one in failed.tolist()]),
         "error_kind": pa.array([ErrorKind.TRUNCATED if one else None for one in failed.tolist()]),
         "prediction": pa.array(np.array(CLASSES)[numbers % len(CLASSES)]),
         "cam": pa.array([random.bytes(100) for _ in ids], mask=failed),
@@ -82,12 +86,12 @@ def write_labels(path: Path, rows: int, fraction: float) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """One evaluation.
+    """One evaluation or report.
 
     Attributes:
         seconds: wall time.
         peak_mib: the largest memory of its process.
-        counts: `images` of `evaluation.json`.
+        counts: `images` of `evaluation.json` or `report.json`.
     """
 
     seconds: float
@@ -97,8 +101,18 @@ class Measured:
 
 def measure(scores: str, labels: str) -> Measured:
     """Evaluate in this process."""
+    request = EvaluateRequest(scores, labels, None, CLASSES[-1])
+    return _measured(lambda: evaluate(request)[0])
+
+
+def measure_report(scores: str, _: str) -> Measured:
+    """Report in this process, without labels."""
+    return _measured(lambda: report(ReportRequest(scores, gallery=0))[0])
+
+
+def _measured(run: Callable[[], dict[str, Any]]) -> Measured:
     started = time.perf_counter()
-    content, _, _ = evaluate(EvaluateRequest(scores, labels, None, CLASSES[-1]))
+    content = run()
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return Measured(seconds, peak, content["images"])
@@ -111,7 +125,7 @@ def alone(function: Callable[[str, str], Measured], scores: str, labels: str) ->
 
 
 def main() -> None:
-    """Make scores and labels, evaluate, and write the figures."""
+    """Make scores and labels, evaluate and report, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000, help="(%(default)s)")
     parser.add_argument("--labeled", type=float, default=0.01, help="fraction (%(default)s)")
@@ -124,15 +138,22 @@ def main() -> None:
         if flags.complete == "yes":
             results.succeed()
         labeled = write_labels(labels, flags.rows, flags.labeled)
-        measured = alone(measure, results.store.uri, str(labels))
+        measured = {
+            name: alone(function, results.store.uri, str(labels))
+            for name, function in (("evaluate", measure), ("report", measure_report))
+        }
     facts = machine()
-    row = [
-        f"{flags.rows:,}", f"{labeled:,}", flags.complete, f"{measured.seconds:.1f}",
-        f"{measured.peak_mib:,.0f}",
+    rows = [
+        [
+            name, f"{flags.rows:,}", f"{labeled if name == 'evaluate' else 0:,}", flags.complete,
+            f"{one.seconds:.1f}", f"{one.peak_mib:,.0f}",
+        ]
+        for name, one in measured.items()
     ]  # fmt: skip
-    head = ["rows", "labeled", "complete", "seconds", "peak memory, MiB"]
-    text = f"# Evaluate\n\n{machine_line(facts)}\n\n{markdown(head, [row])}"
-    content = {"machine": facts, "rows": flags.rows, "labeled": labeled, **asdict(measured)}
+    head = ["verb", "rows", "labeled", "complete", "seconds", "peak memory, MiB"]
+    text = f"# Evaluate\n\n{machine_line(facts)}\n\n{markdown(head, rows)}"
+    figures = {name: asdict(one) for name, one in measured.items()}
+    content = {"machine": facts, "rows": flags.rows, "labeled": labeled, **figures}
     write(flags.output, f"evaluate-{flags.rows}", content, text)
 
 

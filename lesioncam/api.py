@@ -283,7 +283,7 @@ def report(
     Raises:
         lesioncam.errors.InputError: no scores, labels of other classes, or no image with a label.
     """
-    _check(0 <= gallery <= 1000, "gallery", gallery, "from 0 to 1000")
+    _check(0 <= gallery <= 1000, "--gallery", gallery, "from 0 to 1000")
     from lesioncam.evaluation.report import ReportRequest  # noqa: PLC0415
     from lesioncam.evaluation.report import report as run  # noqa: PLC0415
 

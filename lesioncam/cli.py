@@ -611,9 +611,9 @@ def _take_settings(flags: Flags) -> "TrainSettings":
 
 VERBS = {
     "demo": _Verb(
-        "try it: train, score and evaluate on generated images",
-        "Train, score and evaluate on generated images, in a few minutes. Needs no data,\n"
-        "no network and no GPU.",
+        "try it: train, score, evaluate and report on generated images",
+        "Train, score, evaluate and report on generated images, in a few minutes. Needs no\n"
+        "data, no network and no GPU.",
         "lesioncam demo",
         _demo_flags,
         _demo,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-from lesioncam.api import evaluate, score, train
+from lesioncam.api import evaluate, report, score, train
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.bundle import bundle_exists
 
@@ -126,9 +126,9 @@ def draw_demo(folder: Path) -> None:
 
 
 def run_demo(folder: Path) -> str:
-    """Generate images, train, score and evaluate under `folder`; returns a report to print.
+    """Generate images, train, score, evaluate and report under `folder`; returns text to print.
 
-    A second run repeats nothing that the first one finished, except the evaluation.
+    A second run repeats nothing that the first one finished, except the evaluation and the report.
     """
     draw_demo(folder)
     bundle, scores = folder / "bundle", folder / "scores"
@@ -136,6 +136,7 @@ def run_demo(folder: Path) -> str:
         train(folder / "train/images", folder / "train/labels.csv", bundle, settings=SETTINGS)
     summary = score(folder / "test/images", scores, bundle=bundle)
     evaluation = evaluate(scores, folder / "test/labels.csv", overlays=12)
+    page = report(scores, labels=folder / "test/labels.csv")
     final = evaluation["metrics"]["final"]["mean"]
     return (
         f"{evaluation['markdown']}\n"
@@ -143,7 +144,8 @@ def run_demo(folder: Path) -> str:
         f"error_kind)\n"
         f"mean AUC of the final probabilities on generated test images: {final['auc']:.3f}\n\n"
         f"scores:     {scores}\n"
-        f"evaluation: {evaluation['output']} (overlays.png shows CAMs and boxes)\n\n"
+        f"evaluation: {evaluation['output']} (overlays.png shows CAMs and boxes)\n"
+        f"report:     {page['output']}/report.html (open it in a browser)\n\n"
         f"Read the scores:\n"
         f"    import pandas as pd\n"
         f"    scores = pd.read_parquet({str(scores)!r})\n"

@@ -25,14 +25,16 @@ def test_score_refuses_bad_values(values: dict[str, Any], message: str) -> None:
         lesioncam.score("images", "scores", bundle="model", **values)
 
 
-def test_train_and_evaluate_refuse_bad_values() -> None:
+def test_other_verbs_refuse_bad_values() -> None:
     with pytest.raises(InputError, match="workers is 0; it should be at least 1"):
         lesioncam.train("images", "labels.csv", "model", workers=0)
     with pytest.raises(InputError, match="overlays is -1; it should be at least 0"):
         lesioncam.evaluate("scores", "labels.csv", overlays=-1)
+    with pytest.raises(InputError, match=r"^gallery is 1001; it should be from 0 to 1000"):
+        lesioncam.report("scores", gallery=1001)
 
 
-@pytest.mark.parametrize("verb", ["score", "train", "evaluate"])
+@pytest.mark.parametrize("verb", ["score", "train", "evaluate", "report"])
 def test_an_empty_value_of_any_keyword_is_refused(verb: str) -> None:
     function = getattr(lesioncam, verb)
     parameters = inspect.signature(function).parameters.values()

@@ -13,6 +13,7 @@ import pytest
 from lesioncam import __version__, api
 from lesioncam.cli import VERBS, _Parser, main, parse
 from lesioncam.evaluation.evaluate import EvaluateRequest
+from lesioncam.evaluation.report import ReportRequest
 from lesioncam.scoring.pipeline import SMALL, ScoreRequest
 from lesioncam.training.job import TrainRequest
 from tests.messy import lesion, write_lesions
@@ -186,7 +187,12 @@ def test_weights_of_another_network_are_refused_before_images_are_listed(
 
 @pytest.mark.parametrize(
     ("verb", "request_class"),
-    [("train", TrainRequest), ("score", ScoreRequest), ("evaluate", EvaluateRequest)],
+    [
+        ("train", TrainRequest),
+        ("score", ScoreRequest),
+        ("evaluate", EvaluateRequest),
+        ("report", ReportRequest),
+    ],
 )
 def test_flags_functions_and_requests_have_the_same_names_and_defaults(
     verb: str, request_class: type[Any], capsys: pytest.CaptureFixture[str]

@@ -73,6 +73,7 @@ def test_vision_imports_neither_ray_nor_storage_libraries() -> None:
         ("lesioncam.api", {"torch", "ray", "pandas", "numpy", "pyarrow", "pydantic"}),
         ("lesioncam.columns", {"torch", "ray", "pandas", "numpy", "pyarrow", "pydantic"}),
         ("lesioncam.evaluation.evaluate", {"torch", "ray"}),
+        ("lesioncam.evaluation.report", {"torch", "ray"}),
         ("lesioncam.cluster", {"torch"}),
         ("lesioncam.scoring.pipeline", {"torch", "ray"}),
         ("lesioncam.scoring.stream", {"torch"}),

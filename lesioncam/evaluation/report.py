@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from lesioncam import __version__
 from lesioncam.columns import (
@@ -124,10 +125,12 @@ def report(request: ReportRequest) -> tuple[Figures, str]:
 def _columns(results: Results, classes: tuple[str, ...]) -> Columns:
     """The columns to survey; images are ranked by melanoma, else by the first class."""
     schema = results.schema()
-    names = set() if schema is None else set(schema.names)
-    flags = {name: flag_column(name) for name in classes if flag_column(name) in names}
+    # By their types: a column that was kept from a list can have such a name, and is text.
+    types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
+    flags = {name: flag_column(name) for name in classes}
+    flags = {name: column for name, column in flags.items() if types.get(column) == pa.bool_()}
     risk = next((name for name in classes if _RISK.fullmatch(name)), classes[0])
-    return Columns(classes, risk, flags, "quality" in names)
+    return Columns(classes, risk, flags, types.get("quality") == pa.list_(pa.string()))
 
 
 def _labeled_figures(rows: pd.DataFrame, labels: Labels, columns: Columns) -> Figures:
@@ -233,7 +236,7 @@ def _rule(choices: Sequence[Choice], figures: Figures) -> str:
         survey.MISTAKE: "whose prediction is wrong by the labels, the most confident first",
         survey.DISAGREEMENT: "whose stages predict different classes, those that differ most first",
         survey.FAILED: "that failed, drawn at random",
-        survey.RANDOM: "drawn at random from all others",
+        survey.RANDOM: "others" if len(choices) == total else "drawn at random from all others",
     }
     counts = {group: sum(choice.group == group for choice in choices) for group in words}
     groups = [f"{count} {words[group]}" for group, count in counts.items() if count]

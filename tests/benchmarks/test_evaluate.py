@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evaluate import measure, write_labels, write_scores
+from benchmarks.evaluate import measure, measure_report, write_labels, write_scores
 from lesioncam.storage.results import Results
 
 
@@ -18,3 +18,5 @@ def test_every_row_is_counted_once(complete: bool, tmp_path: Path) -> None:
     assert measured.counts["evaluated"] + measured.counts["images_without_label"] == 1_980
     assert measured.counts["failed_images"] == 20
     assert measured.counts["labels_without_image"] == 200 - measured.counts["evaluated"]
+    reported = measure_report(results.store.uri, str(labels)).counts
+    assert (reported["total"], reported["ok"], reported["failed"]) == (2_000, 1_980, 20)

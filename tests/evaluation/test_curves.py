@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from lesioncam.evaluation.curves import at_flag, calibration, confusion, fraction, roc_band
+
+
+def test_an_roc_curve_worked_by_hand() -> None:
+    scores = np.array([0.9, 0.8, 0.8, 0.1])
+    curve = roc_band(scores, np.array([True, True, False, False]))
+    assert curve is not None
+    rates = curve["false_positive_rate"]
+    assert (rates[0], rates[50], rates[100]) == (0, 0.5, 1)
+    sensitivity = curve["sensitivity"]
+    assert (sensitivity[0], sensitivity[25], sensitivity[50]) == (0.5, 0.75, 1)  # a tie is a slope
+    assert all(np.array(curve["low"]) <= curve["high"])
+
+
+def test_an_roc_curve_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    positive = random.random(400) < 0.3
+    scores = (positive + random.normal(0, 1, 400)).round(1)
+    curve = roc_band(scores, positive)
+    assert curve is not None
+    x, y, _ = roc_curve(positive, scores, drop_intermediate=False)
+    expected = np.interp(curve["false_positive_rate"], x, y)
+    assert curve["sensitivity"] == pytest.approx(expected, abs=1e-6)
+    inside = (np.array(curve["low"]) <= expected) & (expected <= curve["high"])
+    assert inside.all()
+
+
+def test_an_roc_curve_of_one_side_is_undefined() -> None:
+    assert roc_band(np.array([0.1, 0.2]), np.array([True, True])) is None
+    assert roc_band(np.array([0.1, 0.2]), np.array([False, False])) is None
+
+
+def test_calibration_worked_by_hand() -> None:
+    probabilities = np.repeat([0.1, 0.7], 10)
+    positive = np.arange(20) % 10 < np.repeat([1, 5], 10)  # 1 and 5 of ten
+    found = calibration(probabilities, positive)
+    assert [one["n"] for one in found["bins"]] == [2] * 10
+    assert [one["mean"] for one in found["bins"]] == pytest.approx([0.1] * 5 + [0.7] * 5)
+    assert [one["fraction"] for one in found["bins"]] == [0.5, 0, 0, 0, 0, 1, 1, 0.5, 0, 0]
+    assert found["expected_error"] == pytest.approx((0.4 + 4 * 0.1 + 2 * 0.3 + 0.2 + 2 * 0.7) / 10)
+    assert len(calibration(np.array([0.2]), np.array([True]))["bins"]) == 1
+
+
+def test_confusion_has_labels_in_rows() -> None:
+    counts = confusion(np.array([0, 0, 2]), np.array([1, 1, 2]), 3)
+    assert counts.tolist() == [[0, 2, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_a_flag_at_its_operating_point() -> None:
+    point = at_flag(np.array([True, True, False, False]), np.array([True, False, True, False]))
+    assert (point["sensitivity"]["fraction"], point["specificity"]["fraction"]) == (0.5, 0.5)
+    assert fraction(0, 0) == {"fraction": None, "low": None, "high": None, "n": 0}
+    of_ten = fraction(9, 10)
+    assert (of_ten["low"], of_ten["high"]) == pytest.approx((0.596, 0.982), abs=1e-3)  # Wilson
