@@ -207,11 +207,14 @@ def _gallery_entry(
         }
         for stage in STAGES
     }
-    first, second = stages["stage1"], stages["stage2"]
+    first, second = (
+        np.array([row[column] for column in probability_columns(classes, stage)])
+        for stage in STAGES[:2]
+    )
     return entry | {
         "probabilities": stages,
-        "stages_disagree": max(first, key=first.__getitem__) != max(second, key=second.__getitem__),
-        "difference": round(sum(abs(first[name] - second[name]) for name in classes) / 2, 6),
+        "stages_disagree": bool(first.argmax() != second.argmax()),
+        "difference": round(float(np.abs(first - second).sum()) / 2, 6),
         "flagged": [name for name, column in columns.flags.items() if row[column]],
         "quality": row["quality"] if columns.has_quality else [],
         "width": row["width"],

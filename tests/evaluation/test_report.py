@@ -333,7 +333,19 @@ def test_flagged_images_come_first(
     assert point["specificity"]["fraction"] == pytest.approx((~called[~truth]).mean())
     text = " ".join(Page(Path(made["output"], HTML_FILE).read_text()).text.split())
     assert f"{len(flagged)} flagged" in text
+    assert f"Flagged images : {len(flagged)} of {len(flagged)} are in the gallery" in text
     assert "flag: melanoma" in text
+
+
+def test_where_nothing_stands_out_the_page_says_so(
+    tmp_path: Path, no_pictures: None, no_plots: None
+) -> None:
+    rows = frame(tmp_path, 30, failed=0)
+    rows[probability_columns(CLASSES, "stage2")] = rows[probability_columns(CLASSES, "stage1")]
+    unflagged = table(rows).append_column("flag_melanoma", pa.array([False] * 30))
+    made = lesioncam.report(write(tmp_path / "scores", unflagged))
+    assert made["report"]["images"]["flagged"] == 0
+    assert "Nothing stands out" in Path(made["output"], HTML_FILE).read_text()
 
 
 def test_kept_columns_of_such_names_are_no_flags(

@@ -7,7 +7,6 @@ if (form) {
   const shows = {
     "": () => true,
     suspicious: (data) => data.group === "suspicious",
-    mistake: (data) => data.group === "mistake",
     flagged: (data) => "flagged" in data,
     wrong: (data) => "wrong" in data,
     disagree: (data) => "disagree" in data,
