@@ -30,9 +30,9 @@ LISTED_TWICE = "listed twice"
 HIDDEN, HIDDEN_FOLDER = "hidden", "hidden folder"
 # Other endings are not reported: what follows a dot may be part of a patient's name.
 _REPORTED_ENDINGS = frozenset(
-    {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".jxr", ".dcm", ".dng", ".cr2",
-     ".nef", ".arw", ".psd", ".svg", ".pdf", ".mp4", ".mov", ".csv", ".json", ".txt", ".xml",
-     ".md", ".html", ".xlsx", ".parquet", ".zip", ".db", ".ini"}
+    {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".jxr", ".dcm", ".dicom",
+     ".dng", ".cr2", ".nef", ".arw", ".psd", ".svg", ".pdf", ".mp4", ".mov", ".csv", ".json",
+     ".txt", ".xml", ".md", ".html", ".xlsx", ".parquet", ".zip", ".db", ".ini"}
 )  # fmt: skip
 MANIFEST_ROWS = 100_000  # rows a manifest file: some 10 MB
 _STAT_THREADS = 32
@@ -179,6 +179,8 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
         parts.append(f"{folders:,} hidden {'folder' if folders == 1 else 'folders'}")
     if ".heic" in files:
         parts.append("pip install 'lesioncam[heif]' reads .heic")
+    if ".dcm" in files:
+        parts.append("pip install 'lesioncam[dicom]' reads .dcm")
     return f"skipped {'; '.join(parts)}"
 
 

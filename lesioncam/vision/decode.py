@@ -32,7 +32,13 @@ MAX_PIXELS = 200_000_000  # width x height; a decoded image of this size takes 0
 
 _WHITE = 255
 _INT32_MAX = 2**31 - 1
-_EXTRA = {"HEIC": "heif", "HEIF": "heif"}  # of this package, that reads a format
+_PACKAGES = {  # that read a format
+    "HEIC": "'lesioncam[heif]'",
+    "HEIF": "'lesioncam[heif]'",
+    "DICOM": "'lesioncam[dicom]'",
+    "DICOM in JPEG-LS": "'lesioncam[dicom]'",
+    "DICOM in lossless JPEG": "pylibjpeg pylibjpeg-libjpeg",
+}
 _ALPHA_MODES = {"RGBA": "RGBA", "LA": "LA", "RGBa": "RGBA", "La": "LA"}  # not premultiplied
 _REDUCED_PAGE, _MASK_PAGE = 1, 4  # bits of a TIFF page's NewSubfileType
 _OLD_REDUCED_PAGE = 2  # its older SubfileType
@@ -191,6 +197,8 @@ def _open(data: bytes) -> Image.Image:
             _select_page(image)
     except DecodeError:
         raise
+    except MemoryError as error:
+        raise DecodeError(ErrorKind.TOO_LARGE, "not enough memory") from error
     except Exception as error:  # Pillow's parsers raise many types on damaged headers
         if isinstance(error, UnidentifiedImageError) or format_of(data) is None:
             raise _unrecognized(data) from None
@@ -230,7 +238,7 @@ def _unrecognized(data: bytes) -> DecodeError:
 
 
 def _unsupported(name: str, size: tuple[int, int] | None) -> DecodeError:
-    fix = f"pip install 'lesioncam[{_EXTRA[name]}]' reads it; " if name in _EXTRA else ""
+    fix = f"pip install {_PACKAGES[name]} reads it; " if name in _PACKAGES else ""
     message = f"{name} is not supported; {fix}{describe_readable()}"
     return DecodeError(ErrorKind.UNSUPPORTED, message, size)
 

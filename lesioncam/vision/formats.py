@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
-from typing import Literal, NamedTuple
+from importlib.util import find_spec
+from typing import IO, Literal, NamedTuple
 
-from PIL import Image, TiffImagePlugin, features
+from PIL import Image, ImageFile, TiffImagePlugin, features
 
 # Pillow's name of a format -> ours, and the endings of its files in lower case.
 _NAMES = {
@@ -23,6 +24,7 @@ _NAMES = {
     "JPEG2000": ("JPEG 2000", (".jp2", ".j2k", ".jpf", ".jpx")),
     "AVIF": ("AVIF", (".avif",)),
     "HEIF": ("HEIC", (".heic", ".heif", ".hif")),
+    "DICOM": ("DICOM photographs", (".dcm", ".dicom")),
 }
 _ALWAYS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
@@ -44,8 +46,15 @@ _SIGNATURES = (
     (0, b"II\xbc\x01", "JPEG XR", None),
     (0, b"8BPS", "Photoshop", None),
     (0, b"%PDF", "PDF", None),
-    (128, b"DICM", "DICOM", None),
+    (128, b"DICM", "DICOM", "DICOM"),
+    # Without the preamble: the file meta information, or the beginning of a data set.
+    (0, b"\x02\0\0\0UL\x04\0", "DICOM", "DICOM"),
+    (0, b"\x08\0\x05\0CS", "DICOM", "DICOM"),
+    (0, b"\x08\0\x05\0\x0a\0\0\0ISO_IR", "DICOM", "DICOM"),
+    (0, b"\x08\0\x08\0CS", "DICOM", "DICOM"),
+    (0, b"\x08\0\x16\0UI", "DICOM", "DICOM"),
 )
+_SIGNATURE_BYTES = 256  # of a file, where all of its signature is
 # Brands of ISO media files, as `ftyp` names them.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
@@ -107,7 +116,21 @@ def readable_formats() -> tuple[str, ...]:
 
         register_heif_opener()
         formats.append("HEIF")
+    if find_spec("pydicom") is not None:
+        Image.register_open("DICOM", _open_dicom)
+        formats.append("DICOM")
     return tuple(formats)
+
+
+def _open_dicom(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:
+    """As Pillow opens a file that is no other image's; pydicom is imported for DICOM only."""
+    found = format_of(file.read(_SIGNATURE_BYTES))
+    if found is None or found.pillow != "DICOM":
+        raise SyntaxError("not DICOM")
+    from lesioncam.vision.dicom import DicomImage  # noqa: PLC0415
+
+    file.seek(0)
+    return DicomImage(file, name)
 
 
 @cache
@@ -152,12 +175,16 @@ def _media_format(data: bytes) -> Format | None:
 
 
 def unreadable_variant(data: bytes) -> str | None:
-    """What kind of JPEG or TIFF this is, if it is one that cannot be read here; else None."""
+    """What kind of JPEG, TIFF or DICOM this is, if it is one that is not read here; else None."""
     match format_of(data):
         case Format(pillow="JPEG"):
             return _unreadable_jpeg(data)
         case Format(pillow="TIFF"):
             return _unreadable_tiff(data)
+        case Format(pillow="DICOM") if "DICOM" in readable_formats():
+            from lesioncam.vision.dicom import unreadable_dicom  # noqa: PLC0415
+
+            return unreadable_dicom(data)
     return None
 
 

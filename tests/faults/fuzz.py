@@ -65,6 +65,14 @@ FORMATS: list[tuple[str, str, dict[str, Any]]] = [
     ("AVIF", "RGBA", {}),
     ("HEIF", "RGB", {}),
     ("HEIF", "RGBA", {}),
+    ("DICOM", "RGB", {"syntax": "ExplicitVRLittleEndian"}),
+    ("DICOM", "L", {"syntax": "ImplicitVRLittleEndian"}),
+    ("DICOM", "RGB", {"syntax": "DeflatedExplicitVRLittleEndian"}),
+    ("DICOM", "RGB", {"syntax": "RLELossless"}),
+    ("DICOM", "RGB", {"syntax": "JPEGBaseline8Bit"}),
+    ("DICOM", "RGB", {"syntax": "JPEG2000"}),
+    ("DICOM", "RGB", {"syntax": "JPEGLSLossless"}),
+    ("DICOM", "RGB", {"syntax": "JPEGLosslessSV1"}),
 ]
 
 
@@ -106,10 +114,20 @@ def originals() -> dict[str, bytes]:
             arguments["append_images"] = [lesion(300, 200, 90 + k).convert(mode) for k in range(3)]
         if kind in ("JPEG", "PNG", "WEBP", "AVIF", "HEIF"):
             arguments["exif"] = exif.tobytes()
-        sink = io.BytesIO()
-        converted.save(sink, kind, **arguments)
-        files[_described(kind, mode, options)] = sink.getvalue()
+        files[_described(kind, mode, options)] = _encoded(converted, kind, arguments)
     return files
+
+
+def _encoded(image: Image.Image, kind: str, arguments: dict[str, Any]) -> bytes:
+    if kind == "DICOM":
+        from pydicom import uid
+
+        from tests.dicom import encoded
+
+        return encoded(image, getattr(uid, arguments["syntax"]))
+    sink = io.BytesIO()
+    image.save(sink, kind, **arguments)
+    return sink.getvalue()
 
 
 def _described(kind: str, mode: str, options: dict[str, Any]) -> str:

@@ -94,6 +94,9 @@ def test_describes_what_was_skipped() -> None:
     assert describe_skipped({".heic": 1}) == (
         "skipped 1 file: 1 .heic; pip install 'lesioncam[heif]' reads .heic"
     )
+    assert describe_skipped({".dcm": 2}) == (
+        "skipped 2 files: 2 .dcm; pip install 'lesioncam[dicom]' reads .dcm"
+    )
 
 
 def test_lists_what_the_store_knows(location: str) -> None:
@@ -124,7 +127,7 @@ def test_takes_nothing_else_for_an_image(name: str) -> None:
     assert reason_to_skip(name) in (".txt", "other")
 
 
-@pytest.mark.parametrize("ending", [".heic", ".avif", ".jp2"])
+@pytest.mark.parametrize("ending", [".heic", ".avif", ".jp2", ".dcm"])
 def test_endings_of_optional_formats_count_where_they_can_be_read(
     ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,8 @@ def ftyp(major: bytes, *compatible: bytes) -> bytes:
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + bytes(100), "PDF"),
         (b"8BPS\0\x01" + bytes(100), "Photoshop"),
         (bytes(128) + b"DICM" + bytes(100), "DICOM"),
+        (b"\x02\0\0\0UL\x04\0" + bytes(100), "DICOM"),
+        (b"\x08\0\x05\0CS\x0a\0ISO_IR 100", "DICOM"),
         (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), "JPEG 2000"),
         (b"\xff\x4f\xff\x51\0\x2f" + bytes(100), "JPEG 2000"),
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "JPEG XL"),
@@ -91,6 +93,7 @@ def test_a_format_that_is_not_read_is_named(data: bytes, name: str, without_opti
 
 def test_the_extra_that_reads_a_format_is_named(without_optional: None) -> None:
     assert "pip install 'lesioncam[heif]'" in failure(ftyp(b"heic", b"mif1")).message
+    assert "pip install 'lesioncam[dicom]'" in failure(bytes(128) + b"DICM").message
     assert "pip" not in failure(b"8BPS\0\x01").message
 
 
@@ -244,7 +247,7 @@ def test_endings_are_in_lower_case_with_their_dot() -> None:
 
 
 def test_endings_are_those_that_can_be_read(without_optional: None) -> None:
-    assert not {".heic", ".avif", ".jp2"} & image_endings()
+    assert not {".heic", ".avif", ".jp2", ".dcm"} & image_endings()
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"BM", b"II*", b"\0\0\0\x18ftyp"])
