@@ -38,6 +38,17 @@ class ErrorKind(StrEnum):
 
 TRANSIENT_KINDS = frozenset({ErrorKind.PERMISSION, ErrorKind.UNREACHABLE})  # the next run retries
 
+
+class Quality(StrEnum):
+    """What a reader should know of a picture."""
+
+    BLURRED = "blurred"
+    OVEREXPOSED = "overexposed"
+    UNDEREXPOSED = "underexposed"
+    LOW_RESOLUTION = "low_resolution"
+    LESION_AT_BORDER = "lesion_at_border"
+
+
 BOX_COLUMNS = ("box_x0", "box_y0", "box_x1", "box_y1")
 STAGES = ("stage1", "stage2", "final")
 STAGE_PREFIXES = {"stage1": "stage1_p_", "stage2": "stage2_p_", "final": "p_"}

@@ -8,6 +8,7 @@ import pyarrow as pa
 from lesioncam.columns import BOX_COLUMNS, STAGE_PREFIXES, probability_columns
 from lesioncam.errors import InputError
 
+STRINGS = pa.list_(pa.string())
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 _NAME_FIELDS = (pa.field("uri", pa.string()), pa.field("image_id", pa.string()))
 _OBJECT_FIELDS = (
@@ -32,6 +33,7 @@ MANIFEST_SCHEMA = pa.schema(
 _PANDAS_TYPES = {
     pa.string(): ("unicode", "object"),
     pa.binary(): ("bytes", "object"),
+    STRINGS: ("list[unicode]", "object"),
     pa.float32(): ("float32", "float32"),
     pa.int32(): ("int32", "Int32"),
     pa.int64(): ("int64", "Int64"),
@@ -67,6 +69,7 @@ def scores_schema(classes: Sequence[str], kept: Iterable[str] = ()) -> pa.Schema
         *(pa.field(column, pa.int32()) for column in BOX_COLUMNS),
         pa.field("cam_flat", pa.bool_()),
         pa.field("cam", pa.binary()),
+        pa.field("quality", STRINGS),
         *_OBJECT_FIELDS,
         pa.field("model", pa.string()),
         pa.field("run_id", pa.string()),

@@ -8,7 +8,7 @@ import pandas as pd
 from lesioncam.columns import BOX_COLUMNS, STAGE_PREFIXES
 
 _EXACT = ("status", "error_kind", "prediction", "width", "height", *BOX_COLUMNS, "model", "cam",
-          "cam_flat")  # fmt: skip
+          "cam_flat", "quality")  # fmt: skip
 
 
 def read_scores(output: Path | str) -> pd.DataFrame:

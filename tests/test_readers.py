@@ -27,6 +27,7 @@ def write_output(folder: Path, images: list[str], model: str) -> None:
         row: dict[str, Any] = {"uri": name, "image_id": name, "model": model, "status": "failed"}
         if number % 2:
             row |= {"status": "ok", "prediction": "nevus", "width": 640, "cam": b"\0\xff"}
+            row["quality"] = ["blurred", "low_resolution"] if number == 1 else []
         rows = pa.Table.from_pylist([row], schema=scores_schema(CLASSES))
         results.write_part(f"part-run-1-{number:09d}.parquet", rows)
     record = RunRecord(results.store, "run-1")
@@ -64,6 +65,11 @@ def available(
         pytest.skip("Spark needs Java")
 
 
+def quality_of(value: Any) -> tuple[str, ...] | None:
+    """A list of strings, as whichever type a reader gives."""
+    return None if value is None or value is pd.NA else tuple(value)
+
+
 def outcome(reader: Reader, path: Path) -> str:
     """As the table says it; the rows must be right unless there is an error."""
     layout = path.name
@@ -75,6 +81,10 @@ def outcome(reader: Reader, path: Path) -> str:
     expected = [f"/{layout}/{n}/{image}.jpg" for n in range(len(folders)) for image in range(3)]
     assert sorted(frame["uri"]) == expected
     assert {str(name) for name in scores_schema(CLASSES).names} <= set(frame.columns)
+    assert {quality_of(value) for value in frame["quality"]} == {
+        None,
+        ("blurred", "low_resolution"),
+    }
     models = set(frame["model"].astype(str))
     if models == {f"digest-{number}" for number in range(len(folders))}:
         return RIGHT

@@ -15,6 +15,7 @@ from lesioncam.columns import (
     BOX_COLUMNS,
     TRANSIENT_KINDS,
     ErrorKind,
+    Quality,
     Status,
     check_classes,
     classes_of,
@@ -47,6 +48,7 @@ CONTRACT = {
     "box_y1": "int32",
     "cam_flat": "bool",
     "cam": "binary",
+    "quality": "list",
     "size": "int64",
     "etag": "string",
     "last_modified": "timestamp[us, tz=UTC]",
@@ -57,9 +59,16 @@ CONTRACT = {
 }
 
 
+def types_of(schema: pa.Schema) -> dict[str, str]:
+    """Types by name; every list is one of strings."""
+    types = {field.name: field.type for field in schema}
+    assert all(kind.value_type == pa.string() for kind in types.values() if pa.types.is_list(kind))
+    return {name: "list" if pa.types.is_list(kind) else str(kind) for name, kind in types.items()}
+
+
 def ok_row(name: str) -> dict[str, Any]:
     values = {"string": name, "float": 0.25, "int32": 7, "int64": 2**40, "bool": True}
-    values |= {"binary": b"\x00\xff", "timestamp[us, tz=UTC]": TIME}
+    values |= {"binary": b"\x00\xff", "list": ["blurred", name], "timestamp[us, tz=UTC]": TIME}
     row = {column: values[kind] for column, kind in CONTRACT.items()}
     return row | {"status": str(Status.OK), "error_kind": None, "error": None}
 
@@ -77,7 +86,7 @@ def written(rows: list[dict[str, Any]], path: Path) -> Path:
 
 def test_columns_and_types_are_the_contracts() -> None:
     schema = scores_schema(CLASSES)
-    assert {field.name: str(field.type) for field in schema} == CONTRACT
+    assert types_of(schema) == CONTRACT
     assert schema.names == list(CONTRACT)
     assert all(field.nullable for field in schema)
 
@@ -95,9 +104,7 @@ def test_classes_change_only_their_own_columns() -> None:
 
 def test_kept_columns_come_last_by_name_as_strings() -> None:
     schema = scores_schema(CLASSES, ["site", "patient"])
-    assert {field.name: str(field.type) for field in schema} == CONTRACT | dict.fromkeys(
-        ("patient", "site"), "string"
-    )
+    assert types_of(schema) == CONTRACT | dict.fromkeys(("patient", "site"), "string")
     assert schema.names == [*CONTRACT, "patient", "site"]
     assert schema.field("site").nullable
     assert classes_of(schema.names) == CLASSES
@@ -191,11 +198,21 @@ def test_values_come_back_from_pandas(tmp_path: Path) -> None:
     assert good["width"] == 7
     assert bool(good["cam_flat"]) is True
     assert good["cam"] == b"\x00\xff"
+    assert list(good["quality"]) == ["blurred", "a"]
     assert good["p_nevus"] == np.float32(0.25)
     assert good["scored_at"] == failed["scored_at"] == TIME
     assert failed["status"] == "failed"
     assert failed["error_kind"] == "empty"
-    for column in ("width", "cam_flat", "cam", "p_nevus", "prediction", "etag", *BOX_COLUMNS):
+    for column in (
+        "width",
+        "cam_flat",
+        "cam",
+        "quality",
+        "p_nevus",
+        "prediction",
+        "etag",
+        *BOX_COLUMNS,
+    ):
         assert pd.isna(failed[column]), column
     for column in ("error_kind", "error"):
         assert pd.isna(good[column]), column
@@ -269,6 +286,9 @@ def test_statuses_and_kinds_are_the_contracts() -> None:
         *("not_found", "archived", "permission", "unreachable"),
     }
     assert {"permission", "unreachable"} == TRANSIENT_KINDS
+    assert [*Quality] == [
+        *("blurred", "overexposed", "underexposed", "low_resolution", "lesion_at_border")
+    ]
 
 
 def test_manifest_keeps_what_the_score_rows_say_of_the_source() -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lesioncam import __version__
 from lesioncam.columns import Status, probability_columns
-from lesioncam.schema import scores_schema
+from lesioncam.schema import STRINGS, scores_schema
 from lesioncam.storage.store import StoreError
 from lesioncam.vision.decode import Decoded, DecodeError
 
@@ -29,6 +29,7 @@ _OUTCOME_FIELDS = (
     pa.field("error", pa.string()),
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
+    pa.field("quality", STRINGS),
 )
 
 
@@ -41,8 +42,8 @@ def with_canvases(table: pa.Table, outcomes: Iterable[Outcome], canvas_size: int
         canvas_size: the side of a canvas, in pixels.
 
     Returns:
-        The same with `status`, `error_kind`, `error`, `width`, `height` and `canvas`, which is
-        black where the image failed.
+        The same with `status`, `error_kind`, `error`, `width`, `height`, `quality` and `canvas`,
+        which is black where the image failed.
     """
     canvases = np.zeros((table.num_rows, canvas_size, canvas_size, 3), np.uint8)
     columns = []
@@ -58,7 +59,12 @@ def with_canvases(table: pa.Table, outcomes: Iterable[Outcome], canvas_size: int
 
 def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Decoded):
-        return {"status": Status.OK, "width": outcome.width, "height": outcome.height}
+        return {
+            "status": Status.OK,
+            "width": outcome.width,
+            "height": outcome.height,
+            "quality": outcome.quality,
+        }
     size = outcome.size if isinstance(outcome, DecodeError) else None
     width, height = size or (None, None)
     return {

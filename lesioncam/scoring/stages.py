@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lesioncam.columns import BOX_COLUMNS, probability_columns
+from lesioncam.columns import BOX_COLUMNS, Quality, probability_columns
+from lesioncam.schema import STRINGS
 from lesioncam.scoring.rows import (
     append_scattered,
     good_rows,
@@ -21,7 +22,7 @@ from lesioncam.scoring.rows import (
 )
 from lesioncam.settings import ModelSettings
 from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
-from lesioncam.vision.crop import boxes_in_image
+from lesioncam.vision.crop import boxes_at_border, boxes_in_image
 from lesioncam.vision.engine import load_network
 from lesioncam.vision.hardware import BATCH_SIZES
 
@@ -38,15 +39,19 @@ class Localize:
         self._localizer, self._batch_size = localizer, batch_size
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Replace `canvas` by `crop` and what stage 1 found; null and black in failed rows."""
+        """Replace `canvas` by `crop` and what stage 1 found, and complete `quality`.
+
+        Null and black in failed rows.
+        """
         settings = self._localizer.settings
         rows = good_rows(table)
         good = table.take(rows)
         device = self._localizer.network.class_weights.device
         batch = _batch(good["canvas"], settings.canvas_size, self._batch_size, device)
         found = self._localizer(batch)
+        canvas_boxes, flat = found.boxes[: len(rows)].cpu(), found.flat[: len(rows)].cpu()
         boxes = boxes_in_image(
-            found.boxes[: len(rows)].cpu(),
+            canvas_boxes,
             settings.canvas_size,
             torch.from_numpy(good["width"].to_numpy().astype(np.int64)),
             torch.from_numpy(good["height"].to_numpy().astype(np.int64)),
@@ -56,13 +61,24 @@ class Localize:
         columns = {
             **probability_arrays(stage1, settings.classes, "stage1"),
             **{name: pa.array(boxes[:, i], pa.int32()) for i, name in enumerate(BOX_COLUMNS)},
-            "cam_flat": pa.array(found.flat[: len(rows)].cpu().numpy()),
+            "cam_flat": pa.array(flat.numpy()),
             "cam": pa.array([cam.tobytes() for cam in maps], pa.binary()),
+            "quality": pa.array(
+                [
+                    [*known, Quality.LESION_AT_BORDER] if at_border else known
+                    for known, at_border in zip(
+                        good["quality"].to_pylist(),
+                        (boxes_at_border(canvas_boxes, settings.canvas_size) & ~flat).tolist(),
+                        strict=True,
+                    )
+                ],
+                STRINGS,
+            ),
         }
         side = settings.input_size
         crops = np.zeros((table.num_rows, side, side, 3), np.uint8)
         crops[rows.to_numpy()] = found.crops[: len(rows)].permute(0, 2, 3, 1).cpu().numpy()
-        localized = append_scattered(table.drop_columns("canvas"), rows, columns)
+        localized = append_scattered(table.drop_columns(["canvas", "quality"]), rows, columns)
         return localized.append_column("crop", pixel_column(crops))
 
 

@@ -164,6 +164,11 @@ def sample_boxes(
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def boxes_at_border(boxes: Tensor, canvas_size: int) -> Tensor:
+    """Which of the boxes, (B, 4) on the canvas, reach the border of the image: (B,) bool."""
+    return ((boxes[:, :2] <= 0) | (boxes[:, 2:] >= canvas_size)).any(dim=1)
+
+
 def boxes_in_image(boxes: Tensor, canvas_size: int, widths: Tensor, heights: Tensor) -> Tensor:
     """Map canvas boxes to the images' own pixels, rounded outwards so that none is empty.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from lesioncam.columns import ErrorKind
+from lesioncam.columns import ErrorKind, Quality
 from lesioncam.vision.color import to_srgb
 from lesioncam.vision.formats import (
     describe_readable,
@@ -21,6 +21,7 @@ from lesioncam.vision.formats import (
     readable_formats,
     unreadable_variant,
 )
+from lesioncam.vision.quality import picture_quality
 from lesioncam.vision.repair import (
     MAX_PNG_PROFILE,
     with_end_marker,
@@ -71,11 +72,13 @@ class Decoded:
         canvas: (S, S, 3) uint8 RGB: the whole image, x and y scaled apart to fill a square.
         width: the image's width in pixels after EXIF orientation.
         height: the image's height in pixels after EXIF orientation.
+        quality: as `picture_quality` gives it.
     """
 
     canvas: np.ndarray
     width: int
     height: int
+    quality: tuple[Quality, ...]
 
 
 def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -184,7 +187,8 @@ def _to_canvas(image: Image.Image, declared: tuple[int, int], size: int) -> Deco
             ErrorKind.TRUNCATED, f"damaged or incomplete pixel data: {error}", declared
         ) from error
     width, height = declared[::-1] if orientation >= 5 else declared
-    return Decoded(_oriented(canvas, orientation), width, height)
+    pixels = _oriented(canvas, orientation)
+    return Decoded(pixels, width, height, picture_quality(pixels, width, height))
 
 
 def _open(data: bytes) -> Image.Image:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lesioncam.columns import ErrorKind
+from lesioncam.columns import ErrorKind, Quality
 from lesioncam.vision.decode import Decoded, DecodeError, decode
 
 SECONDS = 60.0  # limit for one image; the largest allowed take some five
@@ -116,7 +116,9 @@ class Decoder:
             declared = tuple(answer["size"]) if answer["size"] else None
             raise DecodeError(ErrorKind(answer["kind"]), answer["message"], declared)
         pixels = np.frombuffer(_read(process.stdout, size * size * 3), np.uint8)
-        return Decoded(pixels.reshape(size, size, 3), answer["width"], answer["height"])
+        quality = tuple(Quality(name) for name in answer["quality"])
+        canvas = pixels.reshape(size, size, 3)
+        return Decoded(canvas, answer["width"], answer["height"], quality)
 
 
 class Decoders:
@@ -159,7 +161,13 @@ def serve(requests: BinaryIO, answers: BinaryIO, seconds: float) -> None:
             _answer(answers, kind=error.kind, message=error.message, size=error.size)
         else:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _answer(answers, decoded.canvas, width=decoded.width, height=decoded.height)
+            _answer(
+                answers,
+                decoded.canvas,
+                width=decoded.width,
+                height=decoded.height,
+                quality=decoded.quality,
+            )
 
 
 def _answer(answers: BinaryIO, canvas: np.ndarray | None = None, **fields: Any) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from lesioncam.columns import ErrorKind, Status
+from lesioncam.columns import ErrorKind, Quality, Status
 from lesioncam.schema import MANIFEST_SCHEMA, scores_schema
 from lesioncam.scoring.rows import (
     append_scattered,
@@ -49,7 +49,7 @@ def test_outcomes_become_columns() -> None:
     white = np.full((4, 4, 3), 255, np.uint8)
     outcomes = (
         StoreError(ErrorKind.UNREACHABLE, "no answer"),
-        Decoded(white, 640, 480),
+        Decoded(white, 640, 480, (Quality.BLURRED, Quality.OVEREXPOSED)),
         DecodeError(ErrorKind.TRUNCATED, "cut off", (64, 48)),
     )
     table = with_canvases(manifest(3), outcomes, 4)
@@ -58,6 +58,7 @@ def test_outcomes_become_columns() -> None:
     assert table["error"].to_pylist() == ["no answer", None, "cut off"]
     assert table["width"].to_pylist() == [None, 640, 64]
     assert table["height"].to_pylist() == [None, 480, 48]
+    assert table["quality"].to_pylist() == [None, ["blurred", "overexposed"], None]
     assert good_rows(table).to_pylist() == [1]
     assert pixels_of(table["canvas"], 4).max(axis=(1, 2, 3)).tolist() == [0, 255, 0]
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from lesioncam.columns import ErrorKind, probability_columns
+from lesioncam.columns import ErrorKind, Quality, probability_columns
 from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.scoring.rows import Outcome, with_canvases
 from lesioncam.scoring.stages import Classify, Localize
@@ -16,6 +17,7 @@ from lesioncam.settings import ModelSettings
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.vision.classifier import (
     CropClassifier,
+    Localization,
     Localizer,
     TwoStageClassifier,
     to_channels_first,
@@ -79,11 +81,44 @@ def test_an_image_alone_gives_the_numbers_it_gives_in_a_batch(bundle_uri: str) -
             assert alone[name].to_pylist() == together[name].slice(row, 1).to_pylist(), name
 
 
+@pytest.mark.parametrize(
+    ("box", "flat", "at_border"),
+    [
+        ((8, 8, 40, 40), False, False),
+        ((0, 8, 40, 40), False, True),
+        ((8, 8, 40, 192), False, True),
+        ((0, 0, 192, 192), True, False),  # a flat map says nothing of where the lesion is
+    ],
+)
+def test_a_lesion_at_the_border_is_part_of_the_quality(
+    bundle_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    box: tuple[int, ...],
+    flat: bool,
+    at_border: bool,
+) -> None:
+    bundle = load_bundle(bundle_uri)
+    assert bundle.settings.canvas_size == 192
+    localize = Localizer.__call__
+
+    def found(*arguments: Any) -> Localization:
+        boxes = torch.tensor(box).expand(BATCH, 4)
+        flats = torch.full((BATCH,), flat)
+        return replace(localize(*arguments), boxes=boxes, flat=flats)
+
+    monkeypatch.setattr(Localizer, "__call__", found)
+    good = replace(images(bundle.settings, 1)[0], quality=(Quality.OVEREXPOSED,))
+    bad = DecodeError(ErrorKind.EMPTY, "no bytes")
+    table = classified(classifier(bundle, bundle.settings), [bad, good])
+    expected = ["overexposed", "lesion_at_border"] if at_border else ["overexposed"]
+    assert table["quality"].to_pylist() == [None, expected]
+
+
 def test_failed_rows_keep_their_error_and_have_no_results(bundle_uri: str) -> None:
     bundle = load_bundle(bundle_uri)
     good, bad = images(bundle.settings, 1)[0], DecodeError(ErrorKind.EMPTY, "no bytes")
     table = classified(classifier(bundle, bundle.settings), [bad, good, bad])
     assert table["error_kind"].to_pylist() == ["empty", None, "empty"]
     results = [name for name in table.column_names if "p_" in name or name.startswith("box_")]
-    for name in (*results, "cam", "cam_flat", "prediction"):
+    for name in (*results, "cam", "cam_flat", "prediction", "quality"):
         assert table[name].is_null().to_pylist() == [True, False, True], name

@@ -55,6 +55,7 @@ def test_decodes_as_in_process(decoder: Decoder) -> None:
         here, there = decode(data, size), decoder.decode(data, size)
         assert np.array_equal(here.canvas, there.canvas)
         assert (here.width, here.height) == (there.width, there.height)
+        assert here.quality == there.quality != ()
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", png()[:-40], png()[:20]])
