@@ -8,7 +8,7 @@ import pyarrow as pa
 from lesioncam.columns import BOX_COLUMNS, STAGE_PREFIXES, probability_columns
 from lesioncam.errors import InputError
 
-STRINGS = pa.list_(pa.string())
+STRINGS = pa.list_(pa.field("element", pa.string()))  # named as Parquet gives it back
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 _NAME_FIELDS = (pa.field("uri", pa.string()), pa.field("image_id", pa.string()))
 _OBJECT_FIELDS = (

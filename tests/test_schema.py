@@ -228,6 +228,11 @@ def test_directory_of_unlike_files_is_one_frame(tmp_path: Path) -> None:
     assert frame["width"].isna().sum() == (frame["status"] == "failed").sum() == 3
 
 
+def test_a_file_gives_back_the_schema(tmp_path: Path) -> None:
+    schema = pq.read_schema(written(ROWS["mixed"], tmp_path / "part.parquet"))
+    assert schema.equals(scores_schema(CLASSES), check_metadata=True)
+
+
 def test_sum_and_mean_skip_failed_rows(tmp_path: Path) -> None:
     frame = pd.read_parquet(written(ROWS["mixed"], tmp_path / "part.parquet"))
     assert frame["width"].sum() == 14
