@@ -128,7 +128,8 @@ def _checked_table(what: str, table: str) -> str:
         return table
     schema = scores_schema(("<class>",))
     _check(what, named, schema.names)
-    types = ["type", *(str(field.type).replace("float", "float32") for field in schema)]
+    names = {"float": "float32", "list<element: string>": "list of string"}
+    types = ["type", *(names.get(str(field.type), str(field.type)) for field in schema)]
     lines = [
         row.replace(" | ", f" | {kind} | ", 1)
         for row, kind in zip([header, *rows], types, strict=True)
