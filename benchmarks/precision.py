@@ -1,4 +1,4 @@
-r"""Precision: what bfloat16 changes in the scores of a trained model, against float32.
+r"""Precision: what bfloat16 or int8 changes in the scores of a trained model, against float32.
 
     python -m benchmarks.precision --bundle model --images isic/val --labels isic/val.csv
 
@@ -24,28 +24,34 @@ from lesioncam.storage.labels import Labels, read_labels
 from lesioncam.storage.results import Results
 from lesioncam.vision.metrics import auc, mean_auc
 
-PRECISIONS = ("float32", "bfloat16")
+REFERENCE = "float32"
 OVERLAP = 0.95  # two boxes count as the same from this IoU on
 _PERCENTILES = (0, 1, 5, 50)
 
 
-def score_both(images: str, bundle: str, work: Path) -> list[pd.DataFrame]:
-    """The `ok` rows of both precisions, in the same order."""
+def score_both(images: str, bundle: str, precision: str, work: Path) -> list[pd.DataFrame]:
+    """The `ok` rows of float32 and of another precision, in the same order."""
     rows = []
     with connected():
-        for precision in PRECISIONS:
-            output = work / precision
+        for name in (REFERENCE, precision):
+            output = work / name
             shutil.rmtree(output, ignore_errors=True)
-            score(ScoreRequest(images, bundle, str(output), precision=precision))
+            score(ScoreRequest(images, bundle, str(output), precision=name))
             scored = pd.read_parquet(output)
             rows.append(scored[scored["status"] == Status.OK].sort_values("uri", ignore_index=True))
     return rows
 
 
-def differences(rows: list[pd.DataFrame], classes: tuple[str, ...]) -> dict[str, Any]:
+def differences(
+    rows: list[pd.DataFrame], classes: tuple[str, ...], precision: str
+) -> dict[str, Any]:
     """How much the two differ, image by image."""
     reference, other = rows
-    content: dict[str, Any] = {"images": len(reference), "largest_difference": {}}
+    content: dict[str, Any] = {
+        "images": len(reference),
+        "precision": precision,
+        "largest_difference": {},
+    }
     for stage in STAGES:
         columns = probability_columns(classes, stage)
         difference = (reference[columns] - other[columns]).abs().to_numpy()
@@ -82,12 +88,13 @@ def text_of(content: dict[str, Any]) -> str:
         [f"boxes with IoU >= {OVERLAP}", f"{content['same_boxes']:.1%}"],
     ]
     rows += [[f"box IoU, percentile {p}", f"{iou:.3f}"] for p, iou in content["box_iou"].items()]
-    text = f"# Precision\n\nbfloat16 against float32, {content['images']:,} images.\n\n"
+    precisions = (REFERENCE, content["precision"])
+    text = f"# Precision\n\n{precisions[1]} against {REFERENCE}, {content['images']:,} images.\n\n"
     text += markdown(["figure", "value"], rows)
     if "auc" in content:
-        found = [content["auc"][precision] for precision in PRECISIONS]
+        found = [content["auc"][precision] for precision in precisions]
         text += "\n" + markdown(
-            ["AUC", *PRECISIONS, "difference"],
+            ["AUC", *precisions, "difference"],
             [
                 [name, f"{value:.4f}", f"{found[1][name]:.4f}", f"{found[1][name] - value:+.4f}"]
                 for name, value in found[0].items()
@@ -103,14 +110,18 @@ def main() -> None:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--images", required=True)
     parser.add_argument("--labels", help="the ground-truth CSV, for AUCs")
+    parser.add_argument("--precision", choices=("bfloat16", "int8"), default="bfloat16")
     parser.add_argument("--output", type=Path, default=Path("lesioncam-bench"))
     flags = parser.parse_args()
     classes = load_bundle(flags.bundle).settings.classes
     labels = read_labels(flags.labels, DEFAULT_REST_CLASS) if flags.labels else None
     work = flags.output / "work"
-    content = differences(score_both(flags.images, flags.bundle, work), classes)
+    rows = score_both(flags.images, flags.bundle, flags.precision, work)
+    content = differences(rows, classes, flags.precision)
     if labels is not None:
-        content["auc"] = {name: aucs(work / name, labels, classes) for name in PRECISIONS}
+        content["auc"] = {
+            name: aucs(work / name, labels, classes) for name in (REFERENCE, flags.precision)
+        }
     write(flags.output, "precision", content, text_of(content))
 
 

@@ -1,4 +1,4 @@
-"""The verbs as functions: `lesioncam.score`, `train`, `evaluate` and `report`.
+"""The verbs as functions: `lesioncam.score`, `train`, `evaluate`, `report` and `quantize`.
 
 The command line calls these, so both have the same defaults, errors and results. Ray runs at
 `RAY_ADDRESS` if that is set, else in this process's own local cluster.
@@ -79,8 +79,9 @@ def score(
         drop_unlisted: remove the rows of images that are not listed any more, also of those that
             were moved; not with `limit`.
         keep_columns: columns of the list in `images` to write into the scores, too, as text.
-        precision: number format of the convolutions: `float32`, `bfloat16`, or `auto` for bfloat16
-            where the hardware has it, else float32.
+        precision: number format of the convolutions: `float32`, `bfloat16`, `int8`, or `auto` for
+            that of the scores in `output`, and where there are none, for the fastest that the
+            bundle has and all hardware computes in.
         gpus: maximum GPUs to use, including ones an autoscaling cluster must start; 0 for none,
             None for those available.
 
@@ -92,8 +93,8 @@ def score(
         `scored_now`, `seconds`, `images_per_second`, and `output`, the scores' URI.
 
     Raises:
-        lesioncam.errors.InputError: no such images or bundle; the output holds another model's
-            scores; or another run is writing to it.
+        lesioncam.errors.InputError: no such images or bundle; the output holds scores of another
+            model or precision; the precision is not there; or another run is writing to it.
         lesioncam.errors.RunFailedError: the run failed; repeat the call to continue.
     """
     fraction = max_failed_fraction
@@ -299,6 +300,31 @@ def report(
         )
     )
     return {"report": content, "output": written}
+
+
+@_verb
+def quantize(bundle: Uri, images: Uri, output: Uri) -> dict[str, Any]:
+    """Add to a bundle what int8 needs, and write it as another bundle. Needs no Ray.
+
+    The weights stay as they are. `train` writes bundles that have it already.
+
+    Args:
+        bundle: a trained model.
+        images: as for `score`: images like those that will be scored, of which up to 300 are read.
+        output: where to write the bundle; must not hold one yet.
+
+    Returns:
+        `bundle`, the new bundle's URI; `model`, its digest; and `images`, on how many of them the
+        ranges of the activations were measured.
+
+    Raises:
+        lesioncam.errors.InputError: no such bundle or images; no image that can be decoded; or
+            there is a bundle in `output` already.
+        lesioncam.errors.RunFailedError: a store cannot be reached; repeat the call.
+    """
+    from lesioncam.quantize import quantize as run  # noqa: PLC0415
+
+    return run(os.fspath(bundle), os.fspath(images), os.fspath(output))
 
 
 def read_settings(path: Uri) -> "TrainSettings":

@@ -412,8 +412,8 @@ def _score_flags(parser: _Parser) -> None:
     compute.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="number format of the convolutions (default: auto: bfloat16 where the hardware has "
-        "it, else float32)",
+        help="number format of the convolutions (default: auto: that of the scores in --output; "
+        "if there are none, the fastest that the hardware and the bundle have)",
     )
 
 
@@ -442,6 +442,15 @@ def _evaluate_flags(parser: _Parser) -> None:
         "--output",
         metavar="URI",
         help="where to write evaluation.json and evaluation.md (default: <scores>/_evaluation)",
+    )
+
+
+def _quantize_flags(parser: _Parser) -> None:
+    required = parser.add_argument_group("required")
+    required.add_argument("--bundle", required=True, metavar="URI", help="a trained model")
+    _add_images(required)
+    required.add_argument(
+        "--output", required=True, metavar="URI", help="where to write the model with the ranges"
     )
 
 
@@ -595,6 +604,15 @@ def _report(flags: Flags) -> int:
     return 0
 
 
+def _quantize(flags: Flags) -> int:
+    from lesioncam.api import quantize  # noqa: PLC0415
+
+    done = quantize(**flags)
+    print_result(f"ranges measured on {done['images']:,} images")
+    print_result(f"bundle: {done['bundle']} (model {done['model'][:12]})")
+    return 0
+
+
 def _take_settings(flags: Flags) -> "TrainSettings":
     """Remove the flags that are training settings; returns `--config` with them over it."""
     from lesioncam.api import read_settings  # noqa: PLC0415
@@ -652,6 +670,15 @@ VERBS = {
         "lesioncam report --scores scores --labels labels.csv",
         _report_flags,
         _report,
+    ),
+    "quantize": _Verb(
+        "add to a model what int8 needs",
+        "Measure the ranges of a model's activations on up to 300 images like those that\n"
+        "will be scored, and write a model that has them, with the same weights. Scoring\n"
+        "in int8 needs them. Models that 'lesioncam train' writes have them already.",
+        "lesioncam quantize --bundle model --images images/ --output model-int8",
+        _quantize_flags,
+        _quantize,
     ),
 }
 

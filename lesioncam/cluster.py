@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lesioncam.address import check_ray, cluster_address
 from lesioncam.errors import InputError, RunFailedError, failed_by, first_line
 from lesioncam.interrupts import handle_signals, ignore_signals, interruptible
 from lesioncam.storage.store import StoreError
-from lesioncam.vision.hardware import native_precision
+from lesioncam.vision.hardware import Hardware, common_hardware, hardware_of
 
 if TYPE_CHECKING:
     import torch
@@ -92,18 +93,6 @@ class Capacity:
         return max((cpus for cpus in sizes if cpus and fit(cpus) >= workers), default=0.0)
 
 
-class Hardware(NamedTuple):
-    """What tasks and actors compute on.
-
-    Attributes:
-        device: `cuda` or `cpu`.
-        precision: the fastest native one, `float32` or `bfloat16`.
-    """
-
-    device: str
-    precision: str
-
-
 def capacity() -> Capacity:
     """The nodes that are alive in the cluster this process is connected to."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -141,25 +130,32 @@ def device_here() -> "torch.device":
 
 
 def probe_hardware(*, gpu: bool) -> Hardware:
-    """Ask a node of the cluster what it computes on.
+    """Ask the cluster what it computes on.
 
     Args:
-        gpu: ask on a node with a GPU. `device` is `cpu` then where torch cannot use that GPU.
+        gpu: ask a node with a GPU. `device` is `cpu` then where torch cannot use that GPU.
+            Otherwise every node with CPUs is asked, for what they have in common.
 
     Raises:
         ray.exceptions.GetTimeoutError: no answer within five minutes.
     """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["NodeID"] for node in alive if node["Resources"].get("CPU")]
     # On a one-node cluster, the answer is the same here, without a process that first loads torch.
-    if not gpu and sum(node["Alive"] for node in ray.nodes()) == 1:
+    # A cluster without CPUs is refused by what asks.
+    if not gpu and (len(alive) == 1 or not nodes):
         return _hardware_here()
-    probe = ray.remote(num_cpus=0 if gpu else 0.1, num_gpus=0.01 * gpu)(_hardware_here)
-    found: Hardware = ray.get(probe.remote(), timeout=_PROBE_TIMEOUT_S)
-    return found
+    probe = ray.remote(num_cpus=0, num_gpus=0.01 * gpu)(_hardware_here)
+    if gpu:
+        asked = [probe.remote()]
+    else:  # soft: where a node is lost meanwhile, another one answers for it
+        places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+        asked = [probe.options(scheduling_strategy=place).remote() for place in places]
+    return common_hardware(ray.get(asked, timeout=_PROBE_TIMEOUT_S))
 
 
 def _hardware_here() -> Hardware:
-    device = device_here() if ray.get_gpu_ids() else None
-    return Hardware(device.type if device else "cpu", native_precision(device))
+    return hardware_of(device_here() if ray.get_gpu_ids() else None)
 
 
 def as_run_error(error: BaseException) -> RunFailedError | None:

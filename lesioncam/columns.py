@@ -11,7 +11,7 @@ from enum import StrEnum
 from lesioncam.errors import InputError
 
 DEFAULT_REST_CLASS = "nevus"
-PRECISIONS = ("auto", "float32", "bfloat16")  # of the convolutions
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")  # of the convolutions
 
 
 class Status(StrEnum):

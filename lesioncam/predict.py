@@ -31,7 +31,7 @@ from lesioncam.storage.listing import image_id, stat_listed
 from lesioncam.storage.local import local_path
 from lesioncam.storage.uri_list import is_supported
 from lesioncam.vision.decode import DecodeError, decode_image
-from lesioncam.vision.hardware import BATCH_SIZES, native_precision
+from lesioncam.vision.hardware import BATCH_SIZES, choose_precision, hardware_of
 
 ImageInput = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -49,12 +49,13 @@ def load(
 
     Args:
         bundle: a directory or s3:// prefix that `lesioncam train` wrote.
-        precision: of the convolutions: `float32`, `bfloat16`, or `auto` for what the device
-            computes in natively.
+        precision: of the convolutions: `float32`, `bfloat16`, `int8`, or `auto` for the fastest
+            that the device computes in natively and the bundle has.
         device: `cpu`, `cuda` or `cuda:1`; None for a GPU if torch can use one.
 
     Raises:
-        InputError: the bundle is missing or damaged, or there is no such precision or device.
+        InputError: the bundle is missing or damaged, there is no such precision or device, or the
+            device or the bundle does not have this precision.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -62,13 +63,13 @@ def load(
     target = _device(device)
     loaded = load_bundle(os.fspath(bundle), "bundle")
     settings = loaded.settings
-    if precision == "auto":
-        precision = native_precision(target)
-    weights = (loaded.stage1, loaded.stage2)
-    localize, classify = load_stages(settings, weights, target, precision)
+    weights, quantization = (loaded.stage1, loaded.stage2), loaded.quantization
+    precision = choose_precision(precision, hardware_of(target), quantized=quantization is not None)
+    localize, classify = load_stages(settings, weights, target, precision, quantization)
     return Classifier(
         classes=settings.classes,
         model=loaded.digest,
+        precision=precision,
         canvas_size=settings.canvas_size,
         batch_size=BATCH_SIZES[target.type],
         localize=localize,
@@ -83,6 +84,7 @@ class Classifier:
     Attributes:
         classes: the model's, in the order of its columns.
         model: the bundle's digest.
+        precision: of the convolutions.
         canvas_size: the side of the square that images are decoded to, in pixels.
         batch_size: images of a forward pass.
         localize: stage 1.
@@ -91,6 +93,7 @@ class Classifier:
 
     classes: tuple[str, ...]
     model: str
+    precision: str
     canvas_size: int
     batch_size: int
     localize: Localize

@@ -29,6 +29,8 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
+_PRECISION = b"lesioncam.precision"
+
 # Arrow's type -> `pandas_type` and `numpy_type` in pandas metadata.
 _PANDAS_TYPES = {
     pa.string(): ("unicode", "object"),
@@ -42,7 +44,9 @@ _PANDAS_TYPES = {
 }
 
 
-def scores_schema(classes: Sequence[str], kept: Iterable[str] = ()) -> pa.Schema:
+def scores_schema(
+    classes: Sequence[str], kept: Iterable[str] = (), precision: str | None = None
+) -> pa.Schema:
     """The schema of every score file: the same for any run and any block of it.
 
     Carries pandas metadata, so that `pandas.read_parquet` gives nullable `Int32`, `Int64` and
@@ -51,6 +55,7 @@ def scores_schema(classes: Sequence[str], kept: Iterable[str] = ()) -> pa.Schema
     Args:
         classes: the bundle's.
         kept: the columns of a list that are kept; in the order of their names they come last.
+        precision: that the rows were computed in, for files: the schema's metadata says it.
     """
     probabilities = [
         pa.field(column, pa.float32())
@@ -77,7 +82,16 @@ def scores_schema(classes: Sequence[str], kept: Iterable[str] = ()) -> pa.Schema
         pa.field("scored_at", TIMESTAMP),
         *(pa.field(name, pa.string()) for name in sorted(kept)),
     ]
-    return pa.schema(fields, metadata={b"pandas": _pandas_metadata(fields)})
+    metadata = {b"pandas": _pandas_metadata(fields)}
+    if precision is not None:
+        metadata[_PRECISION] = precision.encode()
+    return pa.schema(fields, metadata=metadata)
+
+
+def precision_of(schema: pa.Schema) -> str | None:
+    """The precision that a score file's rows were computed in; None where it does not say."""
+    value: bytes | None = (schema.metadata or {}).get(_PRECISION)
+    return None if value is None else value.decode(errors="replace")
 
 
 def check_kept_columns(names: Sequence[str], classes: Sequence[str]) -> None:

@@ -46,6 +46,11 @@ class Backbone:
     layers: tuple[int | str, ...]
     input_size: int
 
+    @property
+    def convolutions(self) -> int:
+        """How many convolutions there are."""
+        return len(self.layers) - self.layers.count("M")
+
     def cells(self, size: int) -> int:
         """The rows h of the features, and of the maps, for images of `size` pixels."""
         return size >> self.layers.count("M")
@@ -170,6 +175,23 @@ class ModelSettings:
                 f"canvas of {self.canvas_size}"
             )
         return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Quantization:
+    """What int8 needs beside the weights: the ranges of the activations.
+
+    A range begins at 0, as a ReLU comes before, so that only its end is stored. The first
+    convolution has none: it is not quantized, as it costs little.
+
+    Attributes:
+        stage1: for each of stage 1's convolutions after the first, in their order, the largest
+            value that it takes; larger ones are clipped to it.
+        stage2: likewise for stage 2.
+    """
+
+    stage1: tuple[PositiveFloat, ...]
+    stage2: tuple[PositiveFloat, ...]
 
 
 @dataclass(frozen=True, config=STRICT)

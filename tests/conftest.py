@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from moto.server import ThreadedMotoServer
 from xdist.scheduler import LoadFileScheduling
 
 from lesioncam.cluster import connected
-from lesioncam.settings import BACKBONES, CropRule, ModelSettings
-from lesioncam.storage.bundle import Bundle, save_bundle
+from lesioncam.settings import BACKBONES, CropRule, ModelSettings, Quantization
+from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
 from lesioncam.storage.s3_client import s3_client
 from lesioncam.vision.network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.faults.proxy import Proxy
@@ -75,6 +76,15 @@ def bundle_uri(model_settings: ModelSettings, tmp_path_factory: pytest.TempPathF
     torch.manual_seed(0)
     stage1, stage2 = (build_network(model_settings).state_dict() for _ in range(2))
     save_bundle(Bundle(model_settings, stage1, stage2), uri, "# A tiny bundle for tests\n")
+    return uri
+
+
+@pytest.fixture(scope="session")
+def quantized_uri(bundle_uri: str) -> str:
+    """The tiny bundle with what int8 needs."""
+    uri = f"{bundle_uri}-int8"
+    ranges = Quantization((4.0, 4.0, 4.0), (4.0, 4.0, 4.0))
+    save_bundle(replace(load_bundle(bundle_uri), quantization=ranges), uri, "# Likewise\n")
     return uri
 
 

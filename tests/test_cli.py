@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("train", "--backbone", "resnet"), "--backbone: invalid choice: 'resnet' (choose from"),
         (("train", "--val-fraction", "1"), "--val-fraction: expected a number above 0 and below 1"),
         (("score", "--max-failed-fraction", "2"), "--max-failed-fraction: expected a number"),
-        (("score", "--precision", "int8"), "--precision: invalid choice"),
+        (("score", "--precision", "int4"), "--precision: invalid choice"),
     ],
 )
 def test_bad_flags_are_one_line(

@@ -60,7 +60,7 @@ def test_a_node_answers_what_it_computes_on(
 ) -> None:
     here = probe_hardware(gpu=False)
     assert here.device == "cpu"
-    two = [{"Alive": True}, {"Alive": True}]
+    two = 2 * ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: two)  # so that another process is asked
     assert probe_hardware(gpu=False) == here
 

@@ -20,7 +20,7 @@ LAYERS = (
     {"storage"},
     {"address", "cluster", "interrupts", "logs", "telemetry"},
     {"scoring", "training", "evaluation"},
-    {"predict"},
+    {"predict", "quantize"},
     {"api"},
     {"demo"},
     {"cli", "__main__"},

@@ -148,7 +148,7 @@ def test_a_directory_is_refused_with_the_way_to_list_it(
     ("arguments", "message"),
     [
         (("gone",), r"bundle: \S+/gone/bundle.json"),
-        (("gone", "float16"), "precision: expected one of auto, float32, bfloat16, got 'float16'"),
+        (("gone", "float16"), "precision: expected one of auto, float32, bfloat16, int8, got"),
         (("gone", "auto", "tpu"), "device: expected one of cpu, cuda, or cuda:N, got 'tpu'"),
         (("gone", "auto", "cpu:x"), "device: expected one of cpu, cuda, or cuda:N, got 'cpu:x'"),
         (("gone", "auto", 7.5), "device: expected one of cpu, cuda, or cuda:N, got '7.5'"),

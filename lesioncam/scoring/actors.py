@@ -5,6 +5,7 @@ Only they load torch, which takes seconds; the driver, which imports this module
 # ruff: noqa: PLC0415
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ class Compute:
 
     Attributes:
         settings: the bundle's.
-        precision: of the convolutions, `float32` or `bfloat16`.
+        precision: of the convolutions, `float32`, `bfloat16` or `int8`.
         batch_size: images a forward pass takes.
     """
 
@@ -36,8 +37,8 @@ class Compute:
     precision: str
     batch_size: int
 
-    def load(self, weights: ray.ObjectRef) -> "Network":
-        """A stage's network with these weights, ready for inference in this process."""
+    def load(self, weights: ray.ObjectRef, ranges: Sequence[float]) -> "Network":
+        """A stage's network, ready for inference in this process; only int8 needs ranges."""
         import torch
 
         from lesioncam.vision.engine import load_network
@@ -46,17 +47,17 @@ class Compute:
         if device.type == "cpu":
             torch.set_num_threads(1)  # there is an actor for each core
         state = load_weights(ray.get(weights))
-        return load_network(self.settings, state, device, self.precision)
+        return load_network(self.settings, state, device, self.precision, ranges)
 
 
 class LocalizeActor:
     """Stage 1 in a process of its own."""
 
-    def __init__(self, compute: Compute, weights: ray.ObjectRef):
+    def __init__(self, compute: Compute, weights: ray.ObjectRef, ranges: Sequence[float]):
         from lesioncam.scoring.stages import Localize
         from lesioncam.vision.classifier import Localizer
 
-        localizer = Localizer(compute.settings, compute.load(weights))
+        localizer = Localizer(compute.settings, compute.load(weights, ranges))
         self._localize = Localize(localizer, compute.batch_size)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -68,11 +69,13 @@ class LocalizeActor:
 class ClassifyActor:
     """Stage 2 in a process of its own."""
 
-    def __init__(self, compute: Compute, weights: ray.ObjectRef, window: Any):
+    def __init__(
+        self, compute: Compute, weights: ray.ObjectRef, ranges: Sequence[float], window: Any
+    ):
         from lesioncam.scoring.stages import Classify
         from lesioncam.vision.classifier import CropClassifier
 
-        classifier = CropClassifier(compute.settings, compute.load(weights))
+        classifier = CropClassifier(compute.settings, compute.load(weights, ranges))
         self._classify = Classify(classifier, compute.batch_size)
         self._window = window
         self._uncounted, self._counted_at = 0, 0.0

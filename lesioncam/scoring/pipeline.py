@@ -30,6 +30,7 @@ from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord, new_run_id
 from lesioncam.storage.store import Entry, StoreError
 from lesioncam.storage.uris import open_store
+from lesioncam.vision.hardware import Hardware, choose_precision, hardware_of
 
 if TYPE_CHECKING:
     from lesioncam.scoring.plan import Plan
@@ -54,7 +55,7 @@ class ScoreRequest:
         all_files: also the files that a listing skips.
         drop_unlisted: remove the rows of images that are not in the listing; not with `limit`.
         keep_columns: columns of the list in `images` that the scores get, too, in any order.
-        precision: `auto`, `float32` or `bfloat16`.
+        precision: one of `lesioncam.columns.PRECISIONS`.
         gpus: the maximum to use, including ones an autoscaling cluster must start; None for those
             available.
     """
@@ -82,6 +83,7 @@ class Run:
         results: the output's rows.
         record: the output's files about this run.
         lease: on the output.
+        precision: `auto` for an output without rows, unless one was asked for.
         progress: None until images are scored.
         started_at: the run's start.
     """
@@ -91,8 +93,14 @@ class Run:
     results: Results
     record: RunRecord
     lease: Lease
+    precision: str
     progress: "Progress | None" = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the bundle has what int8 needs."""
+        return self.bundle.quantization is not None
 
     def record_plan(self, plan: "Plan | None" = None) -> None:
         """Write `run.json`: the request, and the plan once there is one."""
@@ -134,6 +142,8 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it is inside --images; choose a directory outside of them")
     check_ray()
+    if request.precision == "int8":
+        _refuse_int8(bundle)
     if request.gpus:
         from lesioncam.scoring.stream import refuse_without_gpus  # noqa: PLC0415
 
@@ -146,8 +156,9 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
     )
     record = RunRecord(results.store, new_run_id())
     with Lease(results.store, record.run_id) as lease:
-        results.check(bundle.settings.classes, bundle.digest, request.keep_columns)
-        run = Run(request, bundle, results, record, lease)
+        written = results.check(bundle.settings.classes, bundle.digest, request.keep_columns)
+        precision = _continued_precision(request.precision, written, results.store.uri)
+        run = Run(request, bundle, results, record, lease, precision)
         try:
             return _score(run, listing, entries)
         except BaseException as error:
@@ -157,6 +168,34 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
             if isinstance(error, InputError | StoreError | OSError):
                 raise failed_by(error) from error
             raise
+
+
+def _refuse_int8(bundle: BundleFiles) -> None:
+    """Refuse int8 where it is known already that there is none. A cluster is asked by the plan."""
+    here = Hardware("cpu", ("int8",)) if has_ray() else hardware_of()
+    choose_precision("int8", here, quantized=bundle.quantization is not None)
+
+
+def _continued_precision(asked: str, written: str | None, output: str) -> str:
+    """The precision of the rows that an output has, so that it never has several; else `asked`.
+
+    Args:
+        asked: one of `PRECISIONS`.
+        written: that of the output's rows, or None.
+        output: for messages.
+
+    Raises:
+        InputError: it has rows of another precision than was asked for.
+    """
+    if written is None or written == asked:
+        return asked
+    if asked != "auto":
+        raise InputError(
+            f"--precision: the scores in {output} were computed in {written}, not in {asked}; "
+            f"leave it out, or name another output"
+        )
+    log.info("continuing in %s, as the scores that are there", written)
+    return written
 
 
 def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lesioncam.address import can_grow
 from lesioncam.cluster import Capacity, await_resources, capacity, probe_hardware
 from lesioncam.errors import InputError
-from lesioncam.vision.hardware import BATCH_SIZES
+from lesioncam.vision.hardware import BATCH_SIZES, choose_precision
 
 # Ray places stage 1's actors first. No two of them fill a GPU, so that stage 2 finds room even
 # where fewer GPUs come than were asked for.
@@ -33,7 +33,7 @@ class Plan:
         block_rows: images that travel together.
         part_rows: images that become durable together, as one part file.
         window: images that may be fetched and not yet durable: the most that a killed run repeats.
-        precision: of the convolutions, `float32` or `bfloat16`.
+        precision: of the convolutions, `float32`, `bfloat16` or `int8`: the same on every node.
     """
 
     actors: int
@@ -68,17 +68,19 @@ def _check_cpus(cluster: Capacity) -> None:
         raise InputError(f"scoring needs at least 2 CPUs; the Ray cluster has {cluster.cpus:g}")
 
 
-def make_plan(gpus: int | None, precision: str, pending: int) -> Plan:
+def make_plan(gpus: int | None, precision: str, pending: int, *, quantized: bool) -> Plan:
     """Plan for the Ray this process is connected to; waits for its first node if it has none.
 
     Args:
         gpus: the maximum to use, including ones the cluster must start first, one for every 50,000
             images; None for those available.
-        precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
+        precision: as for `choose_precision`.
         pending: images to score.
+        quantized: whether the bundle has what int8 needs.
 
     Raises:
-        InputError: the cluster has a single CPU.
+        InputError: the cluster has a single CPU, or the bundle or a node does not have this
+            precision.
         RunFailedError: it started no node in time.
     """
     available = capacity().gpus
@@ -93,11 +95,11 @@ def make_plan(gpus: int | None, precision: str, pending: int) -> Plan:
         await_resources([{kind: 0.01}], f"a {kind}")
     cluster = capacity()
     _check_cpus(cluster)
-    device, native = probe_hardware(gpu=gpus > 0)
-    if gpus and device == "cpu":
+    hardware = probe_hardware(gpu=gpus > 0)
+    if gpus and hardware.device == "cpu":
         log.warning("torch cannot use the GPUs of this cluster; the networks run on its CPUs")
-        gpus = 0
-    return plan_for(cluster, gpus, native if precision == "auto" else precision)
+        gpus, hardware = 0, probe_hardware(gpu=False)
+    return plan_for(cluster, gpus, choose_precision(precision, hardware, quantized=quantized))
 
 
 def plan_for(cluster: Capacity, gpus: int, precision: str) -> Plan:
@@ -112,7 +114,7 @@ def plan_for(cluster: Capacity, gpus: int, precision: str) -> Plan:
     Args:
         cluster: its hardware.
         gpus: to use; 0 to run the networks on CPUs.
-        precision: `float32` or `bfloat16`.
+        precision: of the convolutions.
     """
     cpus_per_gpu = cluster.cpus_per_gpu or 0.0
     cpus = int(cluster.cpus + max(0, gpus - cluster.gpus) * cpus_per_gpu)

@@ -106,6 +106,7 @@ def finish(
     model: str,
     run_id: str | None,
     not_before: datetime,
+    precision: str | None = None,
 ) -> pa.Table:
     """Add the provenance and the kept columns; the result has the scores' schema.
 
@@ -116,6 +117,7 @@ def finish(
         run_id: of the run; None outside of one.
         not_before: the earliest `scored_at`, whatever this machine's clock says, so that a row is
             newer than all that were there before its run.
+        precision: that the rows were computed in, for files.
     """
     schema = scores_schema(classes)
     provenance = {
@@ -132,7 +134,7 @@ def finish(
     table = table.select(schema.names)
     for name in names:
         table = table.append_column(name, pa.array([row[name] for row in kept], pa.string()))
-    return table.cast(scores_schema(classes, names))
+    return table.cast(scores_schema(classes, names, precision))
 
 
 def block_range(table: pa.Table) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from lesioncam.scoring.write import write_rows
 from lesioncam.storage.bundle import STAGES, load_weights
 from lesioncam.storage.listing import read_tables
 from lesioncam.storage.runs import Pending
-from lesioncam.vision.hardware import BATCH_SIZES, native_precision
+from lesioncam.vision.hardware import BATCH_SIZES, choose_precision, hardware_of
 
 if TYPE_CHECKING:
     from lesioncam.scoring.pipeline import Run
@@ -37,17 +37,21 @@ def score_pending(run: "Run", pending: Pending) -> None:
     """
     with closing(Progress(run.record)) as run.progress:
         run.progress.begin(pending.pending)
-        plan = make_plan(run.request.precision, on_gpu=run.request.gpus != 0)
+        plan = make_plan(run.precision, quantized=run.quantized, on_gpu=run.request.gpus != 0)
         run.record_plan(plan)
         count_parts(run, run_pipeline(run, pending, plan, run.progress), run.progress)
 
 
-def make_plan(precision: str, *, on_gpu: bool) -> Plan:
+def make_plan(precision: str, *, quantized: bool, on_gpu: bool) -> Plan:
     """The plan for this process.
 
     Args:
-        precision: `float32`, `bfloat16`, or `auto` for what the hardware computes in natively.
+        precision: as for `choose_precision`.
+        quantized: whether the bundle has what int8 needs.
         on_gpu: use a GPU if torch can.
+
+    Raises:
+        InputError: the bundle or the hardware does not have this precision.
     """
     device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     gpus = 1 if device.type == "cuda" else 0
@@ -60,7 +64,7 @@ def make_plan(precision: str, *, on_gpu: bool) -> Plan:
         block_rows=_PART_ROWS,
         part_rows=_PART_ROWS,
         window=_PART_ROWS,
-        precision=native_precision(device) if precision == "auto" else precision,
+        precision=choose_precision(precision, hardware_of(device), quantized=quantized),
     )
 
 
@@ -71,7 +75,7 @@ def run_pipeline(
     settings, bundle = run.bundle.settings, run.bundle
     device = torch.device("cuda" if any(plan.actor_gpus) else "cpu")
     weights = [load_weights(bundle.weights[stage]) for stage in STAGES]
-    localize, classify = load_stages(settings, weights, device, plan.precision)
+    localize, classify = load_stages(settings, weights, device, plan.precision, bundle.quantization)
     classified = 0
     progress.follow(lambda: classified, plan.window)
     images = pa.concat_tables(read_tables(run.record.pending))
@@ -87,6 +91,7 @@ def run_pipeline(
             model=bundle.digest,
             run_id=run.record.run_id,
             not_before=max(pending.after, datetime.now(UTC)),
+            precision=plan.precision,
         )
         yield from receipt.to_pylist()
 

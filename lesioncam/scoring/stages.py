@@ -20,7 +20,7 @@ from lesioncam.scoring.rows import (
     pixels_of,
     probability_arrays,
 )
-from lesioncam.settings import ModelSettings
+from lesioncam.settings import ModelSettings, Quantization
 from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
 from lesioncam.vision.crop import boxes_at_border, boxes_in_image
 from lesioncam.vision.engine import load_network
@@ -118,6 +118,7 @@ def load_stages(
     weights: Sequence[Mapping[str, Tensor]],
     device: torch.device,
     precision: str,
+    quantization: Quantization | None,
 ) -> tuple[Localize, Classify]:
     """Both stages in this process.
 
@@ -126,8 +127,13 @@ def load_stages(
         weights: of stage 1 and of stage 2.
         device: `cpu` or `cuda`.
         precision: of the convolutions.
+        quantization: the bundle's; only int8 needs it.
     """
-    stage1, stage2 = (load_network(settings, state, device, precision) for state in weights)
+    ranges = ((), ()) if quantization is None else (quantization.stage1, quantization.stage2)
+    stage1, stage2 = (
+        load_network(settings, state, device, precision, ends)
+        for state, ends in zip(weights, ranges, strict=True)
+    )
     batch_size = BATCH_SIZES[device.type]
     return (
         Localize(Localizer(settings, stage1), batch_size),

@@ -55,7 +55,7 @@ def score_pending(run: "Run", pending: Pending) -> None:
 def _score_pending(run: "Run", pending: Pending, progress: Progress) -> None:
     progress.begin(pending.pending)
     check_cluster(run.request.gpus)
-    plan = make_plan(run.request.gpus, run.request.precision, pending.pending)
+    plan = make_plan(run.request.gpus, run.precision, pending.pending, quantized=run.quantized)
     run.record_plan(plan)
     window = open_window(plan.window)
     progress.follow(lambda: count_classified(window), plan.window)
@@ -75,6 +75,8 @@ def build_pipeline(
     settings = bundle.settings
     compute = Compute(settings, plan.precision, plan.batch_size)
     stage1, stage2 = (ray.put(bundle.weights[stage]) for stage in STAGES)
+    quantization = bundle.quantization
+    ranges = ((), ()) if quantization is None else (quantization.stage1, quantization.stage2)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.raise_original_map_exception = True  # a worker's message reaches the user
@@ -103,13 +105,13 @@ def build_pipeline(
         )
         .map_batches(
             LocalizeActor,
-            fn_constructor_args=(compute, stage1),
+            fn_constructor_args=(compute, stage1, ranges[0]),
             num_gpus=plan.actor_gpus[0],
             **actors,
         )
         .map_batches(
             ClassifyActor,
-            fn_constructor_args=(compute, stage2, window),
+            fn_constructor_args=(compute, stage2, ranges[1], window),
             num_gpus=plan.actor_gpus[1],
             **actors,
         )
@@ -121,6 +123,7 @@ def build_pipeline(
                 "model": bundle.digest,
                 "run_id": record.run_id,
                 "not_before": max(pending.after, datetime.now(UTC)),
+                "precision": plan.precision,
                 "window": window,
             },
             num_cpus=_WAITING_CPUS,

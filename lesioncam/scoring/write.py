@@ -29,6 +29,7 @@ def write_rows(
     model: str,
     run_id: str,
     not_before: datetime,
+    precision: str,
 ) -> pa.Table:
     """Finish a block of rows and write it as one part file.
 
@@ -40,7 +41,9 @@ def write_rows(
         `counts`.
     """
     first, _ = block_range(table)
-    rows = finish(table, classes, model=model, run_id=run_id, not_before=not_before)
+    rows = finish(
+        table, classes, model=model, run_id=run_id, not_before=not_before, precision=precision
+    )
     results = Results(output)
     results.write_part(
         f"part-{run_id}-{first:09d}.parquet",

@@ -13,7 +13,7 @@ import pydantic.dataclasses
 from safetensors import SafetensorError, deserialize
 
 from lesioncam.errors import InputError
-from lesioncam.settings import BACKBONES, STRICT, ModelSettings, parse
+from lesioncam.settings import BACKBONES, STRICT, ModelSettings, Quantization, parse
 from lesioncam.storage.store import Store, StoreError, refusal
 from lesioncam.storage.uris import open_store
 
@@ -37,6 +37,7 @@ class Bundle:
         digest: of the whole bundle, `model` in the scores. Empty until it is saved.
         training: facts of the training run, for people.
         metrics: its results, for people.
+        quantization: what int8 needs beside the weights, or None.
     """
 
     settings: ModelSettings
@@ -45,6 +46,7 @@ class Bundle:
     digest: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,32 @@ class BundleFiles:
         settings: what inference needs beside the weights.
         digest: of the whole bundle, `model` in the scores.
         weights: each stage's tensors, as a safetensors file holds them.
+        card: the model card, Markdown.
     """
 
     settings: ModelSettings
     digest: str
     weights: Mapping[str, bytes]
+    card: str
     _parsed: "_BundleFile"
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """What int8 needs beside the weights, or None."""
+        return self._parsed.quantization
 
     def load(self) -> Bundle:
         """The bundle with its networks' weights."""
         stage1, stage2 = (load_weights(self.weights[stage]) for stage in STAGES)
+        parsed = self._parsed
         return Bundle(
-            self.settings, stage1, stage2, self.digest, self._parsed.training, self._parsed.metrics
+            self.settings,
+            stage1,
+            stage2,
+            self.digest,
+            parsed.training,
+            parsed.metrics,
+            parsed.quantization,
         )
 
 
@@ -80,6 +96,7 @@ class _BundleFile:
     metrics: dict[str, Any]
     files: dict[str, str]
     digest: str
+    quantization: Quantization | None = None
 
 
 def save_bundle(bundle: Bundle, uri: str, card: str) -> str:
@@ -106,6 +123,7 @@ def save_bundle(bundle: Bundle, uri: str, card: str) -> str:
     content: dict[str, Any] = {
         "format": FORMAT,
         "model": asdict(bundle.settings),
+        **({"quantization": asdict(bundle.quantization)} if bundle.quantization else {}),
         "training": dict(bundle.training),
         "metrics": dict(bundle.metrics),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
@@ -149,13 +167,14 @@ def read_bundle(uri: str, flag: str = "--bundle") -> BundleFiles:
             f"new one"
         )
     parsed = parse(_BundleFile, json.loads(data), where)
+    _check_ranges(parsed, where)
     weights = {
         stage: _check_digest(store, f"{stage}.safetensors", parsed, flag) for stage in STAGES
     }
-    _check_digest(store, CARD_FILE, parsed, flag)
+    card = _check_digest(store, CARD_FILE, parsed, flag).decode()
     for stage, tensors in weights.items():
         _check_tensors(tensors, parsed.model, f"{flag}: {store.uri}/{stage}.safetensors")
-    return BundleFiles(parsed.model, parsed.digest, weights, parsed)
+    return BundleFiles(parsed.model, parsed.digest, weights, card, parsed)
 
 
 def load_weights(data: bytes) -> "dict[str, Tensor]":
@@ -164,6 +183,19 @@ def load_weights(data: bytes) -> "dict[str, Tensor]":
 
     state: dict[str, Tensor] = load(data)
     return state
+
+
+def _check_ranges(parsed: _BundleFile, where: str) -> None:
+    """Refuse ranges that are not one for each convolution after the first."""
+    if parsed.quantization is None:
+        return
+    expected = BACKBONES[parsed.model.backbone].convolutions - 1
+    for stage, ranges in asdict(parsed.quantization).items():
+        if len(ranges) != expected:
+            raise InputError(
+                f"{where}: quantization.{stage} has {len(ranges)} ranges, {parsed.model.backbone} "
+                f"needs {expected}; copy the bundle again or run 'lesioncam quantize'"
+            )
 
 
 def _check_tensors(data: bytes, settings: ModelSettings, where: str) -> None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from lesioncam.columns import classes_of
 from lesioncam.errors import InputError, RunFailedError
-from lesioncam.schema import scores_schema
+from lesioncam.schema import precision_of, scores_schema
 from lesioncam.storage.index import Index, open_part, part_names
 from lesioncam.storage.lease import LeaseLostError
 from lesioncam.storage.pending import Partition, partitions, split_newest
@@ -78,7 +78,7 @@ class Results:
         """Names of the Parquet files, sorted."""
         return part_names(self.store)
 
-    def check(self, classes: Sequence[str], model: str, kept: Collection[str] = ()) -> None:
+    def check(self, classes: Sequence[str], model: str, kept: Collection[str] = ()) -> str | None:
         """Refuse an output that another model, or another program, wrote.
 
         Args:
@@ -86,10 +86,25 @@ class Results:
             model: the bundle's digest.
             kept: the columns of a list that are kept, in any order; others are refused, too.
 
+        Returns:
+            The precision that its rows were computed in; None for an output without rows.
+
         Raises:
             InputError: with both digests or columns and what to do.
         """
-        self._index.update(lambda name, part: self._check(name, part, classes, model, kept))
+        found: dict[str, str] = {}  # precision -> the name of a part
+
+        def check(name: str, part: pq.ParquetFile) -> None:
+            self._check(name, part, classes, model, kept)
+            found[self._precision(name, part)] = name
+
+        self._index.update(check)
+        if len(found) > 1:
+            raise InputError(
+                f"--output: {self.store.uri} holds rows of several precisions, such as those of "
+                f"{' and '.join(sorted(found.values()))}; name another output"
+            )
+        return next(iter(found), None)
 
     def partitions(self, listed: Iterable[pa.Table] = (), images: int = 0) -> Iterator[Partition]:
         """All rows, beside a listing of so many images, a partition at a time."""
@@ -279,6 +294,15 @@ class Results:
                 f"--keep-columns: the scores in {self.store.uri} were written with "
                 f"{names or 'no columns'} kept; {fix}, or name another output"
             )
+
+    def _precision(self, name: str, part: pq.ParquetFile) -> str:
+        precision = precision_of(part.schema_arrow)
+        if precision is None:
+            raise InputError(
+                f"--output: {self.store.uri}/{name} does not say in its metadata in which "
+                f"precision its rows were computed; name another output"
+            )
+        return precision
 
     def _publish(self, name: str, data: bytes, check: Check) -> None:
         """Write a file whole; it appears only if `check` passes while it is staged."""

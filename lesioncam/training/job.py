@@ -1,6 +1,6 @@
 """The training job, as a sequence of steps; the modules it names hold each step's work.
 
-read inputs -> decode -> split -> stage 1 -> localize -> stage 2 -> evaluate -> bundle
+read inputs -> decode -> split -> stage 1 -> localize -> stage 2 -> evaluate -> calibrate -> bundle
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lesioncam.cluster import as_run_error, connected
 from lesioncam.errors import InputError, LesioncamError, failed_by
-from lesioncam.settings import ModelSettings, TrainSettings
+from lesioncam.settings import ModelSettings, Quantization, TrainSettings
 from lesioncam.storage.bundle import Bundle, bundle_exists, save_bundle
 from lesioncam.storage.labels import LabelColumns, read_labels
 from lesioncam.storage.lease import Lease, refuse_other_run
@@ -24,12 +24,12 @@ from lesioncam.storage.store import StoreError
 from lesioncam.storage.uris import open_store
 from lesioncam.storage.weights import check_weights
 from lesioncam.training.card import model_card
-from lesioncam.training.dataset import make_dataset
+from lesioncam.training.dataset import Dataset, make_dataset
 from lesioncam.training.fit import fit, remove_checkpoints
 from lesioncam.training.initial import initial_network
 from lesioncam.training.metrics_file import MetricsFile
 from lesioncam.training.outcome import evaluate, training_facts
-from lesioncam.training.predict import classify_all, localize_all
+from lesioncam.training.predict import Stage1Predictions, calibrate_all, classify_all, localize_all
 from lesioncam.training.progress import ProgressBoard
 from lesioncam.training.source import (
     Inputs,
@@ -40,9 +40,10 @@ from lesioncam.training.source import (
     without_empty_classes,
     without_groups_of,
 )
-from lesioncam.training.stage import Setup
+from lesioncam.training.stage import Setup, StageState
 from lesioncam.training.stage_jobs import stage1_job, stage2_job
 from lesioncam.training.workers import Workers, check_workers, plan_workers
+from lesioncam.vision.calibrate import CALIBRATION_IMAGES, evenly_spaced
 
 log = logging.getLogger("lesioncam")
 
@@ -158,10 +159,36 @@ def _run(
     facts = training_facts(
         dataset, inputs.training, labels, settings, (stage1, stage2), workers.count
     )
+    quantization = quantize(dataset, located, model, (stage1, stage2), workers)
     lease.check()
-    trained = Bundle(model, stage1.best, stage2.best, training=facts, metrics=metrics)
+    trained = Bundle(
+        model,
+        stage1.best,
+        stage2.best,
+        training=facts,
+        metrics=metrics,
+        quantization=quantization,
+    )
     digest = save(trained, bundle, checkpoints)
     return {"model": digest, "bundle": bundle, "metrics": metrics}
+
+
+def quantize(
+    dataset: Dataset,
+    located: Stage1Predictions,
+    model: ModelSettings,
+    stages: tuple[StageState, StageState],
+    workers: Workers,
+) -> Quantization:
+    """What int8 needs, measured on training images: whole ones for stage 1, crops for stage 2."""
+    trained_on = np.flatnonzero(~dataset.held_out)
+    rows = trained_on[evenly_spaced(len(trained_on), CALIBRATION_IMAGES)]
+    whole = np.tile([0, 0, model.canvas_size, model.canvas_size], (len(dataset.canvases), 1))
+    stage1, stage2 = (
+        calibrate_all(dataset.canvases, rows, boxes, model, state.best, workers)
+        for state, boxes in zip(stages, (whole, located.crop_boxes), strict=True)
+    )
+    return Quantization(stage1, stage2)
 
 
 def refuse_finished(bundle: str) -> None:

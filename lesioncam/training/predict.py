@@ -1,4 +1,7 @@
-"""Predict: each stage's results on decoded canvases, by actors of the cluster."""
+"""Predict: each stage's results on decoded canvases, by actors of the cluster.
+
+Also the ranges of its activations, which int8 needs.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -14,9 +17,11 @@ from lesioncam.cluster import device_here
 from lesioncam.settings import ModelSettings
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.workers import Workers
+from lesioncam.vision.calibrate import activation_ranges, widest_ranges
 from lesioncam.vision.classifier import CropClassifier, Localizer, Network, to_channels_first
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.engine import load_network
+from lesioncam.vision.network import build_network, prepare_for_inference
 
 _BATCH = 16
 _RETRIES = 10  # of an actor that was lost, and of its batch
@@ -81,6 +86,29 @@ class _Stage2Predictor:
         return probabilities
 
 
+class _Calibrator:
+    """An actor that measures the ranges of a stage's activations, in float32."""
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        weights: Mapping[str, Tensor],
+        canvases: Canvases,
+        workers: Workers,
+    ):
+        device = _device(workers)
+        self.network = prepare_for_inference(build_network(model, weights), device, "float32")
+        self.model, self.canvases = model, canvases
+
+    def predict(self, rows: np.ndarray, boxes: np.ndarray) -> tuple[float, ...]:
+        """The ranges on the canvases `rows`, (B,) int, cut to `boxes` (B, 4)."""
+        pixels = _pixels(self.canvases, rows)
+        images = sample_boxes(
+            pixels, torch.from_numpy(boxes).to(pixels.device), self.model.input_size
+        )
+        return activation_ranges(self.network, images, rotation=self.model.test_time_rotation)
+
+
 def localize_all(
     canvases: Canvases, model: ModelSettings, stage1: Mapping[str, Tensor], workers: Workers
 ) -> Stage1Predictions:
@@ -121,12 +149,42 @@ def classify_all(
     return np.concatenate(list(results))
 
 
+def calibrate_all(
+    canvases: Canvases,
+    rows: np.ndarray,
+    boxes: np.ndarray,
+    model: ModelSettings,
+    weights: Mapping[str, Tensor],
+    workers: Workers,
+) -> tuple[float, ...]:
+    """The ranges of a stage's activations on some canvases.
+
+    Args:
+        canvases: n of them.
+        rows: (m,) int, which of them to measure on.
+        boxes: (n, 4), what the stage sees of each of the n.
+        model: the network's settings.
+        weights: the stage's.
+        workers: how many actors, and with what.
+    """
+    pool, _weights = _pool(_Calibrator, model, weights, canvases, workers)
+    found = pool.map(
+        lambda actor, batch: actor.predict.remote(batch, boxes[batch]), list(_batches(rows))
+    )
+    return widest_ranges(found)
+
+
 def _network(model: ModelSettings, weights: Mapping[str, Tensor], workers: Workers) -> Network:
     """A stage's network, ready for inference in this process."""
+    return load_network(model, weights, _device(workers), workers.precision)
+
+
+def _device(workers: Workers) -> torch.device:
+    """This process's device; a CPU computes with the workers' number of threads from then on."""
     device = device_here()
     if device.type == "cpu":
         torch.set_num_threads(workers.threads)
-    return load_network(model, weights, device, workers.precision)
+    return device
 
 
 def _pixels(canvases: Canvases, rows: np.ndarray) -> Tensor:
@@ -140,7 +198,7 @@ def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _pool(
-    predictor: type[_Stage1Predictor] | type[_Stage2Predictor],
+    predictor: type[_Stage1Predictor] | type[_Stage2Predictor] | type[_Calibrator],
     model: ModelSettings,
     weights: Mapping[str, Tensor],
     canvases: Canvases,

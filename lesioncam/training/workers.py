@@ -50,13 +50,13 @@ def plan_workers(count: int, gpu: bool | None) -> Workers:
     if can_grow():
         bundles = [{"GPU": 1.0}] * count if on_gpu else [{"CPU": 0.1}]
         await_resources(bundles, f"{count} GPUs" if on_gpu else "a CPU")
-    device, precision = probe_hardware(gpu=on_gpu)
-    if on_gpu and device == "cpu":
+    hardware = probe_hardware(gpu=on_gpu)
+    if on_gpu and hardware.device == "cpu":
         if gpu:
             raise InputError("--gpu: torch cannot use the GPUs of this cluster; use --no-gpu")
         log.warning("torch cannot use the GPUs of this cluster; training on CPU")
         return plan_workers(count, gpu=False)
-    workers = workers_for(capacity(), count, gpu=on_gpu, precision=precision)
+    workers = workers_for(capacity(), count, gpu=on_gpu, precision=hardware.native_float)
     log.info("%s", _describe(workers))
     return workers
 

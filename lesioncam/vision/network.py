@@ -56,6 +56,10 @@ class VGGGAP(nn.Module):
         """(K, C) float32, the linear layer's weights: applied before pooling they give the maps."""
         return self.linear.weight
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """The float32 input of the convolutions, from (B, 3, s, s) uint8 RGB."""
+        return (images.float() / 255 - self.mean) / self.std
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Classify images.
 
@@ -66,7 +70,7 @@ class VGGGAP(nn.Module):
             logits (B, K) float32, and the features before pooling (B, C, h, w) in the precision
             of the convolutions.
         """
-        pixels = (images.float() / 255 - self.mean) / self.std
+        pixels = self.normalize(images)
         features = self.features(pixels.to(next(self.features.parameters()).dtype))
         pooled = features.float().mean(dim=(2, 3))
         with torch.autocast(features.device.type, enabled=False):  # mixed precision ends here

@@ -191,8 +191,8 @@ def test_a_bucket_gives_the_same_rows_as_the_folder(
 def test_many_small_pending_files_do_not_stop_before_a_full_window(
     tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def small_plan(gpus: int | None, precision: str, pending: int) -> Plan:
-        plan = make_plan(gpus, precision, pending)
+    def small_plan(*args: Any, **options: Any) -> Plan:
+        plan = make_plan(*args, **options)
         small = replace(plan, batch_size=4, block_rows=4, part_rows=8)
         return replace(small, window=2 * 8 + 4, decode_cpus=0.25)
 

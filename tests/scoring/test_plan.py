@@ -4,12 +4,14 @@ import logging
 
 import pytest
 
-from lesioncam.cluster import Capacity, Hardware, Node
+from lesioncam.cluster import Capacity, Node
 from lesioncam.errors import InputError
 from lesioncam.scoring import plan as planning
 from lesioncam.scoring.plan import check_cluster, make_plan, plan_for
+from lesioncam.vision.hardware import Hardware
 
-CPU, GPU = Hardware("cpu", "float32"), Hardware("cuda", "bfloat16")
+CPU = Hardware("cpu", ("float32",))
+GPU = Hardware("cuda", ("bfloat16", "float32"))
 
 
 def cluster(cpus: float, gpus: int = 0) -> Capacity:
@@ -67,14 +69,14 @@ def test_gpus_are_used_up_to_the_maximum(
     found: list[Capacity], gpus: int | None, precision: str, actors: int, chosen: str
 ) -> None:
     found[:] = [cluster(16, 2)]
-    plan = make_plan(gpus, precision, 10**9)
+    plan = make_plan(gpus, precision, 10**9, quantized=False)
     assert (plan.actors, plan.precision) == (actors, chosen)
     assert sum(plan.actor_gpus) == 1.0
 
 
 def test_gpus_can_be_left_unused(found: list[Capacity]) -> None:
     found[:] = [cluster(16, 2)]
-    assert make_plan(0, "auto", 100) == plan_for(cluster(16), 0, "float32")
+    assert make_plan(0, "auto", 100, quantized=False) == plan_for(cluster(16), 0, "float32")
 
 
 def test_gpus_that_torch_cannot_use_leave_a_plan_for_cpus(
@@ -83,7 +85,7 @@ def test_gpus_that_torch_cannot_use_leave_a_plan_for_cpus(
     found[:] = [cluster(16, 1)]
     monkeypatch.setattr(planning, "probe_hardware", lambda *, gpu: CPU)  # noqa: ARG005
     with caplog.at_level(logging.WARNING, "lesioncam"):
-        assert make_plan(None, "auto", 100) == plan_for(cluster(16), 0, "float32")
+        assert make_plan(None, "auto", 100, quantized=False) == plan_for(cluster(16), 0, "float32")
     assert "torch cannot use the GPUs of this cluster" in caplog.text
 
 
@@ -95,7 +97,7 @@ def test_more_images_start_more_gpus_up_to_the_maximum(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     found[:] = [cluster(64, gpus)]
-    assert make_plan(8, "auto", pending).actors == actors
+    assert make_plan(8, "auto", pending, quantized=False).actors == actors
 
 
 def test_a_node_that_joined_while_it_was_awaited_counts(
@@ -103,7 +105,7 @@ def test_a_node_that_joined_while_it_was_awaited_counts(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     found[:] = [cluster(0), cluster(8, 1)]
-    assert make_plan(4, "auto", 1) == plan_for(cluster(8, 1), 1, "bfloat16")
+    assert make_plan(4, "auto", 1, quantized=False) == plan_for(cluster(8, 1), 1, "bfloat16")
 
 
 def test_a_gpu_is_refused_where_none_can_come(
@@ -123,7 +125,7 @@ def test_one_cpu_is_refused(found: list[Capacity], cpus: float) -> None:
     with pytest.raises(InputError, match=f"at least 2 CPUs; the Ray cluster has {cpus:g}"):
         check_cluster(None)
     with pytest.raises(InputError, match="needs at least 2 CPUs"):
-        make_plan(None, "auto", 1)
+        make_plan(None, "auto", 1, quantized=False)
 
 
 def test_a_cluster_whose_first_node_has_yet_to_come_is_not_refused(
@@ -132,3 +134,36 @@ def test_a_cluster_whose_first_node_has_yet_to_come_is_not_refused(
     found[:] = [cluster(0)]
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     check_cluster(None)
+
+
+VNNI = Hardware("cpu", ("int8", "bfloat16", "float32"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantized", "chosen"),
+    [
+        ("auto", True, "int8"),
+        ("auto", False, "bfloat16"),
+        ("int8", True, "int8"),
+        ("float32", True, "float32"),
+    ],
+)
+def test_int8_is_planned_where_bundle_and_hardware_have_it(
+    found: list[Capacity],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    quantized: bool,
+    chosen: str,
+) -> None:
+    monkeypatch.setattr(planning, "probe_hardware", lambda *, gpu: GPU if gpu else VNNI)
+    assert make_plan(None, precision, 100, quantized=quantized).precision == chosen
+
+
+def test_a_precision_that_the_cluster_does_not_have_is_refused(found: list[Capacity]) -> None:
+    with pytest.raises(InputError, match="--precision: int8 needs OpenVINO and a CPU with VNNI"):
+        make_plan(None, "int8", 100, quantized=True)
+    with pytest.raises(InputError, match=r"--precision: .* does not compute in bfloat16"):
+        make_plan(None, "bfloat16", 100, quantized=True)
+    found[:] = [cluster(16, 2)]
+    with pytest.raises(InputError, match="--precision: int8 runs on CPUs only; use no GPU"):
+        make_plan(None, "int8", 100, quantized=True)

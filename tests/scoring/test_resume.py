@@ -12,14 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lesioncam.errors import InputError
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.schema import scores_schema
 from lesioncam.scoring import small
 from lesioncam.scoring.pipeline import ScoreRequest, score
+from lesioncam.vision import hardware
+from lesioncam.vision.hardware import has_openvino, native_precision
 from tests.conftest import CLASSES
 from tests.messy import lesion, write_lesions
 from tests.scores import read_scores
+
+SCHEMA = scores_schema(CLASSES, precision=native_precision())
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -32,7 +36,7 @@ def test_running_again_scores_only_pending_images(tmp_path: Path, bundle_uri: st
     summary = score(limited)
     assert summary["listed"] == summary["scored_now"] == 5
     (part,) = output.glob("*.parquet")
-    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+    assert pq.read_schema(part).equals(SCHEMA, check_metadata=True)
     first = read_scores(output)
     assert [Path(uri).name for uri in first.index] == [f"{number}.jpg" for number in range(5)]
     assert score(limited)["scored_now"] == 0
@@ -103,7 +107,7 @@ def test_failed_images_are_scored_again_when_asked(tmp_path: Path, bundle_uri: s
     request = ScoreRequest(str(images), bundle_uri, str(output), max_failed_fraction=0.3)
     assert score(request)["outcome"] == "too_many_failed"
     (part,) = output.glob("*.parquet")  # of failed rows alone
-    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+    assert pq.read_schema(part).equals(SCHEMA, check_metadata=True)
     write_lesions(images, 2)
     summary = score(request)
     assert (summary["outcome"], summary["scored_now"]) == ("too_many_failed", 2)
@@ -161,7 +165,7 @@ def test_rows_of_moved_images_stay_until_they_are_dropped(
     assert (summary["scored_now"], summary["unlisted"], summary["dropped"]) == (0, 0, 4)
     assert list(read_scores(output).index) == [str(moved / "0.jpg"), str(moved / "1.jpg")]
     (part,) = output.glob("*.parquet")
-    assert pq.read_schema(part).equals(scores_schema(CLASSES), check_metadata=True)
+    assert pq.read_schema(part).equals(SCHEMA, check_metadata=True)
 
 
 def test_dropping_every_old_row_leaves_the_new_ones(tmp_path: Path, bundle_uri: str) -> None:
@@ -236,7 +240,8 @@ def test_columns_of_a_list_are_kept_through_a_resume_and_a_retry(
 ) -> None:
     write_lesions(tmp_path, 3)
     (tmp_path / "3.jpg").write_bytes(b"")
-    output, schema = tmp_path / "out", scores_schema(CLASSES, ["patient", "site"])
+    output = tmp_path / "out"
+    schema = scores_schema(CLASSES, ["patient", "site"], native_precision())
     images = write_list(tmp_path / "list.csv", i0="Müller", i1="", i3="x", i4="gone")
     request = ScoreRequest(images, bundle_uri, str(output), keep_columns=("patient", "site"))
 
@@ -301,3 +306,84 @@ def test_other_columns_than_the_output_has_are_refused_before_any_write(
             score(replace(request, keep_columns=others))
     pd.testing.assert_frame_equal(read_scores(output), before)
     assert (output / "_SUCCESS").exists()
+
+
+# Precision
+
+
+def precisions(output: Path) -> list[str]:
+    """What the runs of an output recorded, in their order."""
+    runs = sorted(output.glob("_lesioncam/runs/*/run.json"))
+    plans = [json.loads(run.read_text()).get("plan") for run in runs]
+    return [plan["precision"] for plan in plans if plan]
+
+
+def test_a_run_continues_in_the_precision_of_the_scores(
+    tmp_path: Path,
+    bundle_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_lesions(images, 3)
+    request = ScoreRequest(str(images), bundle_uri, str(output), limit=1, precision="float32")
+    score(request)
+    (part,) = output.glob("*.parquet")
+    assert pq.read_schema(part).metadata[b"lesioncam.precision"] == b"float32"
+    monkeypatch.setattr(hardware, "cpu_features", lambda: frozenset({"avx512_bf16"}))
+    before = sorted(output.rglob("*"))
+    with pytest.raises(
+        InputError, match=r"^--precision: the scores in .* in float32, not in bfloat16; leave it"
+    ):
+        score(replace(request, precision="bfloat16"))
+    assert sorted(output.rglob("*")) == before
+    with caplog.at_level("INFO", "lesioncam"):
+        score(replace(request, precision="auto", limit=2))
+    assert "continuing in float32, as the scores that are there" in caplog.text
+    score(replace(request, precision="auto", limit=None, output=str(tmp_path / "other")))
+    assert precisions(output) == ["float32", "float32"]
+    assert precisions(tmp_path / "other") == ["bfloat16"]
+
+
+def test_scores_that_the_hardware_cannot_continue_are_refused(
+    tmp_path: Path, bundle_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_lesions(images, 2)
+    request = ScoreRequest(str(images), bundle_uri, str(output))
+    with monkeypatch.context() as patch:
+        patch.setattr(hardware, "cpu_features", lambda: frozenset({"avx512_bf16"}))
+        score(replace(request, limit=1))
+    monkeypatch.setattr(hardware, "cpu_features", frozenset)
+    with pytest.raises(RunFailedError, match=r"does not compute in bfloat16; .* another output"):
+        score(request)
+    assert len(read_scores(output)) == 1
+
+
+def test_int8_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    bundle_uri: str,
+    quantized_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_lesions(images, 1)
+    request = ScoreRequest(str(images), quantized_uri, str(output), precision="int8")
+    monkeypatch.setattr(hardware, "cpu_features", lambda: frozenset({"avx2"}))
+    with pytest.raises(InputError, match=r"^--precision: int8 needs OpenVINO and a CPU with VNNI"):
+        score(request)
+    with pytest.raises(InputError, match=r"^--precision: the bundle has no activation ranges"):
+        score(replace(request, bundle=bundle_uri))
+    assert not output.exists()
+
+
+@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
+def test_auto_takes_int8_where_bundle_and_cpu_have_it(
+    tmp_path: Path, quantized_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    write_lesions(images, 2)
+    monkeypatch.setattr(hardware, "cpu_features", lambda: frozenset({"avx512_vnni"}))
+    summary = score(ScoreRequest(str(images), quantized_uri, str(output), gpus=0))
+    assert summary["ok"] == 2
+    assert precisions(output) == ["int8"]

@@ -53,7 +53,7 @@ def job(
 ) -> ScoreRequest:
     """A run that writes a part for each image and merges them at its end."""
     write_lesions(tmp_path / "images", IMAGES)
-    plan = small.make_plan("float32", on_gpu=False)
+    plan = small.make_plan("float32", quantized=False, on_gpu=False)
     monkeypatch.setattr(small, "make_plan", lambda *_, **__: replace(plan, part_rows=1))
     return ScoreRequest(str(tmp_path / "images"), bundle_uri, output)
 

@@ -13,8 +13,14 @@ import torch
 from safetensors.torch import load, save
 
 from lesioncam.errors import InputError
-from lesioncam.settings import BACKBONES, Backbone, ModelSettings
-from lesioncam.storage.bundle import Bundle, bundle_exists, load_bundle, save_bundle
+from lesioncam.settings import BACKBONES, Backbone, ModelSettings, Quantization
+from lesioncam.storage.bundle import (
+    Bundle,
+    bundle_exists,
+    load_bundle,
+    read_bundle,
+    save_bundle,
+)
 from lesioncam.storage.uris import open_store
 from lesioncam.vision.network import build_network
 from tests.storage.conftest import refused
@@ -85,6 +91,19 @@ def test_comes_back_as_it_was_saved(location: str, bundle: Bundle) -> None:
     store = open_store(location)
     assert store.read("README.md").decode() == CARD
     assert {entry.uri.removeprefix(store.uri + "/") for entry in store.entries()} == set(FILES)
+
+
+def test_what_int8_needs_comes_back_and_counts(tmp_path: Path, bundle: Bundle) -> None:
+    ranges = Quantization((2.5,), (0.1 + 0.2,))
+    digests = [
+        save_bundle(replace(bundle, quantization=one), str(tmp_path / str(number)), CARD)
+        for number, one in enumerate((None, ranges, Quantization((2.5,), (0.3,))))
+    ]
+    assert len(set(digests)) == 3
+    assert load_bundle(str(tmp_path / "1")).quantization == ranges
+    assert read_bundle(str(tmp_path / "1")).card == CARD
+    assert load_bundle(str(tmp_path / "0")).quantization is None
+    assert "quantization" not in (tmp_path / "0" / "bundle.json").read_text()
 
 
 def test_the_digest_is_that_of_the_rest_of_the_file(tmp_path: Path, bundle: Bundle) -> None:
@@ -253,6 +272,10 @@ def crop(**changes: Any) -> Callable[[Content], None]:
     return lambda content: content["model"]["crop"].update(changes)
 
 
+def ranges(stage1: Any, **more: Any) -> Callable[[Content], None]:
+    return lambda content: content.update(quantization={"stage1": stage1, "stage2": [1.0], **more})
+
+
 # Values of settings are tested in tests/test_settings.py.
 BAD: dict[str, tuple[Callable[[Content], None], str]] = {
     "format 4": (lambda content: content.update(format=4), "format 4"),
@@ -268,6 +291,12 @@ BAD: dict[str, tuple[Callable[[Content], None], str]] = {
     "another backbone": (model(backbone="vgg11"), "stage1.safetensors"),
     "canvas too large": (model(canvas_size=193), "canvas_size is 193"),
     "mean not a number": (model(mean=[float("nan"), 0.5, 0.5]), "bundle.json"),
+    "too many ranges": (ranges([1.0, 2.0]), "quantization.stage1 has 2 ranges, tiny needs 1"),
+    "no range": (ranges([]), "quantization.stage1 has 0 ranges"),
+    "range of nothing": (ranges([0.0]), "quantization.stage1.0 is 0.0"),
+    "range not a number": (ranges([float("nan")]), "bundle.json"),
+    "ranges a number": (ranges(1.0), "quantization.stage1 is 1.0"),
+    "unknown range": (ranges([1.0], more=1), "'quantization.more'"),
     "unknown crop key": (crop(more=1), "'model.crop.more'"),
     "unknown map": (crop(map="unknown"), "model.crop.map is 'unknown'"),
 }

@@ -25,7 +25,7 @@ from lesioncam.storage.results import COMMIT_FILE, STAGING, SUCCESS, Results
 from tests.storage.conftest import refused
 
 CLASSES = ("melanoma", "nevus")
-SCHEMA = scores_schema(CLASSES)
+SCHEMA = scores_schema(CLASSES, precision="int8")
 MODEL, OTHER_MODEL = "1" * 64, "2" * 64
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -70,7 +70,7 @@ def scored(
 
 
 def table(rows: Iterable[Row], classes: tuple[str, ...] = CLASSES) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=scores_schema(classes))
+    return pa.Table.from_pylist(list(rows), schema=scores_schema(classes, precision="int8"))
 
 
 def results_of(location: str, **parts: list[Row]) -> Results:
@@ -607,11 +607,27 @@ def test_the_same_model_is_not_refused(location: str) -> None:
     results = results_of(location, empty=[], **parts)
     results.check(CLASSES, MODEL)
     results.compact("run-9")
-    Results(location).check(CLASSES, MODEL)
+    assert Results(location).check(CLASSES, MODEL) == "int8"
+
+
+def test_rows_of_several_or_unknown_precisions_are_refused(tmp_path: Path) -> None:
+    results = Results(str(tmp_path))
+    assert results.check(CLASSES, MODEL) is None
+    for name, precision in (("a", "int8"), ("b", "int8"), ("c", "float32"), ("d", None)):
+        if name == "c":
+            assert Results(str(tmp_path)).check(CLASSES, MODEL) == "int8"
+        if name == "d":
+            with refused("--output", "c.parquet", "several precisions", kind=InputError):
+                Results(str(tmp_path)).check(CLASSES, MODEL)
+        schema = scores_schema(CLASSES, precision=precision)
+        rows = pa.Table.from_pylist([scored(f"/{name}")], schema)
+        results.write_part(f"{name}.parquet", rows)
+    with refused("--output", "d.parquet", "does not say", "another output", kind=InputError):
+        Results(str(tmp_path)).check(CLASSES, MODEL)
 
 
 def test_parts_with_kept_columns_are_compacted_and_checked_in_any_order(location: str) -> None:
-    results, schema = Results(location), scores_schema(CLASSES, ["patient", "site"])
+    results, schema = Results(location), scores_schema(CLASSES, ["patient", "site"], "int8")
     rows = [scored(f"/{name}") | {"patient": name, "site": None} for name in "abc"]
     for number, row in enumerate(rows):
         results.write_part(f"{number}.parquet", pa.Table.from_pylist([row], schema))

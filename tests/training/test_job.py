@@ -60,6 +60,8 @@ def test_one_command_writes_a_bundle_with_metrics_and_facts(
     assert set(bundle.metrics) == {"held_out", "validation"}
     assert bundle.metrics["held_out"]["localization"]["masks"] > 0
     assert bundle.metrics["validation"]["final"]["mean"]["n"] == 9
+    assert bundle.quantization is not None
+    assert len(bundle.quantization.stage1) == len(bundle.quantization.stage2) == 3
     assert any(
         not np.array_equal(bundle.stage1[name], bundle.stage2[name]) for name in bundle.stage1
     )

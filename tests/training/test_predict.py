@@ -1,6 +1,7 @@
 """Predictors: both stages' results on canvases are the classifier's, with the recipe's views."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from lesioncam.training.canvases import Canvases, Chunk
 from lesioncam.training.initial import initial_network
-from lesioncam.training.predict import _Stage1Predictor, _Stage2Predictor
+from lesioncam.training.predict import _Calibrator, _Stage1Predictor, _Stage2Predictor
+from lesioncam.vision.calibrate import activation_ranges
 from lesioncam.vision.classifier import CropClassifier, Localizer, to_channels_first
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.network import build_network
@@ -43,3 +45,31 @@ def test_both_stages_predict_as_the_classifier_does(rotation: bool) -> None:
                 torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
             else:
                 assert (torch.from_numpy(found) - expected).abs().max() > 1e-3
+
+
+class InMemory:
+    """Stands in for `Canvases`, without Ray."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(self.pixels[indices])
+
+
+@pytest.mark.usefixtures("threads_restored")
+@pytest.mark.parametrize("rotation", [False, True])
+def test_ranges_are_those_of_what_the_stage_sees(
+    rotation: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncam.training.predict.device_here", lambda: torch.device("cpu"))
+    model, state = initial_network(replace(SMALL, test_time_rotation=rotation), LABELS)
+    size = model.canvas_size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    rows, boxes = np.array([2, 0]), np.array([[0, 0, size, size], [10, 20, 70, 80]])
+    canvases: Any = InMemory(pixels)
+    found = _Calibrator(model, state, canvases, WORKERS).predict(rows, boxes)
+    batch = to_channels_first(torch.from_numpy(pixels[rows]))
+    crops = sample_boxes(batch, torch.from_numpy(boxes), model.input_size)
+    network = build_network(model, state).eval()
+    assert found == pytest.approx(activation_ranges(network, crops, rotation=rotation), rel=1e-5)

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 
-from lesioncam.cluster import Capacity, Hardware, Node
+from lesioncam.cluster import Capacity, Node
 from lesioncam.errors import InputError
 from lesioncam.training.workers import Workers, plan_workers
+from lesioncam.vision.hardware import Hardware
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     prefix = "lesioncam.training.workers"
     monkeypatch.setattr(f"{prefix}.capacity", lambda: Capacity((Node(8.0, 2),)))
-    monkeypatch.setattr(f"{prefix}.probe_hardware", lambda **_: Hardware("cpu", "float32"))
+    monkeypatch.setattr(f"{prefix}.probe_hardware", lambda **_: Hardware("cpu", ("float32",)))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_one_precision_is_chosen_for_all(
 
     def probe(gpu: bool) -> Hardware:
         asked.append(gpu)
-        return Hardware("cuda", "bfloat16")
+        return Hardware("cuda", ("bfloat16", "float32"))
 
     monkeypatch.setattr("lesioncam.training.workers.probe_hardware", probe)
     with caplog.at_level(logging.INFO, "lesioncam"):
