@@ -119,13 +119,18 @@ def run_fold(
     truth = pd.DataFrame({"image_id": images["image_id"]})
     for index, name in enumerate(labels.target_classes):
         truth[name] = (images["label"] == index).astype(int)
-    truth.loc[others.index].assign(group=others["group"]).to_csv(work / "train.csv", index=False)
+    others = truth.loc[others.index].assign(group=others["group"])
+    collection_column = "collection" if labels.collections else None
+    if collection_column:
+        others["collection"] = others["image_id"].map(labels.collection_by_id)
+    others.to_csv(work / "train.csv", index=False)
     truth.loc[own.index].to_csv(work / "labels.csv", index=False)
     own[["uri"]].to_csv(work / "images.csv", index=False)
     bundle, scores = f"{work}/model", f"{work}/scores"
     if not bundle_exists(bundle):
         csv, masks = f"{work}/train.csv", flags.masks
-        train(TrainRequest(flags.images, csv, bundle, settings, masks, group_column="group"))
+        columns = {"group_column": "group", "collection_column": collection_column}
+        train(TrainRequest(flags.images, csv, bundle, settings, masks, **columns))
     score(ScoreRequest(f"{work}/images.csv", bundle, scores))
     own_labels = read_labels(f"{work}/labels.csv", labels.classes[-1])
     found = read_predictions(scores, own_labels, flags.masks)
@@ -187,6 +192,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--labels", required=True)
     parser.add_argument("--group-column", help="images of one patient or lesion are in one fold")
+    parser.add_argument("--collection-column", help="where an image comes from, as for train")
     parser.add_argument("--masks")
     parser.add_argument("--forms", help="a CSV of image_id and form, to report each form")
     parser.add_argument("--weights")
@@ -198,7 +204,7 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = read_settings(flags)
-    columns = LabelColumns(group=flags.group_column)
+    columns = LabelColumns(group=flags.group_column, collection=flags.collection_column)
     labels = read_labels(flags.labels, settings.rest_class, columns=columns)
     forms = None
     if flags.forms is not None:

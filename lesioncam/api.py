@@ -134,6 +134,7 @@ def train(
     id_column: str | None = None,
     class_column: str | None = None,
     group_column: str | None = None,
+    collection_column: str | None = None,
     masks: Uri | None = None,
     val_images: Uri | None = None,
     val_labels: Uri | None = None,
@@ -157,6 +158,8 @@ def train(
             a 0/1 column per class.
         group_column: the labels' column of the patient or lesion: images of one stay on one side
             of the split.
+        collection_column: the labels' column of where an image comes from, a clinic or a camera:
+            an image of a collection without a class says nothing about that class.
         masks: lesion masks of some or all images, `<image_id>.png` or `.bmp`, also with
             `_segmentation`, `_mask` or `_lesion` behind the id, to train the class activation maps
             on.
@@ -199,6 +202,7 @@ def train(
             id_column=id_column,
             class_column=class_column,
             group_column=group_column,
+            collection_column=collection_column,
         )
     )
 

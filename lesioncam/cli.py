@@ -298,6 +298,12 @@ def _train_flags(parser: _Parser) -> None:
         help="column of the patient or lesion: images of one stay on one side of the split",
     )
     data.add_argument(
+        "--collection-column",
+        metavar="NAME",
+        help="column of where an image comes from, a clinic or a camera: an image of a collection "
+        "without a class says nothing about that class",
+    )
+    data.add_argument(
         "--masks",
         metavar="URI",
         help="directory of lesion masks, <image_id>.png or .bmp, also with _segmentation, _mask or "

@@ -35,11 +35,13 @@ class LabelColumns:
         image_id: of the image ids; None for the one of `ID_COLUMNS` that is there.
         class_name: of class names, or of 0 and 1 for a single class; None for what is there.
         group: of patients, lesions or the like; None for no groups.
+        collection: of where images come from, a clinic or a camera; None for one collection.
     """
 
     image_id: str | None = None
     class_name: str | None = None
     group: str | None = None
+    collection: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Labels:
         ids: image ids, each once.
         class_indices: (n,) int64, the class of each id, as an index into `classes`.
         groups: the group of each id, empty for an image of no group; or None.
+        collections: the collection of each id, or None.
         from_names: whether the classes were names in one column: the file can have others, too.
     """
 
@@ -62,6 +65,7 @@ class Labels:
     ids: tuple[str, ...]
     class_indices: np.ndarray
     groups: tuple[str, ...] | None = None
+    collections: tuple[str, ...] | None = None
     from_names: bool = False
 
     @cached_property
@@ -75,6 +79,11 @@ class Labels:
         return {
             name: group for name, group in zip(self.ids, self.groups or (), strict=False) if group
         }
+
+    @cached_property
+    def collection_by_id(self) -> Mapping[str, str]:
+        """Image id -> collection; empty where all images are of one."""
+        return dict(zip(self.ids, self.collections or (), strict=False))
 
     def missing_classes(self, class_indices: np.ndarray) -> list[str]:
         """The classes that do not occur among these."""
@@ -92,6 +101,7 @@ class Labels:
             tuple(self.ids[row] for row in kept),
             indices[kept],
             None if self.groups is None else tuple(self.groups[row] for row in kept),
+            None if self.collections is None else tuple(self.collections[row] for row in kept),
             self.from_names,
         )
 
@@ -127,8 +137,10 @@ def read_labels(
     ids = frame[id_column].str.strip()
     _refuse_rows(ids == "", "no image id", "fill it in", where)
     _refuse_rows(ids.duplicated(), "an id seen before", "keep one row per image", where)
-    groups = _group_column(frame, columns.group, where)
-    candidates = frame.drop(columns=[id_column, *([columns.group] if columns.group else [])])
+    groups = _text_column(frame, columns.group, "--group-column", where)
+    collections = _text_column(frame, columns.collection, "--collection-column", where)
+    others = {name for name in (columns.group, columns.collection) if name is not None}
+    candidates = frame.drop(columns=[id_column, *others])
     if candidates.empty:
         raise InputError(f"{where}: expected an id column and at least one column of classes")
     chosen = _class_columns(candidates, columns.class_name, where)
@@ -156,6 +168,7 @@ def read_labels(
         tuple(ids.iloc[labeled]),
         indices[labeled],
         None if groups is None else tuple(groups.iloc[labeled]),
+        None if collections is None else tuple(collections.iloc[labeled]),
         from_names=targets is classes,
     )
 
@@ -250,10 +263,12 @@ def _named_column(frame: pd.DataFrame, name: str, flag: str, where: str) -> str:
     return name
 
 
-def _group_column(frame: pd.DataFrame, named: str | None, where: str) -> "pd.Series[str] | None":
+def _text_column(
+    frame: pd.DataFrame, named: str | None, flag: str, where: str
+) -> "pd.Series[str] | None":
     if named is None:
         return None
-    return frame[_named_column(frame, named, "--group-column", where)].str.strip()
+    return frame[_named_column(frame, named, flag, where)].str.strip()
 
 
 def _class_columns(frame: pd.DataFrame, named: str | None, where: str) -> pd.DataFrame:

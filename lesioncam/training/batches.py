@@ -49,6 +49,7 @@ class Examples:
         labels: (n,) int, class indices.
         held_out: (n,) bool.
         lesion_masks: what the maps are trained to cover.
+        known_classes: (n, K) bool, the classes that each image says something about.
     """
 
     canvases: Canvases
@@ -56,6 +57,7 @@ class Examples:
     labels: np.ndarray
     held_out: np.ndarray
     lesion_masks: LesionMasks
+    known_classes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Batch:
     Attributes:
         images: (b, 3, s, s) uint8.
         labels: (b,) int64.
+        known_classes: (b, K) bool.
         lesions: (b, h, w) float32, the fraction of each cell of the map that is lesion.
         lesion_weights: (b,) float32.
         size: images in the whole step, over all workers.
@@ -73,6 +76,7 @@ class Batch:
 
     images: Tensor
     labels: Tensor
+    known_classes: Tensor
     lesions: Tensor
     lesion_weights: Tensor
     size: int
@@ -143,10 +147,11 @@ class Batches:
         canvases, boxes = self._pixels(own)
         images = augment(canvases, boxes, draws, size)
         labels = torch.from_numpy(self.examples.labels[own]).to(self.device)
+        known = torch.from_numpy(self.examples.known_classes[own]).to(self.device)
         fractions = boxes / canvases.shape[-1]
         lesions, weights = self._lesions(own, fractions, draws, self.backbone.cells(size))
         seconds = time.monotonic() - started
-        return Batch(images, labels, lesions, weights, len(indices), seconds)
+        return Batch(images, labels, known, lesions, weights, len(indices), seconds)
 
     def _lesions(
         self, indices: np.ndarray, boxes: Tensor, draws: Draws, cells: int

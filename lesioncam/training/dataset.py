@@ -76,12 +76,14 @@ class Dataset:
         images: n of them.
         held_out: (n,) bool.
         lesion_masks: of the n.
+        known_classes: (n, K) bool, of `known_classes`.
         validation: images that are only reported on, or None.
     """
 
     images: Images
     held_out: np.ndarray
     lesion_masks: LesionMasks
+    known_classes: np.ndarray
     validation: Images | None
 
     @property
@@ -112,7 +114,21 @@ def make_dataset(inputs: Inputs, canvas_size: int, settings: TrainSettings) -> D
     images, validation = decode(inputs, canvas_size)
     held_out = split(images, inputs.labels, settings)
     lesion_masks = read_lesion_masks(images, inputs.mask_uris, settings)
-    return Dataset(images, held_out, lesion_masks, validation)
+    known = known_classes(images, inputs.labels)
+    return Dataset(images, held_out, lesion_masks, known, validation)
+
+
+def known_classes(images: Images, labels: Labels) -> np.ndarray:
+    """Which classes each image's collection has: (n, K) bool; all where there is one collection.
+
+    Of a class that its collection lacks, an image says nothing: a network that learned to tell the
+    two apart could have learned to tell the collections apart.
+    """
+    names = [labels.collection_by_id.get(image_id(uri), "") for uri in images.uris]
+    _, collections = np.unique(names, return_inverse=True)
+    occurs = np.zeros((collections.max() + 1, len(labels.classes)), bool)
+    occurs[collections, images.labels] = True
+    return np.asarray(occurs[collections])
 
 
 def decode(inputs: Inputs, canvas_size: int) -> tuple[Images, Images | None]:

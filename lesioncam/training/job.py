@@ -63,6 +63,7 @@ class TrainRequest:
         id_column: of both files, as `LabelColumns.image_id`.
         class_column: likewise, as `LabelColumns.class_name`.
         group_column: likewise, as `LabelColumns.group`.
+        collection_column: likewise, as `LabelColumns.collection`.
         workers: Ray Train workers.
         gpu: whether each uses a GPU; None for where the cluster has enough.
         checkpoint_dir: checkpoints go below it, each bundle's to a directory of its own; None for
@@ -79,6 +80,7 @@ class TrainRequest:
     id_column: str | None = None
     class_column: str | None = None
     group_column: str | None = None
+    collection_column: str | None = None
     workers: int = 1
     gpu: bool | None = None
     checkpoint_dir: str | None = None
@@ -86,7 +88,9 @@ class TrainRequest:
     @property
     def label_columns(self) -> LabelColumns:
         """The columns of the labels."""
-        return LabelColumns(self.id_column, self.class_column, self.group_column)
+        return LabelColumns(
+            self.id_column, self.class_column, self.group_column, self.collection_column
+        )
 
 
 def train(request: TrainRequest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -171,15 +172,27 @@ def summed_loss(
         class_weights: (K,).
         settings: the recipe.
     """
-    loss = F.cross_entropy(
-        logits.float(),
-        batch.labels,
-        class_weights,
-        label_smoothing=settings.label_smoothing,
-        reduction="sum",
-    )
+    loss = class_loss(logits, batch, class_weights, settings.label_smoothing)
     chosen = choose_map(maps, logits, settings.crop.map)
     return loss + (lesion_loss(chosen, batch.lesions) * batch.lesion_weights).sum()
+
+
+def class_loss(logits: Tensor, batch: Batch, class_weights: Tensor, smoothing: float) -> Tensor:
+    """Weighted cross-entropy with label smoothing, summed, over the classes an image knows of.
+
+    Where it knows of all, that of `torch.nn.functional.cross_entropy`.
+
+    Args:
+        logits: (b, K).
+        batch: of the same b.
+        class_weights: (K,).
+        smoothing: the part of the target that all classes share.
+    """
+    known = batch.known_classes
+    log_probabilities = logits.float().masked_fill(~known, -math.inf).log_softmax(dim=1)
+    shared = known / known.sum(dim=1, keepdim=True)
+    target = (1 - smoothing) * F.one_hot(batch.labels, logits.shape[1]) + smoothing * shared
+    return -(class_weights * target * log_probabilities.masked_fill(~known, 0)).sum()
 
 
 def train_stage(config: dict[str, Any]) -> None:
@@ -322,9 +335,15 @@ class _Worker:
             found[torch.from_numpy(indices)] = logits.float().softmax(dim=1)
         if self.world > 1:
             torch.distributed.all_reduce(found)  # each image is zero on all workers but one
-        probabilities = found.cpu().numpy()[held_out]
-        figure = mean_auc(probabilities, labels[held_out], self.job.setup.target_classes)
+        chosen = held_out & self._compared(held_out)
+        probabilities = found.cpu().numpy()[chosen]
+        figure = mean_auc(probabilities, labels[chosen], self.job.setup.target_classes)
         return {"mean_auc": figure, "held_out_seconds": time.monotonic() - started}
+
+    def _compared(self, held_out: np.ndarray) -> np.ndarray:
+        """(n,) bool: images of collections with all classes, where some of them are held out."""
+        complete = self.examples.known_classes.all(axis=1)
+        return complete if (complete & held_out).any() else held_out
 
     def _save(self, state: StageState, metrics: dict[str, Any]) -> None:
         """Report the epoch to Ray Train, from rank 0 with a checkpoint."""

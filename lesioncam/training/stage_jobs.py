@@ -71,7 +71,14 @@ def stage2_job(
 
 def _examples(dataset: Dataset, boxes: np.ndarray) -> Examples:
     images = dataset.images
-    return Examples(images.canvases, boxes, images.labels, dataset.held_out, dataset.lesion_masks)
+    return Examples(
+        images.canvases,
+        boxes,
+        images.labels,
+        dataset.held_out,
+        dataset.lesion_masks,
+        dataset.known_classes,
+    )
 
 
 def _fingerprint(

@@ -302,12 +302,20 @@ def test_groups_are_read_beside_the_classes(tmp_path: Path) -> None:
     assert labels.group_by_id == {"ISIC_1": "p1", "ISIC_2": "p1"}
 
 
+def test_collections_are_read_beside_the_classes(tmp_path: Path) -> None:
+    text = "image,MEL,NV,clinic\nISIC_1,1,0, a\nISIC_2,0,1,b\n"
+    labels = read(str(tmp_path), text, columns=LabelColumns(collection="clinic"))
+    assert labels.classes == ("MEL", "NV")
+    assert labels.of_classes(("NV", "MEL")).collection_by_id == {"ISIC_1": "a", "ISIC_2": "b"}
+
+
 @pytest.mark.parametrize(
     ("columns", "flag"),
     [
         (LabelColumns(image_id="x"), "--id-column"),
         (LabelColumns(class_name="x"), "--class-column"),
         (LabelColumns(group="x"), "--group-column"),
+        (LabelColumns(collection="x"), "--collection-column"),
     ],
 )
 def test_a_column_that_is_not_there_is_refused(

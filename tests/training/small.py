@@ -82,7 +82,8 @@ def flat_dataset(*grays: int) -> Dataset:
     """Such images as a dataset; the last one is held out."""
     images = flat_images(*grays)
     held_out = np.arange(len(images)) == len(images) - 1
-    return Dataset(images, held_out, read_lesion_masks(images, {}, SMALL), None)
+    known = np.ones((len(images), 2), bool)
+    return Dataset(images, held_out, read_lesion_masks(images, {}, SMALL), known, None)
 
 
 def history(bundle: Path | str, stage: str = "stage1") -> list[dict[str, float]]:

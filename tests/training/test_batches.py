@@ -50,6 +50,7 @@ def examples(count: int, held_out: tuple[int, ...] = (), broken: tuple[int, ...]
             given=np.ones(count, bool),
             weights=(numbers / 10).astype(np.float32),
         ),
+        known_classes=np.ones((count, count), bool),
     )
 
 

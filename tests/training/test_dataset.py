@@ -12,9 +12,11 @@ from PIL import Image
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
 from lesioncam.storage.labels import Labels
+from lesioncam.storage.listing import image_id
 from lesioncam.training.dataset import (
     decode,
     hold_out,
+    known_classes,
     read_lesion_masks,
     split,
     without_copies_of,
@@ -153,6 +155,20 @@ def write_mask(path: Path, x0: int, y0: int, x1: int, y1: int) -> None:
 
 
 SETTINGS = TrainSettings(mask_weight=0.5, estimated_mask_weight=0.25)
+
+
+def test_an_image_knows_of_the_classes_of_its_collection() -> None:
+    images = flat_images(10, 60, 110, 160)  # of classes 0, 1, 0, 1
+    ids = tuple(image_id(uri) for uri in images.uris)
+    labels = replace(LABELS, ids=ids, classes=("a", "b", "c"))
+    assert known_classes(images, labels).tolist() == [[True, True, False]] * 4
+    labels = replace(labels, collections=("x", "y", "y", "y"))
+    assert known_classes(images, labels).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, False],
+        [True, True, False],
+    ]
 
 
 def test_masks_are_estimated_where_none_is_given() -> None:

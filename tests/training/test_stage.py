@@ -8,7 +8,7 @@ import torch
 
 from lesioncam.settings import TrainSettings
 from lesioncam.training.batches import Batch
-from lesioncam.training.stage import StageState, summed_loss
+from lesioncam.training.stage import StageState, class_loss, summed_loss
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.network import VGGGAP
 
@@ -32,10 +32,30 @@ def test_the_weights_kept_as_best_are_the_best_epochs() -> None:
     assert (state.epoch, state.best_epoch, len(state.history)) == (4, 3, 4)
 
 
-def batch(labels: list[int], lesions: torch.Tensor, weight: float) -> Batch:
+def batch(labels: list[int], lesions: torch.Tensor, weight: float, classes: int = 3) -> Batch:
     images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
     weights = torch.full((len(labels),), weight)
-    return Batch(images, torch.tensor(labels), lesions, weights, len(labels), 0.0)
+    known = torch.ones(len(labels), classes, dtype=torch.bool)
+    return Batch(images, torch.tensor(labels), known, lesions, weights, len(labels), 0.0)
+
+
+def test_a_class_that_its_collection_lacks_does_not_count_for_an_image() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 1.0]], requires_grad=True)
+    shown = batch([0, 2], torch.zeros(2, 4, 4), 0.0)
+    shown = replace(shown, known_classes=torch.tensor([[True, False, True], [True, True, True]]))
+    class_weights = torch.tensor([2.0, 1.0, 0.5])
+    loss = class_loss(logits, shown, class_weights, smoothing=0.1)
+    of_two = torch.nn.functional.cross_entropy(
+        logits[:1, [0, 2]], torch.tensor([0]), class_weights[[0, 2]],
+        label_smoothing=0.1, reduction="sum",
+    )  # fmt: skip
+    of_three = torch.nn.functional.cross_entropy(
+        logits[1:], torch.tensor([2]), class_weights, label_smoothing=0.1, reduction="sum"
+    )
+    torch.testing.assert_close(loss, of_two + of_three)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all()
+    assert gradient[0, 1] == 0
 
 
 def test_the_loss_by_hand() -> None:
@@ -78,7 +98,7 @@ def test_masks_pull_the_map_onto_the_lesion() -> None:
         torch.manual_seed(0)
         network = VGGGAP("tiny", 2, dropout=0.0)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.002)
-        shown = batch(labels, lesions, weight)
+        shown = batch(labels, lesions, weight, classes=2)
         for _ in range(30):
             logits, features = network(images)
             maps = class_activation_maps(features, network.linear.weight)
