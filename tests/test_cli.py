@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from lesioncam import __version__, api
-from lesioncam.cli import VERBS, _Parser, main, parse
+from lesioncam.cli import main, parse
 from lesioncam.evaluation.evaluate import EvaluateRequest
 from lesioncam.evaluation.report import ReportRequest
+from lesioncam.flags import Parser
 from lesioncam.scoring.pipeline import SMALL, ScoreRequest
 from lesioncam.training.job import TrainRequest
+from lesioncam.verbs import VERBS
 from tests.messy import lesion, write_lesions
 
 TRAIN_FLAGS = ("--images", "i", "--labels", "l.csv", "--bundle", "b")
@@ -84,7 +86,7 @@ def test_an_empty_value_of_any_flag_is_refused(
     here: Path, capsys: pytest.CaptureFixture[str], verb: str, value: str
 ) -> None:
     """As an unset shell variable gives it; an empty path would be the working directory."""
-    parser = _Parser(prog="p")
+    parser = Parser(prog="p")
     VERBS[verb].add_flags(parser)
     flags = [one.option_strings[0] for one in parser._actions if one.nargs != 0]
     for flag in flags:

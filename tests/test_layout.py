@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lesioncam.cli import VERBS, parse
+from lesioncam.cli import parse
+from lesioncam.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lesioncam"
@@ -23,7 +24,7 @@ LAYERS = (
     {"predict", "quantize"},
     {"api"},
     {"demo"},
-    {"cli", "__main__"},
+    {"flags", "verbs", "cli", "__main__"},
 )
 INDEPENDENT = {"scoring", "training", "evaluation"}  # these do not import each other
 MODULES = sorted(PACKAGE.rglob("*.py"))
