@@ -1,5 +1,6 @@
-from dataclasses import replace
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,13 +11,17 @@ from lesioncam.cli import main
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_smaller_demo_runs_and_a_second_run_repeats_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def train(images: Path, labels: Path, bundle: Path, **_: Any) -> None:  # `make demo` trains
+        assert len(list(images.iterdir())) == len(pd.read_csv(labels)) == 36
+        shutil.copytree(bundle_uri, bundle)
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "TRAINING_IMAGES", 36)
     monkeypatch.setattr(demo, "TEST_IMAGES", 12)
-    short = replace(demo.SETTINGS, stage1_epochs=1, stage2_epochs=1)
-    monkeypatch.setattr(demo, "SETTINGS", short)
+    monkeypatch.setattr(demo, "train", train)
     assert main(["demo"]) == 0
     summary = "15 images: 12 scored, 3 failed (see error_kind)"
     assert summary in capsys.readouterr().out
