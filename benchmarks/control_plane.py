@@ -75,7 +75,7 @@ def write_part(
     results: Results, name: str, numbers: np.ndarray, failed: np.ndarray, scored_at: datetime
 ) -> None:
     """Rows of these images, some of them unreachable."""
-    schema = scores_schema(_CLASSES)
+    schema = scores_schema(_CLASSES, precision="float32")
     known = {
         "uri": pa.array([uri_of(n) for n in numbers.tolist()]),
         "status": pa.array(np.where(failed, Status.FAILED, Status.OK)),

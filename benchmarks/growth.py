@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.images import SIZES, write_images
-from benchmarks.limit import device
+from benchmarks.limit import precision_of
 from benchmarks.model import write_bundle
 from benchmarks.process import Finished
 from benchmarks.report import machine, machine_line, markdown, steady_rate, write
 from benchmarks.speed import FEW, OURS, Program
 from lesioncam.settings import BACKBONES
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.vision.hardware import native_precision
 
 log = logging.getLogger("benchmarks")
 
@@ -94,7 +93,7 @@ def main() -> None:
     bundle = flags.bundle or f"{work}/{flags.backbone}"
     if flags.bundle is None:
         write_bundle(bundle, flags.backbone, None)
-    content = measure(flags.images, bundle, native_precision(device()), work)
+    content = measure(flags.images, bundle, precision_of(bundle), work)
     write(flags.output, "growth", content, text_of(content))
 
 

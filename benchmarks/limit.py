@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lesioncam.storage.bundle import Bundle, load_bundle
+from lesioncam.settings import stage_ranges
+from lesioncam.storage.bundle import Bundle, load_bundle, read_bundle
 from lesioncam.vision.classifier import CropClassifier, Localizer, TwoStageClassifier
 from lesioncam.vision.engine import load_network
-from lesioncam.vision.hardware import native_precision
+from lesioncam.vision.hardware import choose_precision, hardware_of
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -56,6 +57,12 @@ class Settings:
 def device() -> torch.device:
     """Where the networks run here."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision_of(bundle: str) -> str:
+    """The precision that scoring takes by itself for this bundle on this machine."""
+    quantized = read_bundle(bundle).quantization is not None
+    return choose_precision("auto", hardware_of(device()), quantized=quantized)
 
 
 def layouts(precision: str) -> list[Settings]:
@@ -103,8 +110,10 @@ class Passes:
     def __init__(self, bundle: Bundle, batch: int, precision: str):
         settings = bundle.settings
         self.stage1, self.stage2 = (
-            load_network(bundle.settings, state, device(), precision)
-            for state in (bundle.stage1, bundle.stage2)
+            load_network(settings, state, device(), precision, ranges)
+            for state, ranges in zip(
+                (bundle.stage1, bundle.stage2), stage_ranges(bundle.quantization), strict=True
+            )
         )
         self._classifier = TwoStageClassifier(
             Localizer(settings, self.stage1), CropClassifier(settings, self.stage2)
@@ -139,9 +148,10 @@ def main() -> None:
     """Measure each setting and print its rate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--precision", default=native_precision(device()))
+    parser.add_argument("--precision", help="(the one that scoring takes)")
     flags = parser.parse_args()
-    fastest, rates = best(flags.bundle, layouts(flags.precision))
+    precision = flags.precision or precision_of(flags.bundle)
+    fastest, rates = best(flags.bundle, layouts(precision))
     for name, rate in rates.items():
         print(f"{rate:8.2f} images/s  {name}")
     print(f"the limit: {fastest}")

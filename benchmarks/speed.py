@@ -31,7 +31,7 @@ from benchmarks.report import Rounds, machine, machine_line, markdown, steady_ra
 from lesioncam.errors import InputError
 from lesioncam.settings import BACKBONES, ModelSettings
 from lesioncam.storage.bundle import load_bundle
-from lesioncam.vision.hardware import native_precision
+from lesioncam.vision.hardware import hardware_of
 
 log = logging.getLogger("benchmarks")
 
@@ -120,11 +120,10 @@ class Benchmark:
         self.settings = load_bundle(bundle).settings
         if self.settings.test_time_rotation:
             raise InputError("--bundle: it uses test-time augmentation, and the peers do not")
-        self.fastest, self.layouts = limit.best(
-            bundle, limit.layouts(native_precision(limit.device()))
-        )
+        self.fastest, self.layouts = limit.best(bundle, limit.layouts(limit.precision_of(bundle)))
         self.precision = self.fastest.precision
-        precisions = sorted({"float32", self.precision}, reverse=True)
+        self.native = hardware_of(limit.device()).native_float  # no peer has int8
+        precisions = sorted({"float32", self.native}, reverse=True)
         peers = [Program(name, precision) for precision in precisions for name in PEERS]
         self.programs = [Program(OURS, self.precision), *peers]
         self.machine = machine("daft", "grad-cam", precision=self.precision)
@@ -136,7 +135,7 @@ class Benchmark:
         """Run each program once, so that its libraries are in the page cache."""
         images = write_images(self.work, SIZES[0], FEW)
         for program in self.programs:
-            if program.precision == self.precision:
+            if program.name == OURS or program.precision == self.native:
                 finished = program.score(images, self.bundle, self._output(program, SIZES[0]))
                 log.info("uncounted: %s: %s", program.name, finished)
 
@@ -149,7 +148,7 @@ class Benchmark:
                 self._measure(program, size)
 
     def _measure(self, program: Program, size: tuple[int, int]) -> None:
-        divisor = _FLOAT32_DIVISOR if program.precision != self.precision else 1
+        divisor = _FLOAT32_DIVISOR if program.precision not in (self.precision, self.native) else 1
         many = FEW + (self.many - FEW) // divisor
         output = self._output(program, size)
         few_images, many_images = (write_images(self.work, size, count) for count in (FEW, many))

@@ -130,27 +130,25 @@ def device_here() -> "torch.device":
 
 
 def probe_hardware(*, gpu: bool) -> Hardware:
-    """Ask the cluster what it computes on.
+    """Ask every node of the cluster what it computes on, for what they have in common.
 
     Args:
-        gpu: ask a node with a GPU. `device` is `cpu` then where torch cannot use that GPU.
-            Otherwise every node with CPUs is asked, for what they have in common.
+        gpu: ask the nodes with GPUs. `device` is `cpu` then where torch cannot use all of these.
 
     Raises:
         ray.exceptions.GetTimeoutError: no answer within five minutes.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
-    nodes = [node["NodeID"] for node in alive if node["Resources"].get("CPU")]
+    needed = "GPU" if gpu else "CPU"
+    nodes = [node["NodeID"] for node in alive if node["Resources"].get(needed)]
     # On a one-node cluster, the answer is the same here, without a process that first loads torch.
     # A cluster without CPUs is refused by what asks.
     if not gpu and (len(alive) == 1 or not nodes):
         return _hardware_here()
     probe = ray.remote(num_cpus=0, num_gpus=0.01 * gpu)(_hardware_here)
-    if gpu:
-        asked = [probe.remote()]
-    else:  # soft: where a node is lost meanwhile, another one answers for it
-        places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-        asked = [probe.options(scheduling_strategy=place).remote() for place in places]
+    # Soft: where a node is lost meanwhile, another one answers for it.
+    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    asked = [probe.options(scheduling_strategy=place).remote() for place in places]
     return common_hardware(ray.get(asked, timeout=_PROBE_TIMEOUT_S))
 
 

@@ -64,7 +64,13 @@ def load(
     loaded = load_bundle(os.fspath(bundle), "bundle")
     settings = loaded.settings
     weights, quantization = (loaded.stage1, loaded.stage2), loaded.quantization
-    precision = choose_precision(precision, hardware_of(target), quantized=quantization is not None)
+    try:
+        precision = choose_precision(
+            precision, hardware_of(target), quantized=quantization is not None
+        )
+    except InputError as error:
+        error.name_keywords()
+        raise
     localize, classify = load_stages(settings, weights, target, precision, quantization)
     return Classifier(
         classes=settings.classes,

@@ -15,17 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lesioncam.errors import InputError
+from lesioncam.columns import TRANSIENT_KINDS, ErrorKind
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.scoring.read import READ_THREADS, read_canvas
 from lesioncam.settings import Quantization
-from lesioncam.storage.bundle import Bundle, bundle_exists, read_bundle, save_bundle
+from lesioncam.storage.bundle import (
+    CURVES_FILE,
+    METRICS_FILE,
+    Bundle,
+    bundle_exists,
+    read_bundle,
+    save_bundle,
+)
+from lesioncam.storage.lease import refuse_other_run
 from lesioncam.storage.listing import Listing, describe_skipped
-from lesioncam.storage.store import Entry
+from lesioncam.storage.store import Entry, read_if_there
 from lesioncam.storage.uris import open_store
 from lesioncam.vision.calibrate import (
     CALIBRATION_IMAGES,
     activation_ranges,
-    evenly_spaced,
+    spread,
     widest_ranges,
 )
 from lesioncam.vision.classifier import Localizer, to_channels_first, whole_boxes
@@ -56,12 +65,12 @@ def quantize(bundle: str, images: str, output: str) -> dict[str, Any]:
     """
     if bundle_exists(output):
         raise InputError(f"--output: {output} holds a bundle; name another directory")
+    refuse_other_run(open_store(output), "--output")
     files = read_bundle(bundle)
     listing = Listing(images)
-    entries = list(listing)
+    chosen = spread(listing, CALIBRATION_IMAGES)
     if listing.skipped:
         log.info("%s", describe_skipped(listing.skipped))
-    chosen = [entries[index] for index in evenly_spaced(len(entries), CALIBRATION_IMAGES)]
     open_store(output).check_writable()
     canvases = _decode(chosen, files.settings.canvas_size)
     trained = files.load()
@@ -74,13 +83,22 @@ def quantize(bundle: str, images: str, output: str) -> dict[str, Any]:
             count,
             _FEW,
         )
-    digest = save_bundle(replace(trained, quantization=quantization), output, files.card)
+    for name in (METRICS_FILE, CURVES_FILE):
+        if (data := read_if_there(open_store(bundle), name)) is not None:
+            open_store(output).write(name, data)
+    training = {**trained.training, "quantized": {"model": trained.digest, "images": count}}
+    quantized = replace(trained, training=training, quantization=quantization)
+    digest = save_bundle(quantized, output, files.card)
     return {"bundle": output, "model": digest, "images": count}
 
 
 def _decode(entries: list[Entry], canvas_size: int) -> Iterator[np.ndarray]:
-    """The canvases of images, (S, S, 3) uint8; logs how many cannot be used."""
-    failed: Counter[str] = Counter()
+    """The canvases of images, (S, S, 3) uint8; logs how many cannot be used.
+
+    Raises:
+        RunFailedError: images whose store was out of reach: another try would read them.
+    """
+    failed: Counter[ErrorKind] = Counter()
     with ThreadPoolExecutor(READ_THREADS) as threads:
         outcomes = threads.map(
             lambda entry: read_canvas(entry.uri, entry.size, entry.archived, canvas_size), entries
@@ -89,7 +107,11 @@ def _decode(entries: list[Entry], canvas_size: int) -> Iterator[np.ndarray]:
             if isinstance(outcome, Decoded):
                 yield outcome.canvas
             else:
-                failed[str(outcome.kind)] += 1
+                failed[outcome.kind] += 1
+    if transient := sum(failed[kind] for kind in TRANSIENT_KINDS):
+        raise RunFailedError(
+            f"--images: {transient} images could not be fetched; run the same command again"
+        )
     if failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
         log.warning("--images: %d images cannot be used: %s", failed.total(), kinds)

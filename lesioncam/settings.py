@@ -194,6 +194,11 @@ class Quantization:
     stage2: tuple[PositiveFloat, ...]
 
 
+def stage_ranges(quantization: Quantization | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The ranges of stage 1 and of stage 2; empty where a bundle has none."""
+    return ((), ()) if quantization is None else (quantization.stage1, quantization.stage2)
+
+
 @dataclass(frozen=True, config=STRICT)
 class TrainSettings:
     """The training recipe. `--config` names a file that may set any field.

@@ -83,7 +83,7 @@ def bundle_uri(model_settings: ModelSettings, tmp_path_factory: pytest.TempPathF
 def quantized_uri(bundle_uri: str) -> str:
     """The tiny bundle with what int8 needs."""
     uri = f"{bundle_uri}-int8"
-    ranges = Quantization((4.0, 4.0, 4.0), (4.0, 4.0, 4.0))
+    ranges = Quantization((4.0, 4.0, 4.0), (5.0, 5.0, 5.0))
     save_bundle(replace(load_bundle(bundle_uri), quantization=ranges), uri, "# Likewise\n")
     return uri
 

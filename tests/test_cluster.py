@@ -21,6 +21,7 @@ from lesioncam.cluster import (
 from lesioncam.columns import ErrorKind
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.store import StoreError
+from lesioncam.vision.hardware import Hardware
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,16 @@ def test_a_node_answers_what_it_computes_on(
     two = 2 * ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: two)  # so that another process is asked
     assert probe_hardware(gpu=False) == here
+
+
+def test_nodes_have_in_common_what_each_of_them_answers(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here,) = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [here, {**here, "NodeID": "f" * 56}])
+    answers = [Hardware("cpu", ("int8", "float32")), Hardware("cpu", ("float32",))]
+    monkeypatch.setattr(ray, "get", lambda asked, **_: answers[: len(set(asked))])
+    assert probe_hardware(gpu=False) == Hardware("cpu", ("float32",))
 
 
 def test_idle_processes_are_kept_for_the_next_task(local_ray: None, tmp_path: Path) -> None:

@@ -192,3 +192,8 @@ def test_a_path_that_names_no_image_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"^images\\[1\\]: {message}"):
         classifier.predict(["gone.jpg", image])
+
+
+def test_an_error_of_the_precision_names_the_keyword(bundle_uri: str) -> None:
+    with pytest.raises(InputError, match=r"^precision: the bundle has no activation ranges"):
+        load(bundle_uri, "int8", "cpu")

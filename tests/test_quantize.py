@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,18 @@ from PIL import Image
 
 from lesioncam import quantize
 from lesioncam.cli import main
-from lesioncam.errors import InputError
+from lesioncam.columns import ErrorKind
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.bundle import STAGES, load_bundle, read_bundle
+from lesioncam.storage.lease import LEASE_FILE
+from lesioncam.storage.store import StoreError
 from lesioncam.vision.calibrate import activation_ranges, widest_ranges
 from lesioncam.vision.classifier import Localizer, to_channels_first, whole_boxes
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.decode import decode_image
 from lesioncam.vision.network import build_network
 from tests.messy import write_lesions
+from tests.training.small import hold_lease
 
 
 @pytest.fixture
@@ -83,6 +88,32 @@ def test_the_verb_prints_the_new_model(
     printed = capsys.readouterr().out
     model = json.loads((tmp_path / "int8" / "bundle.json").read_text())["digest"]
     assert printed == f"ranges measured on 18 images\nbundle: {output} (model {model[:12]})\n"
+
+
+def test_the_rest_of_the_bundle_goes_along(images: Path, bundle_uri: str, tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    shutil.copytree(bundle_uri, trained)
+    (trained / "metrics.csv").write_text("stage\n")
+    quantize(trained, images, tmp_path / "int8")
+    assert (tmp_path / "int8" / "metrics.csv").read_text() == "stage\n"
+    assert not (tmp_path / "int8" / "curves.png").exists()
+    facts = load_bundle(str(tmp_path / "int8")).training["quantized"]
+    assert facts == {"model": read_bundle(bundle_uri).digest, "images": 18}
+
+
+def test_images_out_of_reach_and_a_run_in_the_output_are_no_bundle(
+    images: Path, bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "int8"
+    hold_lease(output, "another run")
+    with pytest.raises(InputError, match=r"^output: .* is being written by run another run"):
+        quantize(bundle_uri, images, output)
+    (output / LEASE_FILE).unlink()
+    gone = StoreError(ErrorKind.UNREACHABLE, "no answer")
+    monkeypatch.setattr("lesioncam.quantize.read_canvas", lambda *_: gone)
+    with pytest.raises(RunFailedError, match=r"^images: 18 images could not be fetched"):
+        quantize(bundle_uri, images, output)
+    assert not (output / "bundle.json").exists()
 
 
 def test_bad_input_writes_nothing(images: Path, bundle_uri: str, tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ Only they load torch, which takes seconds; the driver, which imports this module
 # ruff: noqa: PLC0415
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 
 from lesioncam.cluster import device_here
+from lesioncam.errors import InputError
 from lesioncam.settings import ModelSettings
 from lesioncam.storage.bundle import load_weights
 from lesioncam.telemetry import timed
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from lesioncam.vision.classifier import Network
 
 _COUNT_INTERVAL_S = 0.5
+
+_Stage = Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,19 @@ class Compute:
     precision: str
     batch_size: int
 
-    def load(self, weights: ray.ObjectRef, ranges: Sequence[float]) -> "Network":
-        """A stage's network, ready for inference in this process; only int8 needs ranges."""
+    def load(
+        self, weights: ray.ObjectRef, ranges: Sequence[float], stage: "Callable[[Network], _Stage]"
+    ) -> "_Stage":
+        """A stage with its network, ready for inference in this process.
+
+        Where this node cannot run it, the stage refuses its first batch: of an error in an actor's
+        constructor, Ray would not give the message.
+
+        Args:
+            weights: the stage's.
+            ranges: likewise; only int8 needs them.
+            stage: makes it of its network.
+        """
         import torch
 
         from lesioncam.vision.engine import load_network
@@ -47,7 +62,14 @@ class Compute:
         if device.type == "cpu":
             torch.set_num_threads(1)  # there is an actor for each core
         state = load_weights(ray.get(weights))
-        return load_network(self.settings, state, device, self.precision, ranges)
+        try:
+            return stage(load_network(self.settings, state, device, self.precision, ranges))
+        except InputError as error:
+            return partial(_refuse, error)
+
+
+def _refuse(error: InputError, _: pa.Table) -> pa.Table:
+    raise error
 
 
 class LocalizeActor:
@@ -57,8 +79,11 @@ class LocalizeActor:
         from lesioncam.scoring.stages import Localize
         from lesioncam.vision.classifier import Localizer
 
-        localizer = Localizer(compute.settings, compute.load(weights, ranges))
-        self._localize = Localize(localizer, compute.batch_size)
+        self._localize = compute.load(
+            weights,
+            ranges,
+            lambda network: Localize(Localizer(compute.settings, network), compute.batch_size),
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """As `Localize`."""
@@ -75,8 +100,11 @@ class ClassifyActor:
         from lesioncam.scoring.stages import Classify
         from lesioncam.vision.classifier import CropClassifier
 
-        classifier = CropClassifier(compute.settings, compute.load(weights, ranges))
-        self._classify = Classify(classifier, compute.batch_size)
+        self._classify = compute.load(
+            weights,
+            ranges,
+            lambda network: Classify(CropClassifier(compute.settings, network), compute.batch_size),
+        )
         self._window = window
         self._uncounted, self._counted_at = 0, 0.0
 

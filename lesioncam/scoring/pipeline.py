@@ -30,7 +30,7 @@ from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord, new_run_id
 from lesioncam.storage.store import Entry, StoreError
 from lesioncam.storage.uris import open_store
-from lesioncam.vision.hardware import Hardware, choose_precision, hardware_of
+from lesioncam.vision.hardware import check_ranges
 
 if TYPE_CHECKING:
     from lesioncam.scoring.plan import Plan
@@ -85,6 +85,7 @@ class Run:
         lease: on the output.
         precision: `auto` for an output without rows, unless one was asked for.
         progress: None until images are scored.
+        has_begun: whether the output may have changed: until then, bad input is refused.
         started_at: the run's start.
     """
 
@@ -95,6 +96,7 @@ class Run:
     lease: Lease
     precision: str
     progress: "Progress | None" = None
+    has_begun: bool = False
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -102,7 +104,13 @@ class Run:
         """Whether the bundle has what int8 needs."""
         return self.bundle.quantization is not None
 
-    def record_plan(self, plan: "Plan | None" = None) -> None:
+    def begin(self, plan: "Plan | None" = None) -> None:
+        """From here on the output changes: by this plan, or None where nothing is to score."""
+        self.record_request(plan)
+        self.has_begun = True
+        self.results.begin()
+
+    def record_request(self, plan: "Plan | None" = None) -> None:
         """Write `run.json`: the request, and the plan once there is one."""
         content = {
             **asdict(self.request),
@@ -119,8 +127,8 @@ def score(request: ScoreRequest) -> dict[str, Any]:
     Written rows stay whatever happens; the same call continues from them.
 
     Raises:
-        InputError: no such images or bundle, or the output is another model's, or another run is
-            writing to it.
+        InputError: no such images or bundle; the output has rows of another model or precision, or
+            another run is writing to it; or the hardware does not have the precision.
         RunFailedError: a listed image ended without a row, or the lease on the output was lost.
     """
     with interruptible():
@@ -142,8 +150,7 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
     if f"{results.store.uri}/".startswith(f"{open_store(request.images).uri}/"):
         raise InputError("--output: it is inside --images; choose a directory outside of them")
     check_ray()
-    if request.precision == "int8":
-        _refuse_int8(bundle)
+    check_ranges(request.precision, quantized=bundle.quantization is not None)
     if request.gpus:
         from lesioncam.scoring.stream import refuse_without_gpus  # noqa: PLC0415
 
@@ -165,15 +172,11 @@ def _checked(request: ScoreRequest) -> dict[str, Any]:
             if isinstance(error, KeyboardInterrupt):
                 ignore_signals()
             _record_failure(run, error)
+            if isinstance(error, InputError) and not run.has_begun:
+                raise
             if isinstance(error, InputError | StoreError | OSError):
                 raise failed_by(error) from error
             raise
-
-
-def _refuse_int8(bundle: BundleFiles) -> None:
-    """Refuse int8 where it is known already that there is none. A cluster is asked by the plan."""
-    here = Hardware("cpu", ("int8",)) if has_ray() else hardware_of()
-    choose_precision("int8", here, quantized=bundle.quantization is not None)
 
 
 def _continued_precision(asked: str, written: str | None, output: str) -> str:
@@ -203,12 +206,13 @@ def _score(run: Run, listing: Listing, entries: Iterator[Entry]) -> dict[str, An
     started = time.monotonic()
     run.results.discard_staged()
     run.results.recover()
-    run.record_plan()
+    run.record_request()
     rows = run.record.record_listing(entries)
-    run.results.begin()
     pending = _record_pending(run, rows)
     if pending.pending:
         _score_pending(run, pending)
+    else:
+        run.begin()
     run.lease.stop_workers()
     run.results.discard_staged()
     listed = (run.record.manifest(), rows) if run.request.drop_unlisted else None

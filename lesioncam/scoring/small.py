@@ -33,12 +33,13 @@ def score_pending(run: "Run", pending: Pending) -> None:
     """Score the images, counting each part as it becomes durable.
 
     Raises:
+        InputError: the hardware does not have the precision; nothing was changed.
         RunFailedError: the store is out of reach, or the lease was lost.
     """
     with closing(Progress(run.record)) as run.progress:
         run.progress.begin(pending.pending)
         plan = make_plan(run.precision, quantized=run.quantized, on_gpu=run.request.gpus != 0)
-        run.record_plan(plan)
+        run.begin(plan)
         count_parts(run, run_pipeline(run, pending, plan, run.progress), run.progress)
 
 

@@ -20,7 +20,7 @@ from lesioncam.scoring.rows import (
     pixels_of,
     probability_arrays,
 )
-from lesioncam.settings import ModelSettings, Quantization
+from lesioncam.settings import ModelSettings, Quantization, stage_ranges
 from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
 from lesioncam.vision.crop import boxes_at_border, boxes_in_image
 from lesioncam.vision.engine import load_network
@@ -129,10 +129,9 @@ def load_stages(
         precision: of the convolutions.
         quantization: the bundle's; only int8 needs it.
     """
-    ranges = ((), ()) if quantization is None else (quantization.stage1, quantization.stage2)
     stage1, stage2 = (
-        load_network(settings, state, device, precision, ends)
-        for state, ends in zip(weights, ranges, strict=True)
+        load_network(settings, state, device, precision, ranges)
+        for state, ranges in zip(weights, stage_ranges(quantization), strict=True)
     )
     batch_size = BATCH_SIZES[device.type]
     return (

@@ -12,13 +12,14 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from lesioncam.cluster import as_run_error, connected
-from lesioncam.errors import RunFailedError
+from lesioncam.errors import InputError, RunFailedError
 from lesioncam.scoring.actors import ClassifyActor, Compute, LocalizeActor
 from lesioncam.scoring.fetch import fetch_and_decode, read_pending
 from lesioncam.scoring.plan import Plan, check_cluster, make_plan
 from lesioncam.scoring.progress import Progress, count_parts
 from lesioncam.scoring.window import count_classified, open_window
 from lesioncam.scoring.write import write_part
+from lesioncam.settings import stage_ranges
 from lesioncam.storage.bundle import STAGES, BundleFiles
 from lesioncam.storage.results import Results
 from lesioncam.storage.runs import Pending, RunRecord
@@ -40,12 +41,15 @@ def score_pending(run: "Run", pending: Pending) -> None:
     """Run the pipeline, counting each part as it becomes durable.
 
     Raises:
+        InputError: Ray cannot start, or lacks what the request needs; nothing was changed.
         RunFailedError: Ray, a store or a disk ended the run.
     """
     try:
         with connected(), closing(Progress(run.record)) as run.progress:
             _score_pending(run, pending, run.progress)
     except Exception as error:
+        if isinstance(error, InputError) and not run.has_begun:
+            raise
         failed = _as_run_error(error)
         if failed is None:
             raise
@@ -56,7 +60,7 @@ def _score_pending(run: "Run", pending: Pending, progress: Progress) -> None:
     progress.begin(pending.pending)
     check_cluster(run.request.gpus)
     plan = make_plan(run.request.gpus, run.precision, pending.pending, quantized=run.quantized)
-    run.record_plan(plan)
+    run.begin(plan)
     window = open_window(plan.window)
     progress.follow(lambda: count_classified(window), plan.window)
     pipeline = build_pipeline(run.record, pending, run.bundle, plan, run.results, window)
@@ -75,8 +79,7 @@ def build_pipeline(
     settings = bundle.settings
     compute = Compute(settings, plan.precision, plan.batch_size)
     stage1, stage2 = (ray.put(bundle.weights[stage]) for stage in STAGES)
-    quantization = bundle.quantization
-    ranges = ((), ()) if quantization is None else (quantization.stage1, quantization.stage2)
+    ranges = stage_ranges(bundle.quantization)
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.raise_original_map_exception = True  # a worker's message reaches the user

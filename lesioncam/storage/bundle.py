@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FORMAT = 6
 BUNDLE_FILE = "bundle.json"
 CARD_FILE = "README.md"
+METRICS_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
 STAGES = ("stage1", "stage2")
 
 
@@ -194,7 +196,7 @@ def _check_ranges(parsed: _BundleFile, where: str) -> None:
         if len(ranges) != expected:
             raise InputError(
                 f"{where}: quantization.{stage} has {len(ranges)} ranges, {parsed.model.backbone} "
-                f"needs {expected}; copy the bundle again or run 'lesioncam quantize'"
+                f"needs {expected}; copy the bundle again"
             )
 
 

@@ -56,7 +56,7 @@ class Labels:
         ids: image ids, each once.
         class_indices: (n,) int64, the class of each id, as an index into `classes`.
         groups: the group of each id, empty for an image of no group; or None.
-        collections: the collection of each id, or None.
+        collections: the collection of each id, empty for an image of none; or None.
         from_names: whether the classes were names in one column: the file can have others, too.
     """
 
@@ -82,7 +82,7 @@ class Labels:
 
     @cached_property
     def collection_by_id(self) -> Mapping[str, str]:
-        """Image id -> collection; empty where all images are of one."""
+        """Image id -> collection, empty for an image of none."""
         return dict(zip(self.ids, self.collections or (), strict=False))
 
     def missing_classes(self, class_indices: np.ndarray) -> list[str]:

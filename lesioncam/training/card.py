@@ -74,7 +74,7 @@ def _results(bundle: Bundle) -> list[str]:
     lines = [
         "## Results",
         "",
-        "Each stage's epoch was chosen by mean AUC on the held-out images, so their figures are "
+        f"Each stage's epoch was chosen by mean AUC on {_chosen_on(bundle)}, so their figures are "
         "slightly optimistic. Nothing was chosen on validation images. `mean` is over "
         f"{', '.join(bundle.training['target_classes'])}.",
     ]
@@ -84,6 +84,13 @@ def _results(bundle: Bundle) -> list[str]:
         if "localization" in figures:
             lines += ["", *overlap_table(figures["localization"])]
     return lines
+
+
+def _chosen_on(bundle: Bundle) -> str:
+    """The images that the best epochs were chosen on."""
+    if bundle.training["images_of_collections_without_a_class"]:
+        return "held-out images, where possible of collections that have all classes"
+    return "the held-out images"
 
 
 def _limits(bundle: Bundle) -> list[str]:
@@ -96,8 +103,9 @@ def _limits(bundle: Bundle) -> list[str]:
         + ". Choose a threshold on images of your own.",
         f"- It knows {', '.join(bundle.settings.classes)} and nothing else: any other finding, or "
         "a picture without a lesion, gets one of these names.",
-        "- It was measured on images of the same collection. Other cameras, skin types, ages and "
-        "body sites can be much worse; collections of dermoscopic images have few dark skins.",
+        "- It was measured on images of the collections that it was trained on. Other cameras, "
+        "skin types, ages and body sites can be much worse; collections of dermoscopic images "
+        "have few dark skins.",
         "- Its maps were trained to cover the lesion. They do not show why a class was predicted."
         if _maps_trained(bundle)
         else "- Its maps show which region raised stage 1's scores, not why.",

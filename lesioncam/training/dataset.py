@@ -119,16 +119,25 @@ def make_dataset(inputs: Inputs, canvas_size: int, settings: TrainSettings) -> D
 
 
 def known_classes(images: Images, labels: Labels) -> np.ndarray:
-    """Which classes each image's collection has: (n, K) bool; all where there is one collection.
+    """Which classes each image's collection has: (n, K) bool; all for an image of no collection.
 
     Of a class that its collection lacks, an image says nothing: a network that learned to tell the
     two apart could have learned to tell the collections apart.
     """
-    names = [labels.collection_by_id.get(image_id(uri), "") for uri in images.uris]
-    _, collections = np.unique(names, return_inverse=True)
-    occurs = np.zeros((collections.max() + 1, len(labels.classes)), bool)
-    occurs[collections, images.labels] = True
-    return np.asarray(occurs[collections])
+    known = np.ones((len(images), len(labels.classes)), bool)
+    names = np.array([labels.collection_by_id.get(image_id(uri), "") for uri in images.uris])
+    for name in set(names.tolist()) - {""}:
+        rows = names == name
+        known[rows] = np.bincount(images.labels[rows], minlength=len(labels.classes)) > 0
+    lacking = ~known.all(axis=1)
+    if lacking.any():
+        log.info(
+            "--collection-column: %d images say nothing of the classes that their collections "
+            "lack; %d of them are of collections with one class, and say nothing at all",
+            lacking.sum(),
+            (known.sum(axis=1) == 1).sum(),
+        )
+    return known
 
 
 def decode(inputs: Inputs, canvas_size: int) -> tuple[Images, Images | None]:

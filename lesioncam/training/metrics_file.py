@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lesioncam.errors import LesioncamError
+from lesioncam.storage.bundle import CURVES_FILE, METRICS_FILE
 from lesioncam.storage.uris import open_store
 from lesioncam.training.progress import EpochReport, stage_name
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 log = logging.getLogger("lesioncam")
-
-METRICS_FILE = "metrics.csv"
-CURVES_FILE = "curves.png"
 
 
 class MetricsFile:

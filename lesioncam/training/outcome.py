@@ -94,6 +94,9 @@ def training_facts(
             **source.not_used,
             "unreadable_images_and_copies": len(source.uris) - len(dataset.images),
         },
+        "images_of_collections_without_a_class": int(
+            (trained_on & ~dataset.known_classes.all(axis=1)).sum()
+        ),
         "masks_given": int((used & masks.given).sum()),
         "masks_estimated": int((used & ~masks.given).sum()),
         "workers": workers,

@@ -112,7 +112,7 @@ def match_validation(
         return None
     if images is None or csv is None:
         raise InputError("--val-images and --val-labels go together; give both or neither")
-    val_labels = read_labels(csv, rest_class, "--val-labels", columns)
+    val_labels = read_labels(csv, rest_class, "--val-labels", replace(columns, collection=None))
     val_labels.check_classes(labels.classes, rest_class, "--val-labels")
     val_labels = val_labels.of_classes(labels.classes)
     validation = match_source(images, val_labels, "--val-images", "--val-labels")

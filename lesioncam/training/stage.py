@@ -205,6 +205,17 @@ def train_stage(config: dict[str, Any]) -> None:
         _Worker(config["job"]).run()
 
 
+def compared(examples: Examples, classes: int) -> np.ndarray:
+    """(n,) bool: the held-out images that epochs are compared on.
+
+    Those of collections with all classes, if they are of each class: others reward recognizing the
+    collection.
+    """
+    complete = examples.held_out & examples.known_classes.all(axis=1)
+    all_classes = len(np.unique(examples.labels[complete])) == classes
+    return complete if all_classes else examples.held_out
+
+
 class _Worker:
     """One worker's network, optimizer and batches."""
 
@@ -327,7 +338,7 @@ class _Worker:
         """Mean AUC on the held-out images at `size` pixels; each worker classifies its slice."""
         self.network.eval()
         started = time.monotonic()
-        labels, held_out = self.examples.labels, self.examples.held_out
+        labels = self.examples.labels
         found = torch.zeros(len(labels), self.classes, device=self.device)
         for indices, images in self.batches.held_out(_EVALUATION_BATCH, size):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
@@ -335,15 +346,10 @@ class _Worker:
             found[torch.from_numpy(indices)] = logits.float().softmax(dim=1)
         if self.world > 1:
             torch.distributed.all_reduce(found)  # each image is zero on all workers but one
-        chosen = held_out & self._compared(held_out)
+        chosen = compared(self.examples, self.classes)
         probabilities = found.cpu().numpy()[chosen]
         figure = mean_auc(probabilities, labels[chosen], self.job.setup.target_classes)
         return {"mean_auc": figure, "held_out_seconds": time.monotonic() - started}
-
-    def _compared(self, held_out: np.ndarray) -> np.ndarray:
-        """(n,) bool: images of collections with all classes, where some of them are held out."""
-        complete = self.examples.known_classes.all(axis=1)
-        return complete if (complete & held_out).any() else held_out
 
     def _save(self, state: StageState, metrics: dict[str, Any]) -> None:
         """Report the epoch to Ray Train, from rank 0 with a checkpoint."""

@@ -103,7 +103,8 @@ def _fingerprint(
     named = [FORMAT, settings, dataset.images.uris, stage, setup.target_classes]
     digest = hashlib.sha256(json.dumps(named).encode())
     images, masks = dataset.images, dataset.lesion_masks
-    for array in (images.labels, images.thumbnails, dataset.held_out, masks.grid, masks.weights):
+    arrays = (images.labels, images.thumbnails, dataset.held_out, masks.grid, masks.weights)
+    for array in (*arrays, dataset.known_classes):
         digest.update(array.tobytes())
     for weights in (initial, before):
         for name in sorted(weights):

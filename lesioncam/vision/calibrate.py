@@ -8,6 +8,7 @@ Shapes: `B` batch, `s` input size.
 """
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +18,30 @@ from lesioncam.vision.network import VGGGAP
 
 CALIBRATION_IMAGES = 300  # that ranges are measured on, where there are so many
 
+Item = TypeVar("Item")
+
 
 def evenly_spaced(count: int, limit: int) -> np.ndarray:
     """Indices of at most `limit` of `count` items, in order, the first among them."""
     chosen = min(count, limit)
     return np.arange(chosen) * count // max(1, chosen)
+
+
+def spread(items: Iterable[Item], limit: int) -> list[Item]:
+    """At most `limit` of the items, evenly spaced, the first among them; holds three times as many.
+
+    Args:
+        items: any number of them.
+        limit: at least 1.
+    """
+    kept: list[Item] = []
+    step = 1
+    for number, item in enumerate(items):
+        if number % step == 0:
+            kept.append(item)
+        if len(kept) > 2 * limit:
+            kept, step = kept[::2], 2 * step
+    return [kept[index] for index in evenly_spaced(len(kept), limit)]
 
 
 @torch.inference_mode()

@@ -36,8 +36,7 @@ def load_network(
         InputError: the device does not compute in this precision, as on a node that joined its
             cluster late, or there are no ranges for int8.
     """
-    if device.type == "cpu" or precision == "int8":  # a GPU computes in any other
-        choose_precision(precision, hardware_of(device), quantized=bool(ranges))
+    choose_precision(precision, hardware_of(device), quantized=bool(ranges))
     network = build_network(settings, state)
     if device.type == "cpu" and has_openvino():
         from lesioncam.vision.openvino_network import OpenVINONetwork  # noqa: PLC0415

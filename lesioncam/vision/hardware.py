@@ -20,7 +20,7 @@ _CPU_INFO = Path("/proc/cpuinfo")  # only Linux has it
 # With one of them a CPU adds products of int8 in int32. Others add pairs of them in int16, which
 # saturates, so that results are wrong.
 _INT8_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-_ANOTHER_PRECISION = "choose another precision, and another output where this one has rows"
+_ANOTHER_PRECISION = "choose another precision (rows of one output have the same)"
 
 
 class Hardware(NamedTuple):
@@ -61,11 +61,12 @@ def hardware_of(device: "torch.device | None" = None) -> Hardware:
 
 
 def common_hardware(found: Sequence[Hardware]) -> Hardware:
-    """What several nodes with the same kind of device have in common."""
+    """What several nodes have in common; `cpu` where torch can use only some of their GPUs."""
     precisions = found[0].precisions
     for other in found[1:]:
         precisions = tuple(name for name in precisions if name in other.precisions)
-    return Hardware(found[0].device, precisions)
+    devices = {one.device for one in found}
+    return Hardware(devices.pop() if len(devices) == 1 else "cpu", precisions)
 
 
 def choose_precision(asked: str, hardware: Hardware, *, quantized: bool) -> str:
@@ -79,18 +80,14 @@ def choose_precision(asked: str, hardware: Hardware, *, quantized: bool) -> str:
     Raises:
         InputError: the bundle or the hardware does not have the one that was asked for.
     """
-    if asked == "int8" and not quantized:
-        raise InputError(
-            "--precision: the bundle has no activation ranges, which int8 needs; add them with "
-            "'lesioncam quantize', or choose another precision"
-        )
+    check_ranges(asked, quantized=quantized)
     if asked in hardware.precisions:
         return asked
     if asked == "auto":
         return hardware.precisions[0] if quantized else hardware.native_float
     if asked == "int8" and hardware.device == "cuda":
         raise InputError(
-            f"--precision: int8 runs on CPUs only; use no GPU, or {_ANOTHER_PRECISION}"
+            f"--precision: int8 runs on CPUs only; use --gpus 0, or {_ANOTHER_PRECISION}"
         )
     if asked == "int8":
         raise InputError(
@@ -103,13 +100,17 @@ def choose_precision(asked: str, hardware: Hardware, *, quantized: bool) -> str:
     )
 
 
-def native_precision(device: "torch.device | None" = None) -> str:
-    """`bfloat16` where the hardware computes in it natively, else `float32`.
+def check_ranges(asked: str, *, quantized: bool) -> None:
+    """Refuse int8 for a bundle without ranges.
 
-    Args:
-        device: None for this machine's CPU.
+    Raises:
+        InputError: saying how to add them.
     """
-    return hardware_of(device).native_float
+    if asked == "int8" and not quantized:
+        raise InputError(
+            "--precision: the bundle has no activation ranges, which int8 needs; add them with "
+            "'lesioncam quantize', or choose another precision"
+        )
 
 
 @cache

@@ -160,6 +160,7 @@ def write_late(trial: Trial, proxy: Proxy | None, rng: random.Random, _: float) 
         pass
     run.kill()
     trial.wait(run)
+    _require(disturbed=hold.reached.is_set())
     trial.run()
     hold.release()
     if not hold.passed.wait(_LATE_TIMEOUT_S):

@@ -2,22 +2,27 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import ray
 
 from lesioncam.columns import BOX_COLUMNS, probability_columns
 from lesioncam.errors import InputError
 from lesioncam.predict import load
 from lesioncam.schema import scores_schema
+from lesioncam.scoring.actors import ClassifyActor, Compute, LocalizeActor
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.scoring.plan import Plan, make_plan
 from lesioncam.settings import ModelSettings
-from lesioncam.storage.bundle import Bundle, load_bundle, save_bundle
+from lesioncam.storage.bundle import STAGES, Bundle, load_bundle, read_bundle, save_bundle
+from lesioncam.vision import hardware
 from lesioncam.vision.network import build_network
 from tests.conftest import CLASSES
 from tests.messy import Expected, fill, write_lesions
@@ -221,3 +226,15 @@ def test_another_model_on_the_same_output_is_refused(
         score(ScoreRequest(str(messy[0]), other, str(scored[0])))
     assert load_bundle(bundle_uri).digest in str(error.value)
     assert sorted(scored[0].rglob("*")) == before
+
+
+def test_an_actor_on_a_node_without_the_precision_refuses_its_first_batch(
+    bundle_uri: str, monkeypatch: pytest.MonkeyPatch, threads_restored: None
+) -> None:
+    monkeypatch.setattr(hardware, "cpu_features", frozenset)
+    bundle = read_bundle(bundle_uri)
+    compute = Compute(bundle.settings, "bfloat16", 4)
+    for number, stage in enumerate((LocalizeActor, partial(ClassifyActor, window=None))):
+        actor = stage(compute, ray.put(bundle.weights[STAGES[number]]), ())
+        with pytest.raises(InputError, match=r"^--precision: this hardware, or a node"):
+            actor(pa.table({}))

@@ -165,5 +165,5 @@ def test_a_precision_that_the_cluster_does_not_have_is_refused(found: list[Capac
     with pytest.raises(InputError, match=r"--precision: .* does not compute in bfloat16"):
         make_plan(None, "bfloat16", 100, quantized=True)
     found[:] = [cluster(16, 2)]
-    with pytest.raises(InputError, match="--precision: int8 runs on CPUs only; use no GPU"):
+    with pytest.raises(InputError, match="--precision: int8 runs on CPUs only; use --gpus 0"):
         make_plan(None, "int8", 100, quantized=True)

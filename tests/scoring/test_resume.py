@@ -12,18 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lesioncam.errors import InputError, RunFailedError
+from lesioncam.errors import InputError
 from lesioncam.evaluation.evaluate import EvaluateRequest, evaluate
 from lesioncam.schema import scores_schema
 from lesioncam.scoring import small
 from lesioncam.scoring.pipeline import ScoreRequest, score
 from lesioncam.vision import hardware
-from lesioncam.vision.hardware import has_openvino, native_precision
+from lesioncam.vision.classifier import Network
+from lesioncam.vision.engine import load_network
+from lesioncam.vision.hardware import hardware_of, has_openvino
 from tests.conftest import CLASSES
 from tests.messy import lesion, write_lesions
 from tests.scores import read_scores
 
-SCHEMA = scores_schema(CLASSES, precision=native_precision())
+SCHEMA = scores_schema(CLASSES, precision=hardware_of().native_float)
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -241,7 +243,7 @@ def test_columns_of_a_list_are_kept_through_a_resume_and_a_retry(
     write_lesions(tmp_path, 3)
     (tmp_path / "3.jpg").write_bytes(b"")
     output = tmp_path / "out"
-    schema = scores_schema(CLASSES, ["patient", "site"], native_precision())
+    schema = scores_schema(CLASSES, ["patient", "site"], hardware_of().native_float)
     images = write_list(tmp_path / "list.csv", i0="Müller", i1="", i3="x", i4="gone")
     request = ScoreRequest(images, bundle_uri, str(output), keep_columns=("patient", "site"))
 
@@ -353,14 +355,18 @@ def test_scores_that_the_hardware_cannot_continue_are_refused(
     request = ScoreRequest(str(images), bundle_uri, str(output))
     with monkeypatch.context() as patch:
         patch.setattr(hardware, "cpu_features", lambda: frozenset({"avx512_bf16"}))
-        score(replace(request, limit=1))
-    monkeypatch.setattr(hardware, "cpu_features", frozenset)
-    with pytest.raises(RunFailedError, match=r"does not compute in bfloat16; .* another output"):
         score(request)
-    assert len(read_scores(output)) == 1
+    monkeypatch.setattr(hardware, "cpu_features", frozenset)
+    lesion(32, 32).save(images / "new.jpg")
+    with pytest.raises(InputError, match=r"does not compute in bfloat16; choose another precision"):
+        score(request)
+    assert len(read_scores(output)) == 2
+    assert (output / "_SUCCESS").exists()
+    with pytest.raises(InputError, match="does not compute in bfloat16"):
+        score(replace(request, output=str(tmp_path / "other"), precision="bfloat16"))
 
 
-def test_int8_is_refused_before_anything_is_written(
+def test_int8_is_refused_before_any_score_is_written(
     tmp_path: Path,
     bundle_uri: str,
     quantized_uri: str,
@@ -373,8 +379,9 @@ def test_int8_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=r"^--precision: int8 needs OpenVINO and a CPU with VNNI"):
         score(request)
     with pytest.raises(InputError, match=r"^--precision: the bundle has no activation ranges"):
-        score(replace(request, bundle=bundle_uri))
-    assert not output.exists()
+        score(replace(request, bundle=bundle_uri, output=str(tmp_path / "other")))
+    assert not list(output.glob("*.parquet"))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
@@ -384,6 +391,14 @@ def test_auto_takes_int8_where_bundle_and_cpu_have_it(
     images, output = tmp_path / "images", tmp_path / "out"
     write_lesions(images, 2)
     monkeypatch.setattr(hardware, "cpu_features", lambda: frozenset({"avx512_vnni"}))
+    ranges = []
+
+    def recorded(*arguments: Any) -> Network:
+        ranges.append(arguments[-1])
+        return load_network(*arguments)
+
+    monkeypatch.setattr("lesioncam.scoring.stages.load_network", recorded)
     summary = score(ScoreRequest(str(images), quantized_uri, str(output), gpus=0))
+    assert ranges == [(4.0, 4.0, 4.0), (5.0, 5.0, 5.0)]
     assert summary["ok"] == 2
     assert precisions(output) == ["int8"]

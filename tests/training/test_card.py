@@ -27,6 +27,7 @@ def bundle(model_settings: ModelSettings) -> Bundle:
         "training_images": dict(zip(classes, (1200, 20, 30), strict=True)),
         "held_out_images": dict(zip(classes, (4, 3, 5), strict=True)),
         "not_used": {"images_without_label": 7, "skipped_files": 0},
+        "images_of_collections_without_a_class": 0,
         "masks_given": 900,
         "masks_estimated": 350,
         "workers": 2,

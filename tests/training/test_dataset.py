@@ -157,18 +157,23 @@ def write_mask(path: Path, x0: int, y0: int, x1: int, y1: int) -> None:
 SETTINGS = TrainSettings(mask_weight=0.5, estimated_mask_weight=0.25)
 
 
-def test_an_image_knows_of_the_classes_of_its_collection() -> None:
+def test_an_image_knows_of_the_classes_of_its_collection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     images = flat_images(10, 60, 110, 160)  # of classes 0, 1, 0, 1
     ids = tuple(image_id(uri) for uri in images.uris)
     labels = replace(LABELS, ids=ids, classes=("a", "b", "c"))
-    assert known_classes(images, labels).tolist() == [[True, True, False]] * 4
-    labels = replace(labels, collections=("x", "y", "y", "y"))
-    assert known_classes(images, labels).tolist() == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, False],
-        [True, True, False],
-    ]
+    assert known_classes(images, labels).all()
+    labels = replace(labels, collections=("x", "y", "y", ""))
+    with caplog.at_level(logging.INFO, "lesioncam"):
+        assert known_classes(images, labels).tolist() == [
+            [True, False, False],
+            [True, True, False],
+            [True, True, False],
+            [True, True, True],  # of no collection
+        ]
+    assert "--collection-column: 3 images say nothing of the classes" in caplog.text
+    assert "1 of them are of collections with one class" in caplog.text
 
 
 def test_masks_are_estimated_where_none_is_given() -> None:

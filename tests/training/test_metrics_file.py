@@ -9,12 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lesioncam.training.metrics_file import (
-    CURVES_FILE,
-    METRICS_FILE,
-    MetricsFile,
-    draw_curves,
-)
+from lesioncam.storage.bundle import CURVES_FILE, METRICS_FILE
+from lesioncam.training.metrics_file import MetricsFile, draw_curves
 from lesioncam.training.progress import EpochReport
 
 

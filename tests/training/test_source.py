@@ -131,3 +131,21 @@ def test_validation_images_that_are_trained_on_are_refused(synthetic: Path) -> N
 def test_more_workers_than_images_in_a_batch_are_refused(synthetic: Path) -> None:
     with pytest.raises(InputError, match="--workers: 9 workers cannot share a batch of 7 images"):
         read_inputs(request(synthetic, "model", workers=9))
+
+
+def test_validation_labels_need_no_collections(synthetic: Path, tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).symlink_to(synthetic / folder)
+    frame = pd.read_csv(synthetic / "train.csv")
+    frame.assign(clinic="a").to_csv(tmp_path / "train.csv", index=False)
+    inputs = read_inputs(
+        request(
+            tmp_path,
+            tmp_path / "model",
+            collection_column="clinic",
+            val_images=f"{synthetic}/images",
+            val_labels=f"{synthetic}/val.csv",
+        )
+    )
+    assert inputs.validation is not None
+    assert set(inputs.labels.collection_by_id.values()) == {"a"}

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 
 from lesioncam.settings import TrainSettings
-from lesioncam.training.batches import Batch
-from lesioncam.training.stage import StageState, class_loss, summed_loss
+from lesioncam.training.batches import Batch, Examples
+from lesioncam.training.canvases import Canvases
+from lesioncam.training.stage import StageState, class_loss, compared, summed_loss
 from lesioncam.vision.cam import choose_map, class_activation_maps, lesion_loss
 from lesioncam.vision.network import VGGGAP
+from tests.training.small import flat_dataset
 
 SIZES = (128, 224, 224, 224)
 
@@ -111,3 +113,17 @@ def test_masks_pull_the_map_onto_the_lesion() -> None:
 
     assert peaks_inside(0.3) > 0.8
     assert peaks_inside(0.0) < 0.2
+
+
+def test_epochs_are_compared_on_collections_with_all_classes_if_each_class_is_held_out() -> None:
+    examples = Examples(
+        canvases=Canvases((), np.arange(6)),
+        boxes=np.zeros((6, 4), int),
+        labels=np.array([0, 1, 0, 1, 0, 1]),
+        held_out=np.array([True, True, True, True, True, False]),
+        lesion_masks=flat_dataset(*range(6)).lesion_masks,
+        known_classes=np.array([[True, True]] * 3 + [[True, False]] * 3),
+    )
+    assert compared(examples, 2).tolist() == [True] * 3 + [False] * 3
+    examples = replace(examples, held_out=np.array([True, False, True, True, True, False]))
+    assert compared(examples, 2).tolist() == examples.held_out.tolist()

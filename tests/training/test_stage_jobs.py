@@ -108,3 +108,13 @@ def test_other_pixels_under_the_same_names_are_another_job() -> None:
         for grays in ((10, 90, 170, 250), (10, 90, 170, 250), (10, 90, 171, 250))
     )
     assert one == same != other
+
+
+def test_other_collections_are_another_job() -> None:
+    dataset = flat_dataset(10, 90, 170, 250)
+    known = np.array(dataset.known_classes)
+    known[0, 0] = False
+    for before, after in zip(
+        jobs(dataset), jobs(replace(dataset, known_classes=known)), strict=True
+    ):
+        assert before.fingerprint != after.fingerprint

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lesioncam.settings import ModelSettings
-from lesioncam.vision.calibrate import activation_ranges, evenly_spaced, widest_ranges
+from lesioncam.vision.calibrate import activation_ranges, evenly_spaced, spread, widest_ranges
 from lesioncam.vision.network import VGGGAP, build_network
 
 
@@ -57,3 +57,11 @@ def test_a_convolution_that_takes_only_zeros_has_a_range() -> None:
 )
 def test_evenly_spaced(count: int, limit: int, expected: list[int]) -> None:
     np.testing.assert_array_equal(evenly_spaced(count, limit), expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 11, 12, 1000])
+def test_items_of_a_stream_are_chosen_from_all_of_it(count: int) -> None:
+    chosen = spread(iter(range(count)), 5)
+    assert len(chosen) == min(count, 5)
+    assert chosen == sorted(set(chosen))
+    assert not chosen or (chosen[0] == 0 and chosen[-1] >= 0.6 * (count - 1))

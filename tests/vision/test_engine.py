@@ -191,7 +191,7 @@ def test_int8_of_a_vgg16_is_near_float32_on_real_images(model_settings: ModelSet
 @pytest.mark.parametrize(
     ("device", "features", "has_engine", "with_ranges", "message"),
     [
-        ("cuda", ["avx512_vnni"], True, True, "int8 runs on CPUs only; use no GPU"),
+        ("cuda", ["avx512_vnni"], True, True, "int8 runs on CPUs only; use --gpus 0"),
         ("cpu", ["avx2"], True, True, "int8 needs OpenVINO and a CPU with VNNI or AMX"),
         ("cpu", ["avx512_vnni"], False, True, "int8 needs OpenVINO and a CPU with VNNI or AMX"),
         ("cpu", ["avx512_vnni"], True, False, "the bundle has no activation ranges"),

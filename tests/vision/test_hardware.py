@@ -11,7 +11,6 @@ from lesioncam.vision.hardware import (
     common_hardware,
     cpu_features,
     hardware_of,
-    native_precision,
 )
 
 CPU_INFO = "processor : 0\nflags\t\t: fpu avx2 {}\npower management:\nflags : other\n"
@@ -24,7 +23,7 @@ def test_native_precision_follows_the_gpus_generation(
     capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert native_precision(torch.device("cuda")) == expected
+    assert hardware_of(torch.device("cuda")).native_float == expected
 
 
 @pytest.mark.parametrize(
@@ -35,10 +34,10 @@ def test_native_precision_of_a_cpu_follows_its_instruction_sets(
 ) -> None:
     monkeypatch.setattr(hardware, "_CPU_INFO", tmp_path / "cpuinfo")
     assert cpu_features() == frozenset()
-    assert native_precision() == native_precision(torch.device("cpu")) == "float32"
+    assert hardware_of().native_float == hardware_of(torch.device("cpu")).native_float == "float32"
     (tmp_path / "cpuinfo").write_text(CPU_INFO.format(feature))
     assert cpu_features() == {"fpu", "avx2", feature}
-    assert native_precision() == native_precision(torch.device("cpu")) == expected
+    assert hardware_of().native_float == hardware_of(torch.device("cpu")).native_float == expected
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_a_cpu_with_vnni_or_amx_computes_in_int8_by_openvino(
     monkeypatch.setattr(hardware, "cpu_features", lambda: frozenset(features))
     monkeypatch.setattr(hardware, "has_openvino", lambda: has_openvino)
     assert hardware_of() == Hardware("cpu", expected)
-    assert native_precision() == expected[-2 if "bfloat16" in expected else -1]
+    assert hardware_of().native_float == expected[-2 if "bfloat16" in expected else -1]
 
 
 ALL, FLOATS, NONE = ("int8", "bfloat16", "float32"), ("bfloat16", "float32"), ("float32",)
