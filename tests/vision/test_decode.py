@@ -414,7 +414,7 @@ def test_big_jpeg_is_decoded_at_reduced_scale(mode: str, monkeypatch: pytest.Mon
     full = squashed(Image.open(io.BytesIO(data)), 180)
     sizes = sizes_resized(monkeypatch)
     decoded = decode(data, 180)
-    assert sizes == [(250, 188)]
+    assert sizes[0] == (250, 188)  # quality looks at the canvas afterwards
     assert (decoded.width, decoded.height) == (2000, 1500)
     assert difference(decoded.canvas, full).mean() < 1
     assert difference(decoded.canvas, full).max() <= 8
@@ -427,8 +427,7 @@ def test_reduced_scale_leaves_at_least_the_canvas_each_way(
     for width, height in [(800, 200), (200, 800), (511, 511), (512, 512), (255, 257), (100, 90)]:
         sizes.clear()
         decode(encoded(smooth(width, height), "JPEG"), 128)
-        (size,) = sizes
-        assert min(size) >= min(128, width, height)
+        assert min(sizes[0]) >= min(128, width, height)
 
 
 # Too large
