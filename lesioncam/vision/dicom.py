@@ -51,6 +51,7 @@ _PLUGINS = {
 }
 
 _END_OF_IMAGE = b"\xff\xd9"  # of a lossless JPEG
+_RGB_COMPONENTS = [*b"RGB"]  # names of a JPEG's components by which libjpeg knows RGB
 
 _SAMPLES = {  # of a pixel, by photometric interpretation
     "MONOCHROME1": 1,
@@ -82,6 +83,9 @@ _TAGS = [
     "RedPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableData",
     "BluePaletteColorLookupTableData",
+    "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData",
+    "SegmentedBluePaletteColorLookupTableData",
     "PixelData",
 ]
 
@@ -105,11 +109,12 @@ class DicomImage(ImageFile.ImageFile):
             profile = dataset.get("ICCProfile")
             self._size = _integer(dataset, "Columns"), _integer(dataset, "Rows")
             samples = _integer(dataset, "SamplesPerPixel")
+            photometric = dataset.PhotometricInterpretation
         except MemoryError:
             raise
         except Exception as error:  # pydicom raises many types on damaged headers
             raise SyntaxError("damaged header") from error
-        if reason is not None or samples != _SAMPLES[dataset.PhotometricInterpretation]:
+        if reason is not None or samples != _SAMPLES[photometric]:
             raise SyntaxError(reason or "another number of samples than its colors have")
         self._mode = "L" if samples == 1 else "RGB"
         if isinstance(profile, bytes):
@@ -257,8 +262,10 @@ def _by_pillow(dataset: Dataset, draft_size: tuple[int, int]) -> tuple[np.ndarra
         raise ValueError("the frame has another number of samples")
     if image.format == "JPEG" and len(image.getbands()) == 3:
         # A JPEG says itself whether it is in YCbCr. Without a word of it libjpeg thinks it is.
-        is_rgb = photometric == "RGB" and not {"jfif", "adobe"} & set(image.info)
-        image.draft("YCbCr" if is_rgb else "RGB", draft_size)
+        is_marked = {"jfif", "adobe"} & set(image.info)
+        is_named = [component[0] for component in image.layer] == _RGB_COMPONENTS
+        is_mistaken = photometric == "RGB" and not is_marked and not is_named
+        image.draft("YCbCr" if is_mistaken else "RGB", draft_size)
         return np.asarray(image), "RGB"
     image.draft(image.mode, draft_size)
     return np.asarray(image), photometric

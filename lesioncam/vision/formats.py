@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import IO, Literal, NamedTuple
 
 from PIL import Image, ImageFile, TiffImagePlugin, features
@@ -27,6 +27,7 @@ _NAMES = {
     "DICOM": ("DICOM photographs", (".dcm", ".dicom")),
 }
 _ALWAYS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_PYDICOM_VERSION = 3  # the first major version that has `pydicom.pixels`
 
 # Offset, bytes, name, and Pillow's name of the format if it has one.
 _SIGNATURES = (
@@ -116,10 +117,18 @@ def readable_formats() -> tuple[str, ...]:
 
         register_heif_opener()
         formats.append("HEIF")
-    if find_spec("pydicom") is not None:
+    if _has_pydicom():
         Image.register_open("DICOM", _open_dicom)
         formats.append("DICOM")
     return tuple(formats)
+
+
+def _has_pydicom() -> bool:
+    """Whether pydicom is installed, in a version that decodes as `lesioncam.vision.dicom` needs."""
+    try:
+        return int(version("pydicom").partition(".")[0]) >= _PYDICOM_VERSION
+    except PackageNotFoundError:
+        return False
 
 
 def _open_dicom(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:

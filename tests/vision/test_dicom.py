@@ -80,7 +80,10 @@ def assert_no_patient(error: DecodeError) -> None:
 
 
 def jpeg_without_markers(image: Image.Image) -> bytes:
-    """A JPEG that holds RGB and does not say so: without JFIF's and Adobe's segments."""
+    """A JPEG that holds RGB, without JFIF's and Adobe's segments.
+
+    Its components are named R, G and B, by which libjpeg knows them.
+    """
     jpeg = file_of(image, "JPEG", keep_rgb=True, quality=95)
     header, scan = jpeg[: jpeg.index(b"\xff\xda")], jpeg[jpeg.index(b"\xff\xda") :]
     at = 2
@@ -90,12 +93,17 @@ def jpeg_without_markers(image: Image.Image) -> bytes:
         if header[at + 1] not in (0xE0, 0xEE):
             kept += header[at:end]
         at = end
-    # Components are named R, G and B, by which libjpeg knows them.
-    renamed = kept.replace(b"R\x11\0", b"\1\x11\0").replace(b"G\x11\0", b"\2\x11\0")
-    renamed = renamed.replace(b"B\x11\0", b"\3\x11\0")
-    return renamed + scan.replace(b"R\0", b"\1\0", 1).replace(b"G\0", b"\2\0", 1).replace(
-        b"B\0", b"\3\0", 1
-    )
+    return kept + scan
+
+
+def jpeg_that_does_not_say(image: Image.Image) -> bytes:
+    """The same with components named 1, 2 and 3: nothing in it says that it holds RGB."""
+    jpeg = jpeg_without_markers(image)
+    for number, name in enumerate(b"RGB", 1):
+        frame, scan = bytes([name, 0x11, 0]), bytes([name, 0])
+        jpeg = jpeg.replace(frame, bytes([number, 0x11, 0]), 1)
+        jpeg = jpeg.replace(scan, bytes([number, 0]), 1)
+    return jpeg
 
 
 # Transfer syntaxes
@@ -178,10 +186,11 @@ def test_ybr_full_422_becomes_rgb() -> None:
         (file_of(IMAGE, "JPEG", quality=95), "RGB"),  # untrue; the JPEG says YCbCr
         (file_of(IMAGE, "JPEG", quality=95, keep_rgb=True), "RGB"),
         (jpeg_without_markers(IMAGE), "RGB"),
+        (jpeg_that_does_not_say(IMAGE), "RGB"),
         (file_of(IMAGE, "JPEG2000", no_jp2=True, mct=0), "RGB"),
         (file_of(IMAGE, "JPEG2000", no_jp2=True, mct=1), "YBR_RCT"),
     ],
-    ids=["ycbcr", "ycbcr as rgb", "adobe rgb", "unmarked rgb", "j2k rgb", "j2k rct"],
+    ids=["ycbcr", "ycbcr as rgb", "adobe rgb", "named rgb", "unmarked rgb", "j2k rgb", "j2k rct"],
 )
 def test_compressed_color_is_right(frame: bytes, photometric: str) -> None:
     is_jpeg = frame.startswith(b"\xff\xd8")
@@ -230,6 +239,18 @@ def test_a_palette_gives_its_colors(bits: int) -> None:
         content = entries.astype("<u2" if bits == 16 else np.uint8).tobytes()
         setattr(made, f"{name}PaletteColorLookupTableData", content)
     np.testing.assert_array_equal(canvas(written(made)), expected(image.convert("RGB")))
+
+
+def test_a_palette_in_segments_gives_its_colors() -> None:
+    made = dataset(GRAY, "PALETTE COLOR")
+    made.SOPClassUID = uids.SecondaryCaptureImageStorage
+    # In each color 256 entries: the first, and one segment from there to the last.
+    for name, first, last in (("Red", 0, 255), ("Green", 255, 0), ("Blue", 0, 0)):
+        setattr(made, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 8])
+        content = bytes([0, 1, first, 1, 255, last])
+        setattr(made, f"Segmented{name}PaletteColorLookupTableData", content)
+    colors = Image.merge("RGB", [Image.fromarray(one) for one in (GRAY, 255 - GRAY, 0 * GRAY)])
+    assert np.abs(canvas(written(made)) - expected(colors)).max() <= 1
 
 
 def test_colors_of_the_icc_profile_become_srgb() -> None:
@@ -313,6 +334,15 @@ def test_a_frame_that_is_not_what_the_header_says_is_truncated(change: dict[str,
     made = dataset(PIXELS, "YBR_FULL_422", uids.JPEGBaseline8Bit, **change)
     error = failure(written(with_frames(made, [file_of(IMAGE, "JPEG")])))
     assert error.kind == ErrorKind.TRUNCATED
+
+
+def test_a_header_without_its_colors_is_truncated() -> None:
+    made = dataset(PIXELS)
+    del made.PhotometricInterpretation
+    error = failure(written(made))
+    assert (error.kind, error.message) == (
+        ErrorKind.TRUNCATED, "the DICOM header is damaged or incomplete"
+    )  # fmt: skip
 
 
 def test_compressed_pixels_of_an_uncompressed_syntax_are_truncated() -> None:

@@ -53,6 +53,14 @@ def without_optional(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     image_endings.cache_clear()
 
 
+@pytest.fixture
+def fresh_formats() -> Iterator[None]:
+    """What is readable is found out again."""
+    readable_formats.cache_clear()
+    yield
+    readable_formats.cache_clear()
+
+
 def ftyp(major: bytes, *compatible: bytes) -> bytes:
     brands = major + bytes(4) + b"".join(compatible)
     return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
@@ -253,3 +261,17 @@ def test_endings_are_those_that_can_be_read(without_optional: None) -> None:
 @pytest.mark.parametrize("data", [b"", b"\xff", b"BM", b"II*", b"\0\0\0\x18ftyp"])
 def test_few_bytes_have_no_format(data: bytes) -> None:
     assert format_of(data) is None
+
+
+@pytest.mark.parametrize(("version", "is_read"), [("2.4.4", False), ("3.0.2", True)])
+def test_dicom_is_read_from_pydicom_3_on(
+    version: str, is_read: bool, fresh_formats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "version", lambda _: version)
+    assert ("DICOM" in readable_formats()) == is_read
+    if not is_read:
+        error = failure(bytes(128) + b"DICM" + bytes(100))
+        assert error.kind == ErrorKind.UNSUPPORTED
+        assert error.message.startswith(
+            "DICOM is not supported; pip install 'lesioncam[dicom]' reads it; "
+        )
