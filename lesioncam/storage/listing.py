@@ -185,8 +185,13 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
 
 
 def image_id(uri: str) -> str:
-    """The file's stem, which joins to labels: `s3://b/x/ISIC_0000000.jpg` -> `ISIC_0000000`."""
-    return uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    """The file's stem, which joins to labels: `s3://b/x/ISIC_0000000.jpg` -> `ISIC_0000000`.
+
+    Digits alone are no ending: a DICOM file may be named by its UID, `1.2.840.10008.17`.
+    """
+    name = uri.rpartition("/")[2]
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and not ending.isdecimal() else name
 
 
 def write_manifest(entries: Iterable[Entry], store: Store) -> int:

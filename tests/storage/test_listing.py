@@ -1028,6 +1028,8 @@ def unexpected(uri: str) -> Entry:
         ("/x.y/ISIC_1.tar.JPEG", "ISIC_1.tar"),
         ("/x/a b#%20?.png", "a b#%20?"),
         ("/x/ISIC_1", "ISIC_1"),
+        ("/x/1.2.840.113619.2.5.1762.11", "1.2.840.113619.2.5.1762.11"),
+        ("/x/1.2.840.113619.2.5.1762.11.dcm", "1.2.840.113619.2.5.1762.11"),
     ],
 )
 def test_the_image_id_is_the_stem(uri: str, stem: str) -> None:
