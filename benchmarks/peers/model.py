@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import resized_crop
 from lesioncam.settings import ModelSettings
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.vision.cam import choose_map, normalize_map
-from lesioncam.vision.crop import crop_boxes, lesion_boxes
+from lesioncam.vision.crop import canvas_bounds, crop_boxes, lesion_boxes
 from lesioncam.vision.network import VGGGAP, build_network
 
 BATCH = 16
@@ -51,8 +51,10 @@ def chosen_map(network: VGGGAP, features: Tensor, logits: Tensor, rule: str) -> 
 def boxes_of(maps: Tensor, settings: ModelSettings) -> tuple[Tensor, Tensor]:
     """Of (B, h, w) maps: each lesion's box on the canvas, and its crop's box, (B, 4) both."""
     scaled, flat = normalize_map(maps)
-    boxes = lesion_boxes(scaled, flat, settings.crop, settings.canvas_size)
-    return boxes, crop_boxes(boxes, settings.crop, settings.canvas_size)
+    rule, canvas_size = settings.crop, settings.canvas_size
+    bounds = canvas_bounds(scaled, rule.threshold, canvas_size)
+    boxes = lesion_boxes(bounds, flat, rule, canvas_size)
+    return boxes, crop_boxes(boxes, rule, canvas_size)
 
 
 def cut(canvases: Tensor, boxes: Tensor, side: int) -> Tensor:

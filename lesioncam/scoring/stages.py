@@ -22,7 +22,7 @@ from lesioncam.scoring.rows import (
 )
 from lesioncam.settings import ModelSettings, Quantization, stage_ranges
 from lesioncam.vision.classifier import CropClassifier, Localizer, combine, to_channels_first
-from lesioncam.vision.crop import boxes_at_border, boxes_in_image
+from lesioncam.vision.crop import boxes_in_image
 from lesioncam.vision.engine import load_network
 from lesioncam.vision.hardware import BATCH_SIZES
 
@@ -68,7 +68,7 @@ class Localize:
                     [*known, Quality.LESION_AT_BORDER] if at_border else known
                     for known, at_border in zip(
                         good["quality"].to_pylist(),
-                        (boxes_at_border(canvas_boxes, settings.canvas_size) & ~flat).tolist(),
+                        found.at_border[: len(rows)].tolist(),
                         strict=True,
                     )
                 ],

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from lesioncam.settings import ModelSettings
 from lesioncam.vision.cam import choose_map, class_activation_maps, normalize_map
-from lesioncam.vision.crop import crop_boxes, lesion_boxes, sample_boxes
+from lesioncam.vision.crop import (
+    at_border,
+    canvas_bounds,
+    crop_boxes,
+    lesion_boxes,
+    sample_boxes,
+)
 
 
 class Network(Protocol):
@@ -48,6 +54,7 @@ class Localization:
         crops: (B, 3, s, s) uint8, stage 2's input: the pixels of `crop_boxes`.
         maps: (B, h, w) uint8, the map behind the box, 0 its minimum and 255 its peak.
         flat: (B,) bool, whether the map had no peak, so that the box is the whole canvas.
+        at_border: (B,) bool, whether the lesion reaches the border of the image.
     """
 
     probabilities: Tensor
@@ -56,6 +63,7 @@ class Localization:
     crops: Tensor
     maps: Tensor
     flat: Tensor
+    at_border: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,8 @@ class Localizer:
         images = sample_boxes(canvases, whole_boxes(canvases), self.settings.input_size)
         probabilities, class_maps = _predict(self.network, images, self.settings.test_time_rotation)
         maps, flat = normalize_map(choose_map(class_maps, probabilities, rule.map))
-        boxes = lesion_boxes(maps, flat, rule, canvas_size)
+        bounds = canvas_bounds(maps, rule.threshold, canvas_size)
+        boxes = lesion_boxes(bounds, flat, rule, canvas_size)
         widened = crop_boxes(boxes, rule, canvas_size)
         return Localization(
             probabilities=probabilities,
@@ -101,6 +110,7 @@ class Localizer:
             crops=sample_boxes(canvases, widened, self.settings.input_size),
             maps=(maps * 255).round().to(torch.uint8),
             flat=flat,
+            at_border=at_border(bounds, canvas_size),
         )
 
 

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from lesioncam.settings import CropRule
 
+# Of the canvas: a fifth of a position of a 10 x 10 map. At the default threshold a region ends at
+# the border itself only where the map is at its peak.
+_BORDER_TOLERANCE = 0.02
+
 
 def heaviest_region(maps: Tensor, threshold: float | Tensor) -> Tensor:
     """Each map's heaviest connected component (4-neighbors) at or above a threshold.
@@ -80,31 +84,57 @@ def region_bounds(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return low.clamp(min=0), high.minimum(size)
 
 
-def lesion_boxes(maps: Tensor, flat: Tensor, rule: CropRule, canvas_size: int) -> Tensor:
+def canvas_bounds(maps: Tensor, threshold: float, canvas_size: int) -> tuple[Tensor, Tensor]:
+    """As `region_bounds`, on the canvas.
+
+    Returns:
+        The lowest and the highest (x, y), (B, 2) each, in pixels; infinite where no position
+        reaches the threshold, as in a flat map.
+    """
+    scale = [canvas_size / maps.shape[2], canvas_size / maps.shape[1]]
+    low, high = region_bounds(maps, threshold)
+    return low * low.new_tensor(scale), high * high.new_tensor(scale)
+
+
+def lesion_boxes(
+    bounds: tuple[Tensor, Tensor], flat: Tensor, rule: CropRule, canvas_size: int
+) -> Tensor:
     """The box around the heaviest region of each map.
 
-    The region's bounds are scaled to the canvas, padded on each side by `rule.padding` of
-    the longer side, widened about their center to sides of at least `rule.smallest` of the canvas,
-    and moved inside the canvas. A flat map gives the whole canvas.
+    The region's bounds are padded on each side by `rule.padding` of the longer side, widened about
+    their center to sides of at least `rule.smallest` of the canvas, and moved inside the canvas.
+    A flat map gives the whole canvas.
 
     Args:
-        maps: (B, h, w) in [0, 1], as `normalize_map` gives them.
-        flat: (B,) bool, likewise.
-        rule: threshold, padding and smallest side.
+        bounds: as `canvas_bounds` gives them.
+        flat: (B,) bool, as `normalize_map` gives it.
+        rule: padding and smallest side.
         canvas_size: S, in pixels.
 
     Returns:
         (B, 4) int64: x0, y0, x1, y1 on the canvas, half-open.
     """
-    bounds = region_bounds(maps, rule.threshold)
-    scale = [canvas_size / maps.shape[2], canvas_size / maps.shape[1]]
-    low, high = (bound * torch.tensor(scale, device=maps.device) for bound in bounds)
+    low, high = bounds
     padding = 2 * rule.padding * (high - low).amax(dim=1, keepdim=True)
     lengths = (high - low + padding).clamp(rule.smallest * canvas_size, canvas_size).round()
     corners = ((low + high - lengths) / 2).round().clamp(min=0).minimum(canvas_size - lengths)
     boxes = torch.cat([corners, corners + lengths], dim=1).long()
     whole = torch.tensor([0, 0, canvas_size, canvas_size], device=boxes.device)
     return torch.where(flat[:, None], whole, boxes)
+
+
+def at_border(bounds: tuple[Tensor, Tensor], canvas_size: int) -> Tensor:
+    """Which regions reach the border of the image, within `_BORDER_TOLERANCE`: (B,) bool.
+
+    Decided before a region is padded and widened to its box. A flat map has no region.
+
+    Args:
+        bounds: as `canvas_bounds` gives them.
+        canvas_size: S, in pixels.
+    """
+    low, high = bounds
+    nearest = torch.cat([low, canvas_size - high], dim=1).amin(dim=1)
+    return nearest <= _BORDER_TOLERANCE * canvas_size
 
 
 def crop_boxes(boxes: Tensor, rule: CropRule, canvas_size: int) -> Tensor:
@@ -162,11 +192,6 @@ def sample_boxes(
     if points > 1:
         pixels = F.avg_pool2d(pixels, points)
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def boxes_at_border(boxes: Tensor, canvas_size: int) -> Tensor:
-    """Which of the boxes, (B, 4) on the canvas, reach the border of the image: (B,) bool."""
-    return ((boxes[:, :2] <= 0) | (boxes[:, 2:] >= canvas_size)).any(dim=1)
 
 
 def boxes_in_image(boxes: Tensor, canvas_size: int, widths: Tensor, heights: Tensor) -> Tensor:

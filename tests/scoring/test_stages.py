@@ -81,30 +81,15 @@ def test_an_image_alone_gives_the_numbers_it_gives_in_a_batch(bundle_uri: str) -
             assert alone[name].to_pylist() == together[name].slice(row, 1).to_pylist(), name
 
 
-@pytest.mark.parametrize(
-    ("box", "flat", "at_border"),
-    [
-        ((8, 8, 40, 40), False, False),
-        ((0, 8, 40, 40), False, True),
-        ((8, 8, 40, 192), False, True),
-        ((0, 0, 192, 192), True, False),  # a flat map says nothing of where the lesion is
-    ],
-)
+@pytest.mark.parametrize("at_border", [False, True])
 def test_a_lesion_at_the_border_is_part_of_the_quality(
-    bundle_uri: str,
-    monkeypatch: pytest.MonkeyPatch,
-    box: tuple[int, ...],
-    flat: bool,
-    at_border: bool,
+    bundle_uri: str, monkeypatch: pytest.MonkeyPatch, at_border: bool
 ) -> None:
     bundle = load_bundle(bundle_uri)
-    assert bundle.settings.canvas_size == 192
     localize = Localizer.__call__
 
     def found(*arguments: Any) -> Localization:
-        boxes = torch.tensor(box).expand(BATCH, 4)
-        flats = torch.full((BATCH,), flat)
-        return replace(localize(*arguments), boxes=boxes, flat=flats)
+        return replace(localize(*arguments), at_border=torch.full((BATCH,), at_border))
 
     monkeypatch.setattr(Localizer, "__call__", found)
     good = replace(images(bundle.settings, 1)[0], quality=(Quality.OVEREXPOSED,))

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lesioncam.settings import CropRule
 from lesioncam.vision.crop import (
+    at_border,
     boxes_in_image,
+    canvas_bounds,
     crop_boxes,
     heaviest_region,
     lesion_boxes,
@@ -42,7 +44,8 @@ def rectangle(x0: int, y0: int, x1: int, y1: int, cells: int = 10) -> Tensor:
 
 
 def box_of(maps: Tensor, rule: CropRule, canvas_size: int = 100) -> list[int]:
-    (box,) = lesion_boxes(maps, torch.tensor([False]), rule, canvas_size).tolist()
+    bounds = canvas_bounds(maps, rule.threshold, canvas_size)
+    (box,) = lesion_boxes(bounds, torch.tensor([False]), rule, canvas_size).tolist()
     return [int(value) for value in box]
 
 
@@ -177,7 +180,7 @@ def test_flat_map_gives_the_whole_canvas() -> None:
     maps = torch.cat([rectangle(2, 3, 6, 7)] * 3 + [torch.zeros(1, 10, 10)])
     flat = torch.tensor([False, True, False, True])
     part, everything = [20, 30, 60, 70], [0, 0, 100, 100]
-    boxes = lesion_boxes(maps, flat, BARE, 100)
+    boxes = lesion_boxes(canvas_bounds(maps, BARE.threshold, 100), flat, BARE, 100)
     assert boxes.dtype == torch.int64
     assert boxes.tolist() == [part, everything, part, everything]
 
@@ -190,7 +193,7 @@ def test_every_box_is_inside_and_large_enough(canvas_size: int, rule: CropRule) 
     regions = [(x0, y0, x1, y1) for x0, x1 in spans for y0, y1 in spans]
     maps = torch.cat([rectangle(*region, cells=cells) for region in regions])
     flat = torch.zeros(len(regions), dtype=torch.bool)
-    boxes = lesion_boxes(maps, flat, rule, canvas_size)
+    boxes = lesion_boxes(canvas_bounds(maps, rule.threshold, canvas_size), flat, rule, canvas_size)
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= round(rule.smallest * canvas_size)
     # The region's own box lies inside, but for a pixel's rounding.
     extents = torch.tensor(regions) * (canvas_size / cells)
@@ -251,8 +254,40 @@ def test_a_small_change_of_the_map_is_a_small_change_of_the_box() -> None:
     maps = down[:, :, None] * across[:, None, :]
     disturbed = (maps + 0.004 * (torch.rand(maps.shape, generator=random) - 0.5)).clamp(0, 1)
     flat = torch.zeros(len(maps), dtype=torch.bool)
-    before, after = (lesion_boxes(each, flat, BARE, 448) for each in (maps, disturbed))
+    before, after = (
+        lesion_boxes(canvas_bounds(each, BARE.threshold, 448), flat, BARE, 448)
+        for each in (maps, disturbed)
+    )
     assert (before - after).abs().max() <= 2  # pixels of 448; a position has 32
+
+
+# At the border
+
+
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [
+        pytest.param((8, 40, 16, 60), False, id="its box reaches the border, the lesion does not"),
+        pytest.param((3, 40, 50, 60), False, id="near the left"),
+        pytest.param((1, 40, 50, 60), True, id="within the tolerance of the left"),
+        pytest.param((0, 40, 50, 60), True, id="left"),
+        pytest.param((40, 0, 60, 50), True, id="top"),
+        pytest.param((50, 40, 100, 60), True, id="right"),
+        pytest.param((50, 40, 97, 60), False, id="near the right"),
+        pytest.param((40, 50, 60, 100), True, id="bottom"),
+    ],
+)
+def test_a_lesion_at_the_border_is_known_by_its_region(
+    region: tuple[int, int, int, int], expected: bool
+) -> None:
+    maps = rectangle(*region, cells=100)
+    assert box_of(rectangle(8, 40, 16, 60, cells=100), CropRule())[0] == 0
+    assert at_border(canvas_bounds(maps, CropRule().threshold, 320), 320).tolist() == [expected]
+
+
+def test_a_flat_map_is_not_at_the_border() -> None:
+    maps = torch.zeros(1, 10, 10)
+    assert at_border(canvas_bounds(maps, CropRule().threshold, 320), 320).tolist() == [False]
 
 
 # Context
