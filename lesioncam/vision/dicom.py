@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from pydicom import Dataset, dcmread
 from pydicom import uid as uids
 from pydicom.encaps import get_frame
@@ -260,7 +261,7 @@ def _by_pillow(dataset: Dataset, draft_size: tuple[int, int]) -> tuple[np.ndarra
         raise ValueError("the frame has another size")
     if len(image.getbands()) != _SAMPLES[photometric]:
         raise ValueError("the frame has another number of samples")
-    if image.format == "JPEG" and len(image.getbands()) == 3:
+    if isinstance(image, JpegImageFile) and len(image.getbands()) == 3:
         # A JPEG says itself whether it is in YCbCr. Without a word of it libjpeg thinks it is.
         is_marked = {"jfif", "adobe"} & set(image.info)
         is_named = [component[0] for component in image.layer] == _RGB_COMPONENTS
