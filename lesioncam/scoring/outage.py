@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lesioncam.columns import TRANSIENT_KINDS, ErrorKind
 from lesioncam.errors import RunFailedError
-from lesioncam.scoring.read import MAX_BYTES
 from lesioncam.storage.runs import RunRecord
 from lesioncam.storage.store import StoreError
-from lesioncam.storage.uris import read_uri
+from lesioncam.storage.uris import MAX_BYTES, read_uri
 
 MAX_FAILURES = 256  # transient failures in a row before other images are tried
 _SAMPLE = 16  # listed images, chosen at random, that are then tried

@@ -3,9 +3,7 @@
 Knows nothing about Ray or networks: the processes that fetch and decode start without torch.
 """
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from itertools import repeat
 
 import pyarrow as pa
@@ -13,14 +11,11 @@ import pyarrow as pa
 from lesioncam.columns import ErrorKind
 from lesioncam.scoring.rows import Outcome, with_canvases
 from lesioncam.storage.store import ARCHIVED, StoreError
-from lesioncam.storage.uris import read_uri, stat_uri
+from lesioncam.storage.uris import MAX_BYTES, one_large_file, read_uri, stat_uri
 from lesioncam.vision.decode import DecodeError
 from lesioncam.vision.decoder import Decoders
 
-MAX_BYTES = 2**30  # of a source file; larger ones are not read
 READ_THREADS = 8  # of one process
-_LARGE_BYTES = 2**26  # of files listed as larger, a process holds one in memory at a time
-_LARGE_FILE = threading.Lock()
 _ATTEMPTS = 3  # at a file that comes shorter than it is
 _DECODERS = Decoders(2)  # of this process: decodes take the memory
 
@@ -48,7 +43,7 @@ def read_canvas(uri: str, size: int | None, archived: bool | None, canvas_size: 
     if archived:
         return StoreError(ErrorKind.ARCHIVED, ARCHIVED)
     try:
-        with _LARGE_FILE if (size or 0) > _LARGE_BYTES else nullcontext():
+        with one_large_file(size):
             return decode_bytes(read_listed(uri, size), canvas_size)
     except StoreError as error:
         return error

@@ -7,10 +7,9 @@ import pytest
 from lesioncam.columns import ErrorKind, Status
 from lesioncam.errors import RunFailedError
 from lesioncam.scoring.outage import MAX_FAILURES, Outage
-from lesioncam.scoring.read import MAX_BYTES
 from lesioncam.storage.runs import RunRecord
 from lesioncam.storage.store import Entry
-from lesioncam.storage.uris import open_store
+from lesioncam.storage.uris import MAX_BYTES, open_store
 
 
 def outage_of(tmp_path: Path, uris: list[str]) -> Outage:
