@@ -78,7 +78,10 @@ def probability_columns(classes: Iterable[str], stage: str = "final") -> list[st
 
 
 def flag_column(name: str) -> str:
-    """The column that says whether a class is flagged; scores without operating points lack it."""
+    """The column that says whether a class is flagged.
+
+    Null where the image failed, and where the bundle has no operating point for the class.
+    """
     return f"flag_{name}"
 
 

@@ -80,15 +80,25 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.n
 
 
 def at_flag(flagged: np.ndarray, positive: np.ndarray) -> Figures:
-    """What a flag finds and misses: sensitivity and specificity with 95 % Wilson intervals.
+    """What a flag finds and misses: counts, and rates with their 95 % Wilson intervals.
 
     Args:
         flagged: (n,) bool.
         positive: (n,) bool.
+
+    Returns:
+        `true_positives`, `false_negatives`, `false_positives` and `true_negatives` in images, and
+        `sensitivity` and `specificity` as `fraction` gives them.
     """
+    found, missed = int((flagged & positive).sum()), int((~flagged & positive).sum())
+    false, passed = int((flagged & ~positive).sum()), int((~flagged & ~positive).sum())
     return {
-        "sensitivity": fraction(int(flagged[positive].sum()), int(positive.sum())),
-        "specificity": fraction(int((~flagged[~positive]).sum()), int((~positive).sum())),
+        "true_positives": found,
+        "false_negatives": missed,
+        "false_positives": false,
+        "true_negatives": passed,
+        "sensitivity": fraction(found, found + missed),
+        "specificity": fraction(passed, passed + false),
     }
 
 

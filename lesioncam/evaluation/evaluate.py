@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesioncam.columns import BOX_COLUMNS, STAGES, Status, classes_of, probability_columns
+from lesioncam.columns import (
+    BOX_COLUMNS,
+    STAGES,
+    Status,
+    check_classes,
+    classes_of,
+    probability_columns,
+)
 from lesioncam.errors import InputError
 from lesioncam.evaluation.localization import localization
 from lesioncam.evaluation.overlays import overlay_pages
@@ -75,9 +82,7 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     more = _MAP_COLUMNS if request.overlays or request.masks is not None else ()
     rows, counts = read_labeled(results, labels, classes, more)
 
-    stages = {
-        stage: rows[probability_columns(classes, stage)].to_numpy(np.float64) for stage in STAGES
-    }
+    stages = stage_probabilities(rows, classes)
     figures = evaluate_stages(stages, rows["label"].to_numpy(), classes, labels.target_classes)
     content: dict[str, Any] = {**figures, "images": counts}
     lines = ["# Evaluation", "", *markdown_table(figures), "", *decision_table(figures), ""]
@@ -112,7 +117,7 @@ def read_classes(results: Results) -> tuple[str, ...]:
     """The class order of the scores.
 
     Raises:
-        InputError: there is no Parquet, or it is not lesioncam's.
+        InputError: there is no Parquet, it is not lesioncam's, or no bundle has such classes.
     """
     schema = results.schema()
     if schema is None:
@@ -126,7 +131,7 @@ def read_classes(results: Results) -> tuple[str, ...]:
         log.warning(
             "--scores: no %s file: the scoring run has not finished, rows may be missing", SUCCESS
         )
-    return classes
+    return check_classes(classes, f"--scores: {results.store.uri}")
 
 
 def read_labels_of(
@@ -188,3 +193,10 @@ def read_labeled(
         "failed_images": totals[Status.FAILED],
     }
     return labeled.reset_index(drop=True), counts
+
+
+def stage_probabilities(rows: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Each stage's probabilities of the rows of `read_labeled`: (n, K) float64."""
+    return {
+        stage: rows[probability_columns(classes, stage)].to_numpy(np.float64) for stage in STAGES
+    }

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from lesioncam.columns import STAGES
 from lesioncam.evaluation import plots
 from lesioncam.evaluation.pictures import Picture
+from lesioncam.vision.metrics import format_figure, with_interval
 
 _FILES = Path(__file__).parent / "page_files"
 _STAGE_NAMES = {"stage1": "stage 1", "stage2": "stage 2", "final": "final"}
@@ -39,8 +40,8 @@ def render(content: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     environment.filters |= {
         "count": lambda value: f"{value:,}",
         "percent": _percent,
-        "figure": _figure,
-        "interval": _interval,
+        "figure": format_figure,
+        "interval": with_interval,
         "data_uri": _data_uri,
         "words": lambda value: value.replace("_", " "),
         "cut": lambda value: value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]}...",
@@ -62,21 +63,22 @@ def render(content: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
 
 def _plots(content: Mapping[str, Any]) -> dict[str, dict[str, Markup]]:
     """SVGs by kind and class; what is undefined is missing."""
+    index = {name: k for k, name in enumerate(content["classes"])}
     drawn = {
         "distribution": {
-            name: Markup(plots.distribution(name, figures))
+            name: Markup(plots.distribution(figures, name, index[name]))
             for name, figures in content["classes"].items()
         }
     }
     labeled = content["labeled"]
     if labeled is not None:
         drawn["roc"] = {
-            name: Markup(plots.roc(curve, name, labeled["flags"].get(name)))
+            name: Markup(plots.roc(curve, index[name], labeled["flags"].get(name)))
             for name, curve in labeled["roc"].items()
             if curve is not None
         }
         drawn["calibration"] = {
-            name: Markup(plots.calibration(figures["bins"], name))
+            name: Markup(plots.calibration(figures["bins"], name, index[name]))
             for name, figures in labeled["calibration"].items()
         }
     return drawn
@@ -92,19 +94,6 @@ def _percent(part: int, whole: int) -> str:
     if part < whole and value > 99.9:
         return "> 99.9 %"
     return f"{value:.1f} %"
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "undefined" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(figure: Mapping[str, Any], key: str = "fraction") -> str:
-    """A figure and its interval, where they are defined: `0.919 (0.878 to 0.954)`."""
-    if figure[key] is None:
-        return "undefined"
-    if figure["low"] is None:
-        return f"{figure[key]:.3f}"
-    return f"{figure[key]:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def _data_uri(data: bytes) -> str:

@@ -35,12 +35,13 @@ _ID = re.compile(r'(\bid="|href="#|url\(#)')
 _FONT = re.compile(r"'DejaVu Sans'[^;\"]*sans-serif")
 
 
-def distribution(name: str, figures: Mapping[str, Any]) -> str:
+def distribution(figures: Mapping[str, Any], name: str, class_index: int) -> str:
     """How many images have which probability of a class, by stage.
 
     Args:
+        figures: the class's entry in `classes` of the report.
         name: of the class.
-        figures: its entry in `classes` of the report.
+        class_index: its index, for ids.
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes((4.4, 2.9))
@@ -65,15 +66,17 @@ def distribution(name: str, figures: Mapping[str, Any]) -> str:
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylabel("images")
         axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.2))
-        return _svg(figure, f"distribution-{name}")
+        return _svg(figure, f"distribution-{class_index}")
 
 
-def roc(curve: Mapping[str, Any], name: str, operating_point: Mapping[str, Any] | None) -> str:
+def roc(
+    curve: Mapping[str, Any], class_index: int, operating_point: Mapping[str, Any] | None
+) -> str:
     """An ROC curve with its interval band.
 
     Args:
         curve: as `lesioncam.evaluation.curves.roc_band` gives it.
-        name: of the class.
+        class_index: the index of its class, for ids.
         operating_point: as `at_flag` gives it, to mark on the curve; None for none.
     """
     with mpl.rc_context(_STYLE):
@@ -88,15 +91,16 @@ def roc(curve: Mapping[str, Any], name: str, operating_point: Mapping[str, Any] 
             axes.plot([x], [y], "o", color=_STAGE1, label="flag")
             axes.legend(loc="lower right")
         axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01))
-        return _svg(figure, f"roc-{name}")
+        return _svg(figure, f"roc-{class_index}")
 
 
-def calibration(bins: Sequence[Mapping[str, Any]], name: str) -> str:
+def calibration(bins: Sequence[Mapping[str, Any]], name: str, class_index: int) -> str:
     """How often images of a probability are of the class.
 
     Args:
         bins: as `lesioncam.evaluation.curves.calibration` gives them.
         name: of the class.
+        class_index: its index, for ids.
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes((3.6, 3.4))
@@ -108,7 +112,7 @@ def calibration(bins: Sequence[Mapping[str, Any]], name: str) -> str:
         axes.errorbar(mean, found, yerr=bars, fmt="o-", ms=4, lw=1, color=_FINAL)
         axes.set(xlabel=f"probability of {name}", ylabel="fraction of that class")
         axes.set(xlim=(0, 1), ylim=(0, 1.01))
-        return _svg(figure, f"calibration-{name}")
+        return _svg(figure, f"calibration-{class_index}")
 
 
 def _axes(inches: tuple[float, float]) -> tuple[Figure, Axes]:
@@ -125,5 +129,5 @@ def _svg(figure: Figure, prefix: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    text = _ID.sub(rf"\1{prefix}-", text[text.index("<svg") :])
+    text = _ID.sub(lambda found: f"{found[0]}{prefix}-", text[text.index("<svg") :])
     return _FONT.sub("system-ui, sans-serif", text).replace(_INK, "currentColor")

@@ -27,7 +27,12 @@ from lesioncam.columns import (
 )
 from lesioncam.evaluation import survey
 from lesioncam.evaluation.curves import at_flag, calibration, confusion, roc_band
-from lesioncam.evaluation.evaluate import read_classes, read_labeled, read_labels_of
+from lesioncam.evaluation.evaluate import (
+    read_classes,
+    read_labeled,
+    read_labels_of,
+    stage_probabilities,
+)
 from lesioncam.evaluation.page import render
 from lesioncam.evaluation.pictures import load_pictures
 from lesioncam.evaluation.survey import Choice, Columns
@@ -92,11 +97,12 @@ def report(request: ReportRequest) -> tuple[Figures, str]:
         labels = read_labels_of(request.labels, request.rest_class, named, classes)
         rows, counts = read_labeled(results, labels, classes, [*columns.flags.values()])
         mistakes = _confident_mistakes(rows, classes)
-        labeled = {"images": counts, **_labeled_figures(rows, labels, columns)}
-        labeled["mistakes"] = mistakes[:_MISTAKES].to_dict("records")
     chosen_mistakes = mistakes["uri"][: request.gallery].tolist()
     found, choices = survey.survey(results, columns, request.gallery, chosen_mistakes)
-    figures = found.figures()
+    columns, figures = found.columns, found.figures()
+    if labels is not None:
+        labeled = {"images": counts, **_labeled_figures(rows, labels, columns)}
+        labeled["mistakes"] = mistakes[:_MISTAKES].to_dict("records")
     rows_shown = _read_rows(results, choices, columns)
     log.info("reading %d images for the gallery", len(choices))
     budget = min(_MAX_BYTES, _MAX_TOTAL // max(1, len(choices)))
@@ -136,9 +142,7 @@ def _columns(results: Results, classes: tuple[str, ...]) -> Columns:
 def _labeled_figures(rows: pd.DataFrame, labels: Labels, columns: Columns) -> Figures:
     """AUCs, curves and counts of the rows that have a label."""
     classes, truth = columns.classes, rows["label"].to_numpy()
-    stages = {
-        stage: rows[probability_columns(classes, stage)].to_numpy(np.float64) for stage in STAGES
-    }
+    stages = stage_probabilities(rows, classes)
     predicted = rows["prediction"].map(classes.index).to_numpy()
     final = stages["final"]
     return {
@@ -149,7 +153,7 @@ def _labeled_figures(rows: pd.DataFrame, labels: Labels, columns: Columns) -> Fi
         },
         "confusion": confusion(truth, predicted, len(classes)).tolist(),
         "flags": {
-            name: at_flag(rows[column].to_numpy(bool), truth == classes.index(name))
+            name: at_flag(rows[column].to_numpy(bool, na_value=False), truth == classes.index(name))
             for name, column in columns.flags.items()
         },
     }
@@ -216,7 +220,7 @@ def _gallery_entry(
         "stages_disagree": bool(first.argmax() != second.argmax()),
         "difference": round(float(np.abs(first - second).sum()) / 2, 6),
         "flagged": [name for name, column in columns.flags.items() if row[column]],
-        "quality": row["quality"] if columns.has_quality else [],
+        "quality": (row["quality"] or []) if columns.has_quality else [],
         "width": row["width"],
         "height": row["height"],
         "box": [row[name] for name in BOX_COLUMNS],
@@ -232,7 +236,7 @@ def _rule(choices: Sequence[Choice], figures: Figures) -> str:
     is_flagged = figures["images"]["flagged"] is not None
     words = {
         survey.SUSPICIOUS: (
-            f"flagged, those with the highest {risk} first"
+            f"flagged of highest {risk}"
             if is_flagged
             else f"with the highest {risk}, at most a tenth of the scored images"
         ),

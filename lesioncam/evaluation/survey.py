@@ -6,7 +6,7 @@ Memory holds some thousands of rows and the chosen ones, however many rows there
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ RANDOM = "random"
 # The groups of the gallery in its order, and the fraction of it that each may take. An image is in
 # the first group that takes it; those drawn at random fill what is left.
 _QUOTAS = {SUSPICIOUS: 1 / 2, MISTAKE: 1 / 8, DISAGREEMENT: 1 / 8, FAILED: 1 / 16, RANDOM: 1}
-_TOP = 1 / 10  # without flags: of the scored images, those that are called suspicious
+# Without flags the suspicious are those of the highest risk, at most this fraction of the scored.
+_HIGHEST, _TOP = "highest", 1 / 10
 BINS = 1000  # of the histograms that are counted; quantiles are exact to one of them
 _SHOWN_BINS = 20  # of the histograms in the report
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -41,7 +42,8 @@ class Columns:
     Attributes:
         classes: the class order.
         risk_class: images are ranked by its probability.
-        flags: class -> its `flag_` column, of the classes that have one.
+        flags: class -> its `flag_` column, of the classes that have one; after the survey, only
+            those with a value: flags are null where the model has no operating point.
         has_quality: whether there is a column `quality`.
     """
 
@@ -62,12 +64,13 @@ class Survey:
     """What the rows are, counted.
 
     Attributes:
-        columns: what was read.
+        columns: what was read; in the end without the flags that are null in all rows.
         statuses: images by status.
         kinds: failed images by error kind.
         models: images by model.
         runs: images by run.
         predictions: images by predicted class.
+        flag_values: scored images by class whose flag is not null.
         flagged: images by class that is flagged.
         any_flagged: images with a flag of any class.
         quality: images by word of `quality`.
@@ -86,6 +89,7 @@ class Survey:
     models: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
     predictions: Counter[str] = field(default_factory=Counter)
+    flag_values: Counter[str] = field(default_factory=Counter)
     flagged: Counter[str] = field(default_factory=Counter)
     any_flagged: int = 0
     quality: Counter[str] = field(default_factory=Counter)
@@ -117,13 +121,14 @@ class Survey:
         self.runs += _counts(rows["run_id"])
         self.predictions += _counts(rows["prediction"])
         for name, column in self.columns.flags.items():
+            self.flag_values[name] += pc.count(rows[column].take(batch.ok)).as_py()
             self.flagged[name] += pc.sum(rows[column]).as_py() or 0
         self.any_flagged += int(batch.flagged.sum())
         if self.columns.has_quality:
             self.quality += _counts(pc.list_flatten(rows["quality"]))
         self.flat += pc.sum(rows["cam_flat"]).as_py() or 0
         for s, probabilities in enumerate(batch.stages):
-            self.sums[s] += probabilities.sum(axis=0)
+            self.sums[s] += probabilities.sum(axis=0, dtype=np.float64)
             for k in range(probabilities.shape[1]):
                 self.histograms[s, k] += _histogram(probabilities[:, k])
         self.differences += _histogram(batch.differences)
@@ -203,7 +208,7 @@ def survey(
         mistakes: uris of images whose prediction is confident and wrong, worst first.
     """
     found = Survey(columns)
-    best = {group: _Best(count) for group in _QUOTAS}
+    best = {group: _Best(count) for group in (*_QUOTAS, _HIGHEST)}
     order = {uri: -rank for rank, uri in enumerate(mistakes)}
     for part, numbers, rows in results.stream(columns.names()):
         if not rows.num_rows:
@@ -216,7 +221,10 @@ def survey(
             best[group].offer(keys, hashes[members], part, numbers[members])
         best[RANDOM].offer(np.zeros(len(hashes)), hashes, part, numbers)
     quotas = {group: math.ceil(count * fraction) for group, fraction in _QUOTAS.items()}
-    if not columns.flags:
+    flags = {name: column for name, column in columns.flags.items() if found.flag_values[name]}
+    found.columns = replace(columns, flags=flags)
+    if not flags:
+        best[SUSPICIOUS] = best[_HIGHEST]
         top = math.ceil(found.statuses[Status.OK] * _TOP)
         quotas[SUSPICIOUS] = min(quotas[SUSPICIOUS], top)
     return found, _choose(best, quotas, count)
@@ -242,7 +250,6 @@ class _Batch:
     differences: np.ndarray
     flagged: np.ndarray
     risk: int
-    has_flags: bool
 
     @classmethod
     def of(cls, rows: pa.Table, columns: Columns) -> "_Batch":
@@ -265,16 +272,15 @@ class _Batch:
             np.abs(stages[0] - stages[1]).sum(axis=1) / 2,
             flagged,
             columns.classes.index(columns.risk_class),
-            bool(columns.flags),
         )
 
     def groups(
         self, uris: np.ndarray, mistakes: Mapping[str, int]
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Each group's members, as numbers among all rows, and their keys: the highest first."""
-        suspicious = self.flagged if self.has_flags else np.ones(len(self.ok), bool)
         risk = self.stages[-1][:, self.risk]
-        yield SUSPICIOUS, self.ok[suspicious], risk[suspicious]
+        yield SUSPICIOUS, self.ok[self.flagged], risk[self.flagged]
+        yield _HIGHEST, self.ok, risk
         differ = self.stages[0].argmax(axis=1) != self.stages[1].argmax(axis=1)
         yield DISAGREEMENT, self.ok[differ], self.differences[differ]
         yield FAILED, self.failed, np.zeros(len(self.failed))

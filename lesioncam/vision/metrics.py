@@ -134,11 +134,11 @@ def markdown_table(figures: Figures) -> list[str]:
 
 def decision_table(figures: Figures) -> list[str]:
     """Sensitivity and specificity of `evaluate_stages` as lines of Markdown."""
-    rows = [
-        f"| {name} | {_fraction(entry['sensitivity'])} | {_fraction(entry['specificity'])} |"
-        for name, entry in figures["final"].items()
-        if "sensitivity" in entry
-    ]
+    rows = []
+    for name, entry in figures["final"].items():
+        if "sensitivity" in entry:
+            cells = (format_figure(entry[key]) for key in ("sensitivity", "specificity"))
+            rows.append(f"| {name} | {' | '.join(cells)} |")
     return [
         f"Final probabilities at a threshold of {DECISION:g}:",
         "",
@@ -148,17 +148,17 @@ def decision_table(figures: Figures) -> list[str]:
     ]
 
 
-def _fraction(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def format_figure(value: float | None, digits: int = 3) -> str:
+    """A figure with so many decimal places, or `undefined`."""
+    return "undefined" if value is None else f"{value:.{digits}f}"
 
 
-def with_interval(figure: Figures) -> str:
-    """A figure and its interval, where they are defined: `0.919 (0.878 to 0.954)`."""
-    if figure["auc"] is None:
-        return "undefined"
-    if figure["low"] is None:
-        return f"{figure['auc']:.3f}"
-    return f"{figure['auc']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+def with_interval(figure: Figures, key: str = "auc") -> str:
+    """The figure at `key` and its interval, where they are defined: `0.919 (0.878 to 0.954)`."""
+    text = format_figure(figure[key])
+    return (
+        text if figure["low"] is None else f"{text} ({figure['low']:.3f} to {figure['high']:.3f})"
+    )
 
 
 def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:

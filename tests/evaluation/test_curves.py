@@ -53,6 +53,11 @@ def test_confusion_has_labels_in_rows() -> None:
 def test_a_flag_at_its_operating_point() -> None:
     point = at_flag(np.array([True, True, False, False]), np.array([True, False, True, False]))
     assert (point["sensitivity"]["fraction"], point["specificity"]["fraction"]) == (0.5, 0.5)
+    flagged = np.array([True, True, True, False, False, False, False, False, False, False])
+    point = at_flag(flagged, np.array([True, False, False, True, True, True, *[False] * 4]))
+    counts = ("true_positives", "false_negatives", "false_positives", "true_negatives")
+    assert [point[name] for name in counts] == [1, 3, 2, 4]
+    assert (point["sensitivity"]["n"], point["specificity"]["n"]) == (4, 6)
     assert fraction(0, 0) == {"fraction": None, "low": None, "high": None, "n": 0}
     of_ten = fraction(9, 10)
     assert (of_ten["low"], of_ten["high"]) == pytest.approx((0.596, 0.982), abs=1e-3)  # Wilson

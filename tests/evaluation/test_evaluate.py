@@ -45,6 +45,7 @@ def score_rows(folder: Path, count: int = 30) -> pa.Table:
             **dict(zip(BOX_COLUMNS, (64, 96, 192, 192), strict=True)),
             "cam_flat": False,
             "cam": cam.tobytes(),
+            "quality": [],
             "scored_at": datetime.now(UTC),
             "model": "m",
         }

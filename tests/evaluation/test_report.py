@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,14 +17,16 @@ from PIL import Image
 
 import lesioncam
 from lesioncam.cli import main
-from lesioncam.columns import probability_columns
+from lesioncam.columns import ErrorKind, probability_columns
 from lesioncam.errors import InputError
-from lesioncam.evaluation import pictures, survey
+from lesioncam.evaluation import pictures, plots, survey
 from lesioncam.evaluation.page import render
 from lesioncam.evaluation.pictures import Picture
 from lesioncam.evaluation.report import HTML_FILE, JSON_FILE
 from lesioncam.schema import scores_schema
+from lesioncam.storage import uris
 from lesioncam.storage.results import Results
+from lesioncam.storage.store import StoreError
 from tests.conftest import CLASSES
 from tests.evaluation.test_evaluate import score_rows, write_labels
 from tests.messy import lesion
@@ -177,7 +180,7 @@ def test_while_a_run_is_under_way_the_newest_rows_count(
     assert "Not complete" in Path(made["output"], HTML_FILE).read_text()
 
 
-def test_names_stay_text(tmp_path: Path, no_pictures: None, no_plots: None) -> None:
+def test_names_stay_text(tmp_path: Path, no_pictures: None) -> None:
     rows = frame(tmp_path)
     for column in ("image_id", "uri", "error"):
         rows[column] = HOSTILE + rows["uri"]
@@ -187,6 +190,32 @@ def test_names_stay_text(tmp_path: Path, no_pictures: None, no_plots: None) -> N
     assert page.tags["img"] == 0
     assert page.text.count(HOSTILE) >= 2 * ROWS
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_a_plot_has_no_markup_of_a_class_name() -> None:
+    curve = {key: [0, 1] for key in ("false_positive_rate", "sensitivity", "low", "high")}
+    bins = [{"mean": 0.5, "fraction": 0.5, "low": 0.4, "high": 0.6}]
+    stages = {stage: {"histogram": [1, 2]} for stage in ("stage1", "stage2", "final")}
+    name = "\\1" + HOSTILE
+    for drawn in (
+        plots.distribution(stages, name, 7),
+        plots.roc(curve, 7, None),
+        plots.calibration(bins, name, 7),
+    ):
+        page = Page(drawn)
+        assert not {"script", "img"} & set(page.tags)
+        ids = [value for _, attribute, value in page.attributes if attribute == "id"]
+        assert ids
+        assert all(re.fullmatch(r"[a-z]+-7-[\w.]+", one) for one in ids)
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "a\\1"])
+def test_class_names_that_no_bundle_has_are_refused(tmp_path: Path, name: str) -> None:
+    scores = table(frame(tmp_path))
+    columns = [column.replace("nevus", name) for column in scores.column_names]
+    uri = write(tmp_path / "scores", scores.rename_columns(columns))
+    with pytest.raises(InputError, match=r"^scores: .* cannot be a class name"):
+        lesioncam.report(uri)
 
 
 def test_the_page_loads_nothing(scores: str, tmp_path: Path, no_pictures: None) -> None:
@@ -246,6 +275,53 @@ def test_pictures_and_why_there_is_none(tmp_path: Path) -> None:
     assert len(data) == 2  # the thumbnail is there once, though it is shown twice
 
 
+def read_with(
+    monkeypatch: pytest.MonkeyPatch, rows: pd.DataFrame, read: Callable[[str, int], bytes]
+) -> list[str | None]:
+    """Why the rows have no picture if one thread reads their images like this."""
+    monkeypatch.setattr(pictures, "_THREADS", 1)
+    monkeypatch.setattr(pictures, "read_uri", read)
+    records = table(rows).to_pylist()
+    return [picture.problem for picture in pictures.load_pictures(records, 24_000)]
+
+
+def test_a_store_that_does_not_answer_is_not_asked_for_every_image(
+    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = []
+
+    def read(uri: str, _: int) -> bytes:
+        requests.append(uri)
+        raise StoreError(ErrorKind.UNREACHABLE, "no answer")
+
+    assert read_with(monkeypatch, rows[:54], read) == ["unreachable"] * 54
+    assert requests == rows["uri"][: pictures._MAX_UNREACHABLE].tolist()
+
+
+def test_single_images_that_are_unreachable_do_not_stop_the_reading(
+    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [ErrorKind.UNREACHABLE, ErrorKind.UNREACHABLE, ErrorKind.NOT_FOUND] * 10
+
+    def read(uri: str, _: int) -> bytes:
+        raise StoreError(kinds[int(Path(uri).stem)], "gone")
+
+    assert read_with(monkeypatch, rows[:30], read) == kinds
+
+
+def test_images_are_read_within_the_limits_of_scoring(
+    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows["size"] = [2**26 + 1, 2**26] * 30
+
+    def read(uri: str, max_bytes: int) -> bytes:
+        assert max_bytes == uris.MAX_BYTES
+        assert uris._LARGE_FILE.locked() == (int(Path(uri).stem) % 2 == 0)
+        return b""
+
+    assert read_with(monkeypatch, rows[:4], read) == [pictures.CHANGED] * 4
+
+
 @pytest.mark.parametrize("aspect", [1.0, 4 / 3, 50.0, 0.02])
 def test_a_thumbnail_fits_its_budget(aspect: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
@@ -298,17 +374,26 @@ def test_the_most_suspicious_come_first(
     assert lesioncam.report(scores, gallery=0)["report"]["gallery"]["images"] == []
 
 
-def with_flags(rows: pd.DataFrame) -> pa.Table:
-    """The rows with the columns of a model that has an operating point for melanoma."""
-    flags = [None if p is None or np.isnan(p) else p >= 0.4 for p in rows["p_melanoma"]]
+def with_flags(rows: pd.DataFrame, threshold: float | None = 0.4) -> pa.Table:
+    """The rows as of a model with an operating point for melanoma, and None for nevus.
+
+    In a pandas frame of this table flags are nullable.
+    """
+    is_ok = rows["status"] == "ok"
+    flags = rows["p_melanoma"] >= (np.inf if threshold is None else threshold)
     quality = [
-        None if p is None or np.isnan(p) else ["blurred"] * (p > 0.5) for p in rows["p_nevus"]
+        ["blurred"] * (p > 0.5) if ok else None
+        for p, ok in zip(rows["p_nevus"], is_ok, strict=True)
     ]
-    return (
-        table(rows)
-        .append_column("flag_melanoma", pa.array(flags, pa.bool_()))
-        .append_column("quality", pa.array(quality, pa.list_(pa.string())))
+    rows = rows.assign(
+        quality=pd.Series(quality, rows.index),
+        flag_melanoma=flags.astype("boolean").where(is_ok & (threshold is not None)),
+        flag_nevus=pd.array([None] * len(rows), "boolean"),
     )
+    schema = scores_schema(CLASSES)
+    for name in ("flag_melanoma", "flag_nevus"):
+        schema = schema.append(pa.field(name, pa.bool_()))
+    return pa.Table.from_pandas(rows, schema, preserve_index=False)
 
 
 def test_flagged_images_come_first(
@@ -319,7 +404,7 @@ def test_flagged_images_come_first(
     report = made["report"]
     flagged = rows[rows["p_melanoma"] >= 0.4]
     assert report["images"]["flagged"] == len(flagged) == report["classes"]["melanoma"]["flagged"]
-    assert report["classes"]["nevus"]["flagged"] is None
+    assert report["classes"]["nevus"]["flagged"] is None  # its flags are null
     assert report["quality"] == {"blurred": (rows["p_nevus"] > 0.5).sum()}
     order = flagged.sort_values("p_melanoma", ascending=False)["uri"].tolist()
     images = report["gallery"]["images"]
@@ -328,6 +413,7 @@ def test_flagged_images_come_first(
     assert [one["uri"] for one in scored if one["flagged"] == ["melanoma"]] == order
     truth = np.arange(54) % 3 == 0
     called = rows["p_melanoma"][:54] >= 0.4
+    assert list(report["labeled"]["flags"]) == ["melanoma"]
     point = report["labeled"]["flags"]["melanoma"]
     assert point["sensitivity"]["fraction"] == pytest.approx(called[truth].mean())
     assert point["specificity"]["fraction"] == pytest.approx((~called[~truth]).mean())
@@ -335,6 +421,54 @@ def test_flagged_images_come_first(
     assert f"{len(flagged)} flagged" in text
     assert f"Flagged images : {len(flagged)} of {len(flagged)} are in the gallery" in text
     assert "flag: melanoma" in text
+    assert (
+        f"melanoma {point['true_positives']} {point['false_negatives']} "
+        f"{point['false_positives']} {point['true_negatives']} " in text
+    )
+
+
+def test_flagged_images_of_all_groups_are_counted(
+    tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
+) -> None:
+    made = lesioncam.report(write(tmp_path / "scores", with_flags(rows, 0.1)), gallery=32)
+    report = made["report"]
+    images = report["gallery"]["images"]
+    groups = Counter(image["group"] for image in images if image.get("flagged"))
+    assert groups["suspicious"] == 16
+    shown = sum(groups.values())
+    assert 16 < shown < report["images"]["flagged"]
+    assert "are shown: 16 flagged of highest p_melanoma; " in report["gallery"]["rule"]
+    page = Page(Path(made["output"], HTML_FILE).read_text())
+    text = " ".join(page.text.split())
+    flagged = report["images"]["flagged"]
+    assert f"Flagged images : {shown} of {flagged} are in the gallery" in text
+    assert ("a", "data-show", "flagged") in page.attributes
+    assert sum(name == "data-flagged" for _, name, _ in page.attributes) == shown
+
+
+def test_flags_that_are_null_are_none(
+    tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
+) -> None:
+    labels = write_labels(tmp_path / "labels.csv", list(range(54)))
+    unflagged = write(tmp_path / "scores", with_flags(rows, None))
+    made = lesioncam.report(unflagged, labels=labels, gallery=32)
+    report = made["report"]
+    assert report["images"]["flagged"] is None
+    assert report["labeled"]["flags"] == {}
+    groups = Counter(image["group"] for image in report["gallery"]["images"])
+    assert groups["suspicious"] == 6
+    assert "No flags" in Path(made["output"], HTML_FILE).read_text()
+
+
+def test_a_labeled_image_without_a_flag_is_not_flagged(
+    tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
+) -> None:
+    parts = with_flags(rows[:30]), with_flags(rows[30:], None)
+    labels = write_labels(tmp_path / "labels.csv", list(range(54)))
+    report = lesioncam.report(write(tmp_path / "scores", *parts), labels=labels)["report"]
+    point = report["labeled"]["flags"]["melanoma"]
+    found = point["true_positives"] + point["false_positives"]
+    assert found == (rows["p_melanoma"][:30] >= 0.4).sum()
 
 
 def test_where_nothing_stands_out_the_page_says_so(
@@ -352,10 +486,29 @@ def test_kept_columns_of_such_names_are_no_flags(
     tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
 ) -> None:
     text = pa.array(["false"] * ROWS)
-    kept = table(rows).append_column("flag_melanoma", text).append_column("quality", text)
+    kept = table(rows).append_column("flag_melanoma", text)
+    kept = kept.set_column(kept.schema.get_field_index("quality"), "quality", text)
     report = lesioncam.report(write(tmp_path / "scores", kept))["report"]
     assert report["images"]["flagged"] is None
     assert report["quality"] is None
+
+
+def test_scores_without_quality_are_reported(
+    tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
+) -> None:
+    earlier = table(rows).drop_columns(["quality"])
+    made = lesioncam.report(write(tmp_path / "scores", earlier))
+    assert made["report"]["quality"] is None
+    assert "Pictures with a quality remark" not in Path(made["output"], HTML_FILE).read_text()
+
+
+def test_an_image_whose_quality_is_null_has_no_remark(
+    tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
+) -> None:
+    rows.loc[0, "quality"] = None
+    report = lesioncam.report(write(tmp_path / "scores", table(rows)))["report"]
+    scored = [one for one in report["gallery"]["images"] if one["status"] == "ok"]
+    assert [one["quality"] for one in scored] == [[]] * 54
 
 
 def test_labels_add_figures_and_mistakes(
@@ -375,13 +528,10 @@ def test_labels_add_figures_and_mistakes(
     assert {one["image_id"] for one in labeled["mistakes"]} == {"000", "004"}
     first, second = (one["probability"] for one in labeled["mistakes"])
     assert first >= second
-    wrong = [
-        one["image_id"]
-        for one in made["report"]["gallery"]["images"]
-        if one["label"] not in (None, one["prediction"])
-    ]
-    assert {"000", "004"} <= set(wrong)
     text = Path(made["output"], HTML_FILE).read_text()
+    cards = re.findall(r"<article .*?>", text, re.DOTALL)
+    wrong = {re.findall('data-name="(.+?)"', card)[0] for card in cards if "data-wrong" in card}
+    assert wrong == {"000", "004"}  # not 057, which failed
     assert text.count('aria-label="ROC curve of ') == 3
     assert text.count('aria-label="Calibration of ') == 3
 
@@ -405,6 +555,16 @@ def test_scores_of_failed_images_only(tmp_path: Path) -> None:
     text = " ".join(Page(Path(made["output"], HTML_FILE).read_text()).text.split())
     assert "4 failed" in text
     assert "No picture: failed, truncated" in text
+
+
+def test_the_mean_of_many_images_is_exact(
+    tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
+) -> None:
+    rows.loc[0, probability_columns(CLASSES)] = [0.1, 0.2, 0.7]
+    same = table(rows[:1]).take(pa.array(np.zeros(50_000, int)))
+    report = lesioncam.report(write(tmp_path / "scores", same), gallery=0)["report"]
+    means = [report["classes"][name]["final"]["mean"] for name in CLASSES]
+    assert means == pytest.approx([0.1, 0.2, 0.7], abs=1e-6)
 
 
 def test_memory_holds_some_rows_and_no_maps(
