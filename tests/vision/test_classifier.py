@@ -101,6 +101,7 @@ def test_shapes_and_dtypes(rule: CropRule) -> None:
         "crops": ((4, 3, SIZE, SIZE), torch.uint8),
         "maps": ((4, 12, 12), torch.uint8),
         "flat": ((4,), torch.bool),
+        "at_border": ((4,), torch.bool),
     }
     torch.testing.assert_close(found.probabilities.sum(dim=1), torch.ones(4))
     assert found.maps.amin(dim=(1, 2)).tolist() == [0] * 4
