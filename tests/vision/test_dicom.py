@@ -183,6 +183,7 @@ def test_ybr_full_422_becomes_rgb() -> None:
     ("frame", "photometric"),
     [
         (file_of(IMAGE, "JPEG", quality=95), "YBR_FULL_422"),
+        (file_of(IMAGE, "MPO", quality=95, save_all=True, append_images=[IMAGE]), "YBR_FULL_422"),
         (file_of(IMAGE, "JPEG", quality=95), "RGB"),  # untrue; the JPEG says YCbCr
         (file_of(IMAGE, "JPEG", quality=95, keep_rgb=True), "RGB"),
         (jpeg_without_markers(IMAGE), "RGB"),
@@ -190,7 +191,16 @@ def test_ybr_full_422_becomes_rgb() -> None:
         (file_of(IMAGE, "JPEG2000", no_jp2=True, mct=0), "RGB"),
         (file_of(IMAGE, "JPEG2000", no_jp2=True, mct=1), "YBR_RCT"),
     ],
-    ids=["ycbcr", "ycbcr as rgb", "adobe rgb", "named rgb", "unmarked rgb", "j2k rgb", "j2k rct"],
+    ids=[
+        "ycbcr",
+        "ycbcr in mpo",
+        "ycbcr as rgb",
+        "adobe rgb",
+        "named rgb",
+        "unmarked rgb",
+        "j2k rgb",
+        "j2k rct",
+    ],
 )
 def test_compressed_color_is_right(frame: bytes, photometric: str) -> None:
     is_jpeg = frame.startswith(b"\xff\xd8")
