@@ -128,9 +128,17 @@ def run_fold(
     own[["uri"]].to_csv(work / "images.csv", index=False)
     bundle, scores = f"{work}/model", f"{work}/scores"
     if not bundle_exists(bundle):
-        csv, masks = f"{work}/train.csv", flags.masks
-        columns = {"group_column": "group", "collection_column": collection_column}
-        train(TrainRequest(flags.images, csv, bundle, settings, masks, **columns))
+        train(
+            TrainRequest(
+                flags.images,
+                f"{work}/train.csv",
+                bundle,
+                settings,
+                flags.masks,
+                group_column="group",
+                collection_column=collection_column,
+            )
+        )
     score(ScoreRequest(f"{work}/images.csv", bundle, scores))
     own_labels = read_labels(f"{work}/labels.csv", labels.classes[-1])
     found = read_predictions(scores, own_labels, flags.masks)

@@ -211,7 +211,7 @@ def compared(examples: Examples, classes: int) -> np.ndarray:
     Those of collections with all classes, if they are of each class: others reward recognizing the
     collection.
     """
-    complete = examples.held_out & examples.known_classes.all(axis=1)
+    complete: np.ndarray = examples.held_out & examples.known_classes.all(axis=1)
     all_classes = len(np.unique(examples.labels[complete])) == classes
     return complete if all_classes else examples.held_out
 
