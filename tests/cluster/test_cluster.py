@@ -103,8 +103,8 @@ def wait_for(log: Path, line: str, job: "subprocess.Popen[bytes]") -> None:
 def wait_for_a_part(cluster: Cluster, job: "subprocess.Popen[bytes]") -> None:
     """Wait until the first scores are in the bucket."""
     deadline = time.monotonic() + _TIMEOUT_S
-    prefix = {"Bucket": BUCKET, "Prefix": "scores/part-"}
-    while not cluster.s3().list_objects_v2(**prefix)["KeyCount"]:
+    s3 = cluster.s3()
+    while not s3.list_objects_v2(Bucket=BUCKET, Prefix="scores/part-")["KeyCount"]:
         assert job.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)

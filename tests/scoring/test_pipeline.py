@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +233,10 @@ def test_an_actor_on_a_node_without_the_precision_refuses_its_first_batch(
     monkeypatch.setattr(hardware, "cpu_features", frozenset)
     bundle = read_bundle(bundle_uri)
     compute = Compute(bundle.settings, "bfloat16", 4)
-    for number, stage in enumerate((LocalizeActor, partial(ClassifyActor, window=None))):
-        actor = stage(compute, ray.put(bundle.weights[STAGES[number]]), ())
+    stage1, stage2 = (ray.put(bundle.weights[stage]) for stage in STAGES)
+    for actor in (
+        LocalizeActor(compute, stage1, ()),
+        ClassifyActor(compute, stage2, (), window=None),
+    ):
         with pytest.raises(InputError, match=r"^--precision: this hardware, or a node"):
             actor(pa.table({}))
