@@ -2,8 +2,6 @@
 
 import re
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,35 +42,19 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def training(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Future[Path]"]:
-    """The example of the Python API, which trains here, beside what the tests do meanwhile."""
+def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that the example of the Python API trains here."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    command = (
+    printed = run_example(
         "train_on_csv.py", drawn / "images", drawn / "seven.csv", "model",
-        "--image-column", "image_id", "--settings", RECIPE, "--workers", 2,
+        "--image-column", "image_id", "--settings", RECIPE, "--workers", 2, cwd=folder,
     )  # fmt: skip
-
-    def run() -> Path:
-        assert "mean AUC on held-out images: 0." in run_example(*command, cwd=folder)
-        return folder / "model"
-
-    with ThreadPoolExecutor(1) as threads:
-        yield threads.submit(run)
+    assert "mean AUC on held-out images: 0." in printed
+    return folder / "model"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(training: "Future[Path]") -> Path:
-    """The model that the example has trained."""
-    return training.result()
-
-
-@pytest.fixture(scope="module")
-def bundle(
-    cluster: Cluster,
-    drawn: Path,
-    training: "Future[Path]",
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def bundle(cluster: Cluster, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle in the bucket, downloaded: its training lost a node, its driver and a predictor."""
     folder = tmp_path_factory.mktemp("train")
     model, s3 = folder / "model", cluster.s3()
@@ -141,15 +123,6 @@ def test_a_submission_without_the_token_is_refused(cluster: Cluster) -> None:
     assert "in\n" in cluster.run("-c", "print('in')").stdout
 
 
-def test_a_lost_node_and_killed_processes_change_nothing_of_a_training(
-    bundle: Path, undisturbed: Path
-) -> None:
-    for stage in ("stage1", "stage2"):
-        epochs = [entry["epoch"] for entry in history(bundle, stage)]
-        assert epochs == list(range(1, EPOCHS + 1))
-    assert weights(bundle) == weights(undisturbed)
-
-
 def test_seven_classes_in_one_column(undisturbed: Path) -> None:
     trained = load_bundle(str(undisturbed))
     assert trained.settings.classes == tuple(SEVEN)
@@ -157,6 +130,15 @@ def test_seven_classes_in_one_column(undisturbed: Path) -> None:
     assert trained.metrics["held_out"]["final"]["mean"]["auc"] is not None
     counts = (trained.training["training_images"], trained.training["held_out_images"])
     assert sum(sum(part.values()) for part in counts) == IMAGES - 1
+
+
+def test_a_lost_node_and_killed_processes_change_nothing_of_a_training(
+    bundle: Path, undisturbed: Path
+) -> None:
+    for stage in ("stage1", "stage2"):
+        epochs = [entry["epoch"] for entry in history(bundle, stage)]
+        assert epochs == list(range(1, EPOCHS + 1))
+    assert weights(bundle) == weights(undisturbed)
 
 
 def test_a_driver_gives_up_a_silent_node_soon(cluster: Cluster) -> None:
