@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
-import ray
 from ray.autoscaler._private import fake_multi_node
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BUCKET = "clinic"
+RAY = str(Path(sys.executable).with_name("ray"))
 _OBJECT_STORE = "--object-store-memory=300000000"
 _TIMEOUT_S = 480
 _HEAD_STARTS = 3  # Ray gives a head 30 s to start, which a busy machine may exceed
@@ -59,13 +58,11 @@ class Cluster:
         machines: their network.
         head: the head's machine.
         environment: of every machine: the token, and the S3 server's URL.
-        ray: the `ray` program that submits jobs.
     """
 
     machines: Machines
     head: Machine
     environment: dict[str, str]
-    ray: Path
     cpu_node: Machine | None = None
     gpu_node: Machine | None = None
 
@@ -93,12 +90,12 @@ class Cluster:
     def command(self, *arguments: str) -> list[str]:
         """The command line that submits a job."""
         address = f"http://{self.head.address}:8265"
-        submit = [str(self.ray), "job", "submit", "--address", address, "--working-dir", str(ROOT)]
+        submit = [RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT)]
         return [*submit, "--", "python", *arguments]
 
     def submitter(self, token: str | None = _TOKEN) -> dict[str, str]:
         """The environment of the machine that submits, with a token or without."""
-        named = {"PATH": os.environ["PATH"], "HOME": str(self.ray.parent), "PYTHONUNBUFFERED": "1"}
+        named = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PYTHONUNBUFFERED": "1"}
         return named | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
 
     @contextmanager
@@ -129,7 +126,7 @@ class Cluster:
 
     def stop(self, log: Path) -> None:
         """Stop the job whose name its submission printed to a file, if it has."""
-        command = [str(self.ray), "job", "stop", "--address", f"http://{self.head.address}:8265"]
+        command = [RAY, "job", "stop", "--address", f"http://{self.head.address}:8265"]
         for job in set(re.findall(r"ray job stop (\w+)", log.read_text())):
             subprocess.run([*command, job], env=self.submitter(), capture_output=True, check=False)
 
@@ -173,20 +170,6 @@ class Cluster:
             time.sleep(0.5)
 
 
-@pytest.fixture(scope="session")
-def submitting_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `ray` program of an environment with only `ray[default]`."""
-    folder = tmp_path_factory.mktemp("submitter")
-    venv.create(folder)
-    requirement = f"ray[default]=={ray.__version__}"
-    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
-    install = [*pip, "install", "--quiet", "--no-compile", requirement]
-    installed = subprocess.run(install, capture_output=True, text=True, check=False)
-    if installed.returncode:
-        pytest.skip(f"{requirement} cannot be installed: {installed.stderr.strip()[-200:]}")
-    return folder / "bin" / "ray"
-
-
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
     """Starts clusters of machines that share an S3 server."""
@@ -218,10 +201,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
                 command.append("--autoscaling-config=/tmp/autoscaling.json")
                 command = ["sh", "-ec", _BEFORE, "sh", *command]
                 known |= _FAKE_CLOUD | {"AUTOSCALING": json.dumps(autoscaling)}
-            program = Path(sys.executable).with_name("ray")
             for _ in range(_HEAD_STARTS):
                 head = machines.start(*command, environment=known)
-                started = Cluster(machines, head, known, program)
+                started = Cluster(machines, head, known)
                 if started.await_head():
                     return started
             raise RuntimeError("no head has started; the machines' logs say why")
@@ -230,13 +212,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def cluster(network: Callable[..., Cluster], submitting_ray: Path) -> Cluster:
-    """A head without CPUs, a node with two CPUs, and a node with one CPU and a pretended GPU.
-
-    Its jobs come from an environment that has only `ray[default]`.
-    """
+def cluster(network: Callable[..., Cluster]) -> Cluster:
+    """A head without CPUs, a node with two CPUs, and a node with one CPU and a pretended GPU."""
     started = network()
-    started.ray = submitting_ray
     started.s3().create_bucket(Bucket=BUCKET)
     started.cpu_node = started.join("--num-cpus=2")
     started.gpu_node = started.join("--num-cpus=1", "--num-gpus=1")
