@@ -65,13 +65,14 @@ def quantize(bundle: str, images: str, output: str) -> dict[str, Any]:
     """
     if bundle_exists(output):
         raise InputError(f"--output: {output} holds a bundle; name another directory")
-    refuse_other_run(open_store(output), "--output")
+    source, target = open_store(bundle), open_store(output)
+    refuse_other_run(target, "--output")
     files = read_bundle(bundle)
     listing = Listing(images)
     chosen = spread(listing, CALIBRATION_IMAGES)
     if listing.skipped:
         log.info("%s", describe_skipped(listing.skipped))
-    open_store(output).check_writable()
+    target.check_writable()
     canvases = _decode(chosen, files.settings.canvas_size)
     trained = files.load()
     quantization, count = _measure(trained, canvases)
@@ -84,8 +85,8 @@ def quantize(bundle: str, images: str, output: str) -> dict[str, Any]:
             _FEW,
         )
     for name in (METRICS_FILE, CURVES_FILE):
-        if (data := read_if_there(open_store(bundle), name)) is not None:
-            open_store(output).write(name, data)
+        if (data := read_if_there(source, name)) is not None:
+            target.write(name, data)
     training = {**trained.training, "quantized": {"model": trained.digest, "images": count}}
     quantized = replace(trained, training=training, quantization=quantization)
     digest = save_bundle(quantized, output, files.card)
