@@ -22,6 +22,12 @@ def write_lease(store: Store, holder: Holder) -> None:
     store.write(LEASE_FILE, json.dumps(asdict(holder)).encode())
 
 
+def take_over(store: Store, holder: Holder) -> None:
+    """Replace a lease that is being renewed, as another run does: no renewal gets in between."""
+    while not store.swap(LEASE_FILE, store.read(LEASE_FILE), json.dumps(asdict(holder)).encode()):
+        pass
+
+
 def holder_of(store: Store) -> Holder:
     return Holder(**json.loads(store.read(LEASE_FILE)))
 
@@ -137,7 +143,7 @@ def test_a_run_that_lost_its_lease_stops_and_leaves_the_new_holder_alone(
     monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.02)
     store = open_store(location)
     with Lease(store, "run-1") as held:
-        write_lease(store, ELSEWHERE)
+        take_over(store, ELSEWHERE)
         held._renewer.join(10)
         with pytest.raises(RunFailedError, match="run the same command again"):
             held.check()
