@@ -108,11 +108,12 @@ def out_of_memory(trial: Trial, _: Proxy | None, rng: random.Random, seconds: fl
     before = _killed_workers(trial)
     run = trial.start(RAY_memory_usage_threshold=f"{limit:.4f}", RAY_memory_monitor_refresh_ms="50")
     _sleep(run, rng.uniform(0.3, 0.7) * seconds)
-    code = f"x = b'1' * {2 * _MEMORY_MARGIN}; input()"
-    consumer = subprocess.Popen([sys.executable, "-c", code], stdin=-1)
-    _sleep(run, _MEMORY_PRESSURE_S)
-    consumer.kill()
-    consumer.wait()
+    code = f"x = b'1' * {2 * _MEMORY_MARGIN}; print(); input()"
+    with subprocess.Popen([sys.executable, "-uc", code], stdin=-1, stdout=-1) as consumer:
+        assert consumer.stdout is not None
+        consumer.stdout.readline()  # it has taken the memory
+        _sleep(run, _MEMORY_PRESSURE_S)
+        consumer.kill()
     trial.wait(run)
     _require(disturbed=_killed_workers(trial) > before)
 
