@@ -1,10 +1,12 @@
-"""Two runs on the same images: their mean AUCs, stage by stage, and the paired difference.
+r"""Two runs on the same images: their mean AUCs, stage by stage, and the paired difference.
 
-    python -m benchmarks.compare --one OUTPUT --other docs/cross-validation --labels isic/train.csv
+    python -m benchmarks.compare --one OUTPUT --other docs/cross-validation \
+        --labels isic/train.csv --collection-column collection
 
 `--one` and `--other` are outputs of `benchmarks.headline`, or both of `benchmarks.crossvalidate`. A
 set or fold that only one of them has is named and not compared, nor is one whose images differ, as
-the held-out ones of two seeds do. `--labels` says which classes have a column of their own.
+the held-out ones of two seeds do. `--labels` says which classes have a column of their own. With
+`--collection-column` the images of collections that have all classes are compared, too.
 """
 
 import argparse
@@ -12,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.predictions import probabilities, read_folds
+from benchmarks.predictions import of_complete_collections, probabilities, read_folds
 from lesioncam.columns import STAGES
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
-from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.storage.labels import LabelColumns, Labels, read_labels
 from lesioncam.vision.metrics import evaluate_stages, with_interval
 
 
@@ -55,7 +57,7 @@ def common_sets(
 
 
 def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list[str]]:
-    """For each stage its name, the mean AUC in each run, and `one`'s minus `other`'s.
+    """For each stage, and the mean and each target class, the AUC in each run, and the difference.
 
     Intervals are those of `lesioncam.vision.metrics.evaluate_stages`; the difference's is paired.
     AUCs of several folds are taken within each and averaged.
@@ -73,16 +75,30 @@ def compare(one: pd.DataFrame, other: pd.DataFrame, labels: Labels) -> list[list
         raise InputError("--other: its images or their labels are not those of --one")
     folds = one["fold"].to_numpy() if "fold" in one else None
     class_indices = one["label"].map(list(labels.classes).index).to_numpy()
+    targets = {"mean": labels.target_classes, **{name: (name,) for name in labels.target_classes}}
     lines = []
     for stage in STAGES:
         first, second = (probabilities(rows, labels, stage) for rows in (one, other))
         pair = {"final": first, "stage1": second, "stage2": second}  # the gain is final's
-        figures = evaluate_stages(
-            pair, class_indices, labels.classes, labels.target_classes, folds=folds
-        )
-        means = (figures[name]["mean"] for name in ("final", "stage1"))
-        lines.append([stage, *map(with_interval, means), with_interval(figures["gain"])])
+        for name, classes in targets.items():
+            figures = evaluate_stages(pair, class_indices, labels.classes, classes, folds=folds)
+            means = (figures[stage]["mean"] for stage in ("final", "stage1"))
+            cells = [*map(with_interval, means), with_interval(figures["gain"])]
+            lines.append([stage, name, *cells])
     return lines
+
+
+def within_collections(
+    pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]], labels: Labels
+) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """The same pairs, each also of the images of collections that have all classes alone."""
+    found = dict(pairs)
+    for name, (one, other) in pairs.items():
+        chosen = of_complete_collections(one, labels)
+        if len(chosen):
+            same = other[other["image_id"].isin(chosen["image_id"])]
+            found[f"{name}, collections with all classes"] = (chosen, same)
+    return found
 
 
 def main() -> None:
@@ -92,11 +108,15 @@ def main() -> None:
     parser.add_argument("--other", type=Path, required=True)
     parser.add_argument("--labels", required=True)
     parser.add_argument("--rest-class", default=TrainSettings().rest_class)
+    parser.add_argument("--collection-column", help="where an image comes from, as for train")
     flags = parser.parse_args()
-    labels = read_labels(flags.labels, flags.rest_class)
-    print(f"| images | | {flags.one} | {flags.other} | difference |")
-    print("|---|---|---|---|---|")
+    columns = LabelColumns(collection=flags.collection_column)
+    labels = read_labels(flags.labels, flags.rest_class, columns=columns)
+    print(f"| images | stage | AUC | {flags.one} | {flags.other} | difference |")
+    print("|---|---|---|---|---|---|")
     pairs, not_compared = common_sets(flags.one, flags.other)
+    if labels.collections is not None:
+        pairs = within_collections(pairs, labels)
     for name, (one, other) in pairs.items():
         for cells in compare(one, other, labels):
             print(f"| {len(one):,} {name} | {' | '.join(cells)} |")

@@ -4,7 +4,8 @@ r"""Cross-validation of a recipe through the verbs, fold by fold.
         --masks isic/masks --forms isic/forms.csv --weights vgg16.safetensors \
         --output cross-validation-again --folds 0,1
 
-For each of five folds, `train` trains on the other four, and `score` scores it. The fold's
+For each of five folds, `train` trains on the other four, and `score` scores it. With `--leave-out`
+a fold is a collection instead, as images of another clinic would be. The fold's
 predictions go to `fold<k>.csv` in the output, so that other folds can follow later, and the summary
 is rewritten from all folds in the output. `recipe.json` beside them records the settings and images
 of all of them; others need another output. It does not record the content of weights and masks, or
@@ -15,6 +16,7 @@ import argparse
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,11 +26,13 @@ import pandas as pd
 from benchmarks.headline import changed_settings
 from benchmarks.predictions import (
     by_class,
+    by_collection,
     by_form,
     by_size,
     figures_of,
     localization_table,
     means_table,
+    of_complete_collections,
     read_folds,
     read_images,
     read_predictions,
@@ -59,6 +63,20 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.asarray(folds[groups])
 
 
+def leave_out(images: pd.DataFrame, labels: Labels, collections: Sequence[str]) -> np.ndarray:
+    """(n,) int: each image's fold, the number of its collection; -1, always trained on, for others.
+
+    Raises:
+        InputError: no image is of such a collection.
+    """
+    names = images["image_id"].map(labels.collection_by_id)
+    for name in collections:
+        if name not in set(names):
+            raise InputError(f"--leave-out: no image is of collection {name!r}")
+    numbers = {name: number for number, name in enumerate(collections)}
+    return names.map(numbers).fillna(-1).to_numpy(int)
+
+
 def read_settings(flags: argparse.Namespace) -> TrainSettings:
     """The recipe of `--config`, with the other flags over it."""
     settings = api.read_settings(flags.config) if flags.config else TrainSettings()
@@ -67,20 +85,24 @@ def read_settings(flags: argparse.Namespace) -> TrainSettings:
     return replace(settings, **given).resolved()
 
 
-def record_recipe(output: Path, settings: TrainSettings, images: str, *, masks: bool) -> str:
+def record_recipe(
+    output: Path, settings: TrainSettings, images: str, *, masks: bool, collections: bool
+) -> str:
     """Write `recipe.json`, or check it; returns its digest.
 
     Args:
         output: the folds' directory.
         settings: the recipe.
-        images: the digest of the images.
+        images: the digest of the images and their folds.
         masks: whether lesion masks are given.
+        collections: whether training knows each image's collection.
 
     Raises:
         InputError: it holds folds of another recipe, or of other images.
     """
     recipe = {**asdict(settings), "weights": Path(settings.weights or "").name}
-    text = json.dumps({**recipe, "images": images, "masks": masks}, indent=2) + "\n"
+    given = {"images": images, "masks": masks, "collections": collections}
+    text = json.dumps({**recipe, **given}, indent=2) + "\n"
     path = output / "recipe.json"
     known = path.read_text() if path.exists() else None
     if known != text and any(output.glob("fold*.csv")):
@@ -100,7 +122,8 @@ def read_recipe(output: Path) -> TrainSettings:
     if not path.exists():
         raise InputError(f"--output: {path} is missing; restore it beside the folds")
     recipe = json.loads(path.read_text())
-    del recipe["images"], recipe["masks"]  # which are not settings
+    for name in ("images", "masks", "collections"):  # which are not settings
+        recipe.pop(name, None)
     recipe["weights"] = recipe["weights"] or None
     return parse(TrainSettings, recipe, f"--output: {path}")
 
@@ -162,6 +185,9 @@ def summarize(labels: Labels, output: Path, forms: pd.Series | None, masks: str 
         raise InputError(f"--output: {output} has no folds; name some as --folds")
     settings = read_recipe(output)
     kinds = {"fold": {str(fold): part for fold, part in rows.groupby("fold")}}
+    if labels.collections is not None:
+        complete = {"all that have all classes": of_complete_collections(rows, labels)}
+        kinds["collection"] = complete | by_collection(rows, labels)
     if forms is not None:
         kinds["form"] = by_form(rows, forms)
     if masks is not None:
@@ -172,7 +198,7 @@ def summarize(labels: Labels, output: Path, forms: pd.Series | None, masks: str 
     lines = [
         "# Cross-validation",
         "",
-        f"{len(kinds['fold'])} of {FOLDS} folds, {whole['final']['mean']['n']:,} images, each "
+        f"{len(kinds['fold'])} folds, {whole['final']['mean']['n']:,} images, each "
         "scored by a model that was trained on neither it nor a copy of it. AUCs are taken within "
         "each fold, whose images one model scored, and averaged. Each model's epochs were chosen "
         "on images of the other folds. Settings that are not the default: "
@@ -201,6 +227,8 @@ def main() -> None:
     parser.add_argument("--labels", required=True)
     parser.add_argument("--group-column", help="images of one patient or lesion are in one fold")
     parser.add_argument("--collection-column", help="where an image comes from, as for train")
+    parser.add_argument("--by", help="the same column, where only the summary is to know it")
+    parser.add_argument("--leave-out", help="collections that are the folds, as a,b")
     parser.add_argument("--masks")
     parser.add_argument("--forms", help="a CSV of image_id and form, to report each form")
     parser.add_argument("--weights")
@@ -212,19 +240,36 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = read_settings(flags)
-    columns = LabelColumns(group=flags.group_column, collection=flags.collection_column)
-    labels = read_labels(flags.labels, settings.rest_class, columns=columns)
+    labels, reported = (
+        read_labels(
+            flags.labels,
+            settings.rest_class,
+            columns=LabelColumns(group=flags.group_column, collection=column),
+        )
+        for column in (flags.collection_column, flags.by or flags.collection_column)
+    )
     forms = None
     if flags.forms is not None:
         forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]
     chosen = [int(fold) for fold in flags.folds.split(",") if fold]
     if chosen:
         images, digest = read_images(flags.images, labels, 2 * SIZE)
-        images["fold"] = assign_folds(images["label"].to_numpy(), images["group"].to_numpy())
-        recipe = record_recipe(flags.output, settings, digest, masks=flags.masks is not None)
+        if flags.leave_out is None:
+            folds = assign_folds(images["label"].to_numpy(), images["group"].to_numpy())
+        else:
+            folds = leave_out(images, reported, flags.leave_out.split(","))
+            digest += f" {flags.leave_out}"
+        images["fold"] = folds
+        recipe = record_recipe(
+            flags.output,
+            settings,
+            digest,
+            masks=flags.masks is not None,
+            collections=flags.collection_column is not None,
+        )
         for fold in chosen:
             run_fold(fold, images, labels, settings, flags, Path(flags.work, recipe, f"fold{fold}"))
-    print(summarize(labels, flags.output, forms, flags.masks))
+    print(summarize(reported, flags.output, forms, flags.masks))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ form instead of the lesion. Here every class has the same fraction of its traini
 form. Copies of one picture have the same form, because they are recognized by their pixels.
 Training images that show the same picture as a validation image are not used.
 
-Writes `train/` and `masks/` (each image's in its own form), `train.csv`, `forms.csv` (the form of
-each training image); `val/` and `val.csv`, all validation images in the first form, of which there
-are no masks; and `val-512/` with `masks-512/`, those that have the second form.
+Writes `train/` and `masks/` (each image's in its own form), `train.csv` with a column `collection`
+made from the images' numbers, `forms.csv` (the form of each training image); `val/` and `val.csv`,
+all validation images in the first form, of which there are no masks; and `val-512/` with
+`masks-512/`, those that have the second form.
 """
 
 import argparse
@@ -28,6 +29,9 @@ from lesioncam.vision.decode import decode
 
 FORMS = ("256", "512")
 SEED = 2017
+# By the number in an image's name: the first of each. All seborrheic keratoses are in the last two.
+# Between these there is no gap in the numbers: they are to train on one and test on the other.
+COLLECTIONS = {"to 999": 0, "to 11999": 1000, "to 13499": 12_000, "from 13500": 13_500}
 
 
 def draw_forms(classes: np.ndarray, both: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -49,6 +53,13 @@ def draw_forms(classes: np.ndarray, both: np.ndarray, groups: np.ndarray) -> np.
         count = round(fraction * members.sum()) - first[groups][members].sum()
         first[random.permutation(free)[: max(0, count)]] = True  # copies may be of two classes
     return np.where(first[groups], *FORMS)
+
+
+def collections_of(names: pd.Index) -> np.ndarray:
+    """The collection of each image, by its name: (n,) str."""
+    numbers = names.str.extract(r"(\d+)", expand=False).astype(int)
+    starts = list(COLLECTIONS.values())
+    return np.array(list(COLLECTIONS))[np.searchsorted(starts, numbers, side="right") - 1]
 
 
 def lay_out(source: Path, output: Path) -> pd.Series:
@@ -73,7 +84,8 @@ def lay_out(source: Path, output: Path) -> pd.Series:
     copies = {i for i, _ in pairs_of_copies(thumbnails, _thumbnails(source, "val", validation))}
     forms = forms.drop([labels.ids[index] for index in copies])
     truth = pd.read_csv(output / "train.csv", dtype=str).set_index("image_id")
-    truth.loc[forms.index].to_csv(output / "train.csv")
+    truth = truth.loc[forms.index]
+    truth.assign(collection=collections_of(truth.index)).to_csv(output / "train.csv")
     for form in FORMS:
         names = list(forms.index[forms == form])
         _copy(source / f"images_{form}" / "train", output / "train", names, ".jpg")

@@ -19,7 +19,7 @@ from lesioncam.storage.masks import find_masks, read_mask
 from lesioncam.storage.results import Results
 from lesioncam.storage.uris import read_uri
 from lesioncam.training.source import match_source
-from lesioncam.vision.classifier import combine
+from lesioncam.vision.classifier import mean_of_stages
 from lesioncam.vision.copies import (
     groups_by_name,
     groups_of_copies,
@@ -137,7 +137,8 @@ def weights_table(rows: pd.DataFrame, labels: Labels) -> list[str]:
     )
     for weight in WEIGHTS:
         mixed = rows.copy()
-        mixed[probability_columns(labels.classes, "final")] = combine(first, second, weight).numpy()
+        mean = mean_of_stages(first, second, weight)
+        mixed[probability_columns(labels.classes, "final")] = mean.numpy()
         figures = figures_of(mixed, labels)
         means = map(with_interval, (figures["final"]["mean"], figures["gain"]))
         lines.append(f"| {weight} | {' | '.join(means)} |")
@@ -167,6 +168,21 @@ def by_form(rows: pd.DataFrame, forms: pd.Series) -> dict[str, pd.DataFrame]:
 def by_class(rows: pd.DataFrame, labels: Labels) -> dict[str, pd.DataFrame]:
     """Predictions by each image's class."""
     return {name: rows[rows["label"] == name] for name in labels.classes}
+
+
+def by_collection(rows: pd.DataFrame, labels: Labels) -> dict[str, pd.DataFrame]:
+    """Predictions by each image's collection."""
+    return dict(list(rows.groupby(rows["image_id"].map(labels.collection_by_id))))
+
+
+def of_complete_collections(rows: pd.DataFrame, labels: Labels) -> pd.DataFrame:
+    """Predictions of the images whose collection has images of all classes among them."""
+    complete = [
+        part
+        for part in by_collection(rows, labels).values()
+        if part["label"].nunique() == len(labels.classes)
+    ]
+    return pd.concat(complete) if complete else rows[:0]
 
 
 def by_size(rows: pd.DataFrame, masks: str) -> dict[str, pd.DataFrame]:

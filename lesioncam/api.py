@@ -1,4 +1,4 @@
-"""The verbs as functions: `lesioncam.score`, `train`, `evaluate`, `report` and `quantize`.
+"""The verbs as functions: `lesioncam.score`, `train`, `evaluate`, `report` and so on.
 
 The command line calls these, so both have the same defaults, errors and results. Ray runs at
 `RAY_ADDRESS` if that is set, else in this process's own local cluster.
@@ -7,10 +7,11 @@ The command line calls these, so both have the same defaults, errors and results
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from lesioncam.arguments import check_argument
@@ -307,6 +308,70 @@ def report(
 
 
 @_verb
+def calibrate(
+    bundle: Uri,
+    scores: Uri,
+    labels: Uri,
+    output: Uri,
+    *,
+    sensitivity: Mapping[str, float] = MappingProxyType({}),
+    specificity: Mapping[str, float] = MappingProxyType({}),
+    rest_class: str = DEFAULT_REST_CLASS,
+    id_column: str | None = None,
+    class_column: str | None = None,
+) -> dict[str, Any]:
+    """Fit a bundle's calibration and the thresholds of its flags, and write it as another bundle.
+
+    The weights stay as they are. `train` does the same on held-out images. Needs no Ray.
+
+    Args:
+        bundle: a trained model.
+        scores: the `output` of `score` with it, of images that it was not trained on.
+        labels: as for `train`.
+        output: where to write the bundle; must not hold one yet.
+        sensitivity: class -> the sensitivity that its flags have on these images; without it and
+            `specificity`, what the bundle's flags were chosen for, and if it has none, 0.95 for
+            melanoma or malignant.
+        specificity: class -> likewise; not of a class in `sensitivity`.
+        rest_class: as for `evaluate`.
+        id_column: as for `train`.
+        class_column: as for `train`.
+
+    Returns:
+        `bundle`, the new bundle's URI; `model`, its digest; `images`, on how many it was
+        calibrated; and `operating_points`, as `bundle.json` has them.
+
+    Raises:
+        lesioncam.errors.InputError: no such bundle, scores or labels; scores of another model; an
+            unknown class; or there is a bundle in `output` already.
+        lesioncam.errors.RunFailedError: a store cannot be reached; repeat the call.
+    """
+    for name, values in (("sensitivity", sensitivity), ("specificity", specificity)):
+        for value in values.values():
+            _check(0 < value < 1, name, value, "above 0 and below 1")
+    both = ", ".join(sorted(sensitivity.keys() & specificity.keys()))
+    _check(not both, "specificity", both, "of classes that sensitivity does not name")
+    from lesioncam.calibration import CalibrateRequest  # noqa: PLC0415
+    from lesioncam.calibration import calibrate as run  # noqa: PLC0415
+
+    return run(
+        CalibrateRequest(
+            bundle=os.fspath(bundle),
+            scores=os.fspath(scores),
+            labels=os.fspath(labels),
+            output=os.fspath(output),
+            rest_class=rest_class,
+            wanted={
+                **{name: ("sensitivity", value) for name, value in sensitivity.items()},
+                **{name: ("specificity", value) for name, value in specificity.items()},
+            },
+            id_column=id_column,
+            class_column=class_column,
+        )
+    )
+
+
+@_verb
 def quantize(bundle: Uri, images: Uri, output: Uri) -> dict[str, Any]:
     """Add to a bundle what int8 needs, and write it as another bundle. Needs no Ray.
 
@@ -326,7 +391,7 @@ def quantize(bundle: Uri, images: Uri, output: Uri) -> dict[str, Any]:
             there is a bundle in `output` already.
         lesioncam.errors.RunFailedError: a store cannot be reached; repeat the call.
     """
-    from lesioncam.quantize import quantize as run  # noqa: PLC0415
+    from lesioncam.quantization import quantize as run  # noqa: PLC0415
 
     return run(os.fspath(bundle), os.fspath(images), os.fspath(output))
 

@@ -54,6 +54,7 @@ STAGES = ("stage1", "stage2", "final")
 STAGE_PREFIXES = {"stage1": "stage1_p_", "stage2": "stage2_p_", "final": "p_"}
 MEAN = "mean"
 
+_RISK_CLASS = re.compile(r"mel(anoma)?|malignant", re.IGNORECASE)
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -83,6 +84,11 @@ def flag_column(name: str) -> str:
     Null where the image failed, and where the bundle has no operating point for the class.
     """
     return f"flag_{name}"
+
+
+def risk_class(classes: Iterable[str]) -> str | None:
+    """The class that people look for first: the first one called melanoma, mel or malignant."""
+    return next((name for name in classes if _RISK_CLASS.fullmatch(name)), None)
 
 
 def classes_of(columns: Iterable[str]) -> tuple[str, ...]:

@@ -108,6 +108,19 @@ def natural(text: str) -> int:
     return _whole(text, 0)
 
 
+def class_fractions(text: str) -> dict[str, float]:
+    """`CLASS=F[,CLASS=F]`: a number above 0 and below 1 for each class that is named."""
+    found: dict[str, float] = {}
+    for part in names(text):
+        name, equals, value = part.rpartition("=")
+        if not equals or not name or name in found:
+            raise argparse.ArgumentTypeError(
+                f"expected CLASS=F[,CLASS=F], each class once, got {text!r}"
+            )
+        found[name] = inner_fraction(value)
+    return found
+
+
 def _whole(text: str, minimum: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < minimum:
         raise argparse.ArgumentTypeError(

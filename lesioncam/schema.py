@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from lesioncam.columns import BOX_COLUMNS, STAGE_PREFIXES, probability_columns
+from lesioncam.columns import BOX_COLUMNS, STAGE_PREFIXES, flag_column, probability_columns
 from lesioncam.errors import InputError
 
 STRINGS = pa.list_(pa.field("element", pa.string()))  # named as Parquet gives it back
@@ -69,6 +69,7 @@ def scores_schema(
         pa.field("error", pa.string()),
         pa.field("prediction", pa.string()),
         *probabilities,
+        *(pa.field(flag_column(name), pa.bool_()) for name in classes),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         *(pa.field(column, pa.int32()) for column in BOX_COLUMNS),

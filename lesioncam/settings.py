@@ -135,6 +135,58 @@ class CropRule:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Calibration:
+    """How the mean of both stages' probabilities becomes calibrated.
+
+    Temperature scaling with a bias for each class (Alexandari, Kundaje and Shrikumar, 2020,
+    "Maximum Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label Shift Adaptation"):
+    the final p_k is proportional to exp(biases[k]) x mean_k ^ (1 / temperature).
+
+    Attributes:
+        temperature: above 1 it makes the model less confident.
+        biases: of each class, in the class order.
+        images: how many it was fitted on.
+        source: which images these were, in words.
+    """
+
+    temperature: PositiveFloat
+    biases: tuple[float, ...]
+    images: PositiveInt
+    source: str
+
+
+Criterion = Literal["sensitivity", "specificity"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class OperatingPoint:
+    """From which final probability on an image is flagged for a class, and how that was derived.
+
+    Attributes:
+        name: of the class.
+        threshold: an image is flagged where its probability is this or more.
+        criterion: what was wanted: of all thresholds that reach it, this one has the most of the
+            other.
+        wanted: how much of it, a fraction.
+        sensitivity: on the images that the threshold was chosen on.
+        specificity: likewise.
+        positives: how many of these are of the class.
+        negatives: how many are not.
+        source: which images these were, in words.
+    """
+
+    name: str
+    threshold: Fraction
+    criterion: Criterion
+    wanted: Between0And1
+    sensitivity: Fraction
+    specificity: Fraction
+    positives: PositiveInt
+    negatives: PositiveInt
+    source: str
+
+
+@dataclass(frozen=True, config=STRICT)
 class ModelSettings:
     """What inference needs to know to use the weights as they were trained.
 
@@ -145,10 +197,12 @@ class ModelSettings:
         canvas_size: the side S of the square canvas, in pixels.
         mean: the normalization's, per channel, on pixels scaled to [0, 1].
         std: likewise.
-        stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
+        stage2_weight: the stages' mean is (1 - this) x stage 1's probabilities + this x stage 2's.
         crop: the crop rule.
         test_time_rotation: whether each stage averages over its input and the input rotated by
             180 degrees.
+        calibration: how that mean becomes the final probabilities; None where it is them.
+        operating_points: at most one for each class, in the class order.
     """
 
     classes: Annotated[tuple[str, ...], AfterValidator(_class_names)]
@@ -160,6 +214,8 @@ class ModelSettings:
     stage2_weight: Fraction
     crop: CropRule
     test_time_rotation: bool = False
+    calibration: Calibration | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -175,6 +231,26 @@ class ModelSettings:
                 f"canvas of {self.canvas_size}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        if self.calibration is not None and len(self.calibration.biases) != len(self.classes):
+            raise ValueError(
+                f"calibration.biases has {len(self.calibration.biases)} values; it should have one "
+                f"for each of the {len(self.classes)} classes"
+            )
+        names = [point.name for point in self.operating_points]
+        if names != [name for name in self.classes if name in names]:
+            raise ValueError(
+                f"operating_points are of {', '.join(names)}; they should be of different classes, "
+                f"in the order of {', '.join(self.classes)}"
+            )
+        return self
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Class -> the final probability from which on it is flagged, where there is one."""
+        return {point.name: point.threshold for point in self.operating_points}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -238,7 +314,10 @@ class TrainSettings:
         val_fraction: the fraction of images held out of training, by class, to choose the epoch,
             of those at full resolution.
         canvas_scale: the canvas's side in input sizes, between 1 and 2.
-        stage2_weight: the final probabilities are (1 - this) x stage 1's + this x stage 2's.
+        stage2_weight: the stages' mean is (1 - this) x stage 1's probabilities + this x stage 2's.
+        flag_classes: the classes that scored images are flagged for; None for melanoma or
+            malignant, where there is such a class.
+        flag_sensitivity: the sensitivity that their thresholds reach on the held-out images.
         test_time_rotation: whether the bundle's stages average over each image and the image
             rotated by 180 degrees; scoring then takes twice as long in the networks.
         rest_class: the class of label rows with no 1.
@@ -272,6 +351,8 @@ class TrainSettings:
     val_fraction: Between0And1 = 0.15
     canvas_scale: Annotated[float, Field(ge=1, le=2)] = 2.0
     stage2_weight: Fraction = 0.5
+    flag_classes: tuple[str, ...] | None = None
+    flag_sensitivity: Between0And1 = 0.95
     test_time_rotation: bool = False
     rest_class: str = DEFAULT_REST_CLASS
     seed: NonNegativeInt = 0

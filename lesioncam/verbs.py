@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lesioncam.columns import DEFAULT_REST_CLASS, PRECISIONS
-from lesioncam.flags import Parser, epochs, fraction, inner_fraction, names, natural, positive
+from lesioncam.flags import (
+    Parser,
+    class_fractions,
+    epochs,
+    fraction,
+    inner_fraction,
+    names,
+    natural,
+    positive,
+)
 from lesioncam.logs import print_error, print_result
 
 if TYPE_CHECKING:
@@ -221,6 +230,39 @@ def _evaluate_flags(parser: Parser) -> None:
     )
 
 
+def _calibrate_flags(parser: Parser) -> None:
+    required = parser.add_argument_group("required")
+    required.add_argument("--bundle", required=True, metavar="URI", help="a trained model")
+    required.add_argument(
+        "--scores",
+        required=True,
+        metavar="URI",
+        help="the --output of 'lesioncam score' with that model, of images that it was not trained "
+        "on",
+    )
+    _add_labels(required)
+    required.add_argument(
+        "--output", required=True, metavar="URI", help="where to write the calibrated model"
+    )
+
+    optional = parser.add_argument_group("optional")
+    optional.add_argument(
+        "--sensitivity",
+        type=class_fractions,
+        metavar="CLASS=F[,CLASS=F]",
+        help="flag images of a class at the highest threshold with this sensitivity (default: what "
+        "the model's flags were chosen for; if it has none, melanoma=0.95 or malignant=0.95)",
+    )
+    optional.add_argument(
+        "--specificity",
+        type=class_fractions,
+        metavar="CLASS=F[,CLASS=F]",
+        help="flag images of a class at the lowest threshold with this specificity",
+    )
+    _add_rest_class(optional)
+    _add_label_columns(optional)
+
+
 def _quantize_flags(parser: Parser) -> None:
     required = parser.add_argument_group("required")
     required.add_argument("--bundle", required=True, metavar="URI", help="a trained model")
@@ -380,6 +422,20 @@ def _report(flags: Flags) -> int:
     return 0
 
 
+def _calibrate(flags: Flags) -> int:
+    from lesioncam.api import calibrate  # noqa: PLC0415
+
+    done = calibrate(**flags)
+    print_result(f"calibrated on {done['images']:,} images")
+    for point in done["operating_points"]:
+        print_result(
+            f"flag_{point['name']}: from p_{point['name']} {point['threshold']:.4f} on; "
+            f"sensitivity {point['sensitivity']:.3f}, specificity {point['specificity']:.3f}"
+        )
+    print_result(f"bundle: {done['bundle']} (model {done['model'][:12]})")
+    return 0
+
+
 def _quantize(flags: Flags) -> int:
     from lesioncam.api import quantize  # noqa: PLC0415
 
@@ -446,6 +502,16 @@ VERBS = {
         "lesioncam report --scores scores --labels labels.csv",
         _report_flags,
         _report,
+    ),
+    "calibrate": Verb(
+        "fit a model's probabilities and flags to labeled images",
+        "Fit the calibration of a model, and the thresholds of its flags, to scored images\n"
+        "with labels, and write a model that has them, with the same weights. 'lesioncam\n"
+        "train' does it on held-out images; do it again for images that differ from them.",
+        "lesioncam calibrate --bundle model --scores scores --labels labels.csv \\\n"
+        "      --output model-calibrated --sensitivity melanoma=0.9",
+        _calibrate_flags,
+        _calibrate,
     ),
     "quantize": Verb(
         "add to a model what int8 needs",

@@ -21,7 +21,7 @@ LAYERS = (
     {"storage"},
     {"address", "cluster", "interrupts", "logs", "telemetry"},
     {"scoring", "training", "evaluation"},
-    {"predict", "quantize"},
+    {"calibration", "predict", "quantization"},
     {"api"},
     {"demo"},
     {"flags", "verbs", "cli", "__main__"},
@@ -94,6 +94,8 @@ def test_the_package_has_the_public_names() -> None:
     assert set(lesioncam.__all__) <= set(dir(lesioncam))
     for name in lesioncam.__all__:
         assert getattr(lesioncam, name)
+    # Importing a module of that name would replace the function.
+    assert set(lesioncam.__all__).isdisjoint(path.stem for path in PACKAGE.iterdir())
     with pytest.raises(AttributeError, match="module 'lesioncam' has no attribute 'scroe'"):
         lesioncam.scroe  # noqa: B018
 

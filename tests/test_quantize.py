@@ -16,11 +16,11 @@ from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.bundle import STAGES, load_bundle, read_bundle
 from lesioncam.storage.lease import LEASE_FILE
 from lesioncam.storage.store import StoreError
-from lesioncam.vision.calibrate import activation_ranges, widest_ranges
 from lesioncam.vision.classifier import Localizer, to_channels_first, whole_boxes
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.decode import decode_image
 from lesioncam.vision.network import build_network
+from lesioncam.vision.ranges import activation_ranges, widest_ranges
 from tests.messy import write_lesions
 from tests.training.small import hold_lease
 
@@ -75,7 +75,7 @@ def test_files_that_cannot_be_read_are_counted_and_few_images_are_reported(
 def test_at_most_so_many_images_are_read_evenly_spaced(
     images: Path, bundle_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesioncam.quantize.CALIBRATION_IMAGES", 6)
+    monkeypatch.setattr("lesioncam.quantization.RANGE_IMAGES", 6)
     assert quantize(bundle_uri, images, tmp_path / "int8")["images"] == 6
 
 
@@ -110,7 +110,7 @@ def test_images_out_of_reach_and_a_run_in_the_output_are_no_bundle(
         quantize(bundle_uri, images, output)
     (output / LEASE_FILE).unlink()
     gone = StoreError(ErrorKind.UNREACHABLE, "no answer")
-    monkeypatch.setattr("lesioncam.quantize.read_canvas", lambda *_: gone)
+    monkeypatch.setattr("lesioncam.quantization.read_canvas", lambda *_: gone)
     with pytest.raises(RunFailedError, match=r"^images: 18 images could not be fetched"):
         quantize(bundle_uri, images, output)
     assert not (output / "bundle.json").exists()

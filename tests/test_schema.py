@@ -1,4 +1,4 @@
-"""The words every floor shares: columns, their types, and how pandas reads them."""
+"""Names that all layers use: columns, their types, and how pandas reads them."""
 
 import itertools
 import re
@@ -40,6 +40,7 @@ CONTRACT = {
         for stage in ("", "stage1_", "stage2_")
         for name in ("melanoma", "seborrheic_keratosis", "nevus")
     },
+    **{f"flag_{name}": "bool" for name in ("melanoma", "seborrheic_keratosis", "nevus")},
     "width": "int32",
     "height": "int32",
     "box_x0": "int32",
@@ -98,7 +99,8 @@ def test_classes_change_only_their_own_columns() -> None:
         == {field.name: field.type for field in schemas[0]}
         for schema in schemas
     )
-    others = [[name for name in schema.names if "p_" not in name] for schema in schemas]
+    own = tuple(f"{prefix}{name}" for prefix in ("p_", "flag_") for name in CLASSES)
+    others = [[name for name in schema.names if not name.endswith(own)] for schema in schemas]
     assert all(names == others[0] for names in others)
 
 

@@ -52,6 +52,38 @@ def test_defaults_are_valid_and_complete() -> None:
     assert settings.crop == CropRule()
 
 
+POINT: dict[str, Any] = {
+    "name": "b",
+    "threshold": 0.2,
+    "criterion": "sensitivity",
+    "wanted": 0.95,
+    "sensitivity": 0.96,
+    "specificity": 0.5,
+    "positives": 50,
+    "negatives": 250,
+    "source": "a test",
+}
+CALIBRATION: dict[str, Any] = {
+    "temperature": 1.2,
+    "biases": [0.1, -0.1],
+    "images": 300,
+    "source": "a test",
+}
+
+
+def test_calibration_and_operating_points_are_of_the_classes() -> None:
+    model = parse(ModelSettings, MODEL | {"calibration": CALIBRATION}, WHERE)
+    assert model.thresholds == {}
+    points = [POINT | {"name": "a", "threshold": 0.3}, POINT]
+    model = parse(ModelSettings, MODEL | {"operating_points": points}, WHERE)
+    assert model.thresholds == {"a": 0.3, "b": 0.2}
+    for wrong in ([POINT, POINT], points[::-1], [POINT | {"name": "c"}]):
+        message = refusal(MODEL | {"operating_points": wrong}, ModelSettings)
+        assert "should be of different classes, in the order of a, b" in message
+    message = refusal(MODEL | {"calibration": CALIBRATION | {"biases": [0.1]}}, ModelSettings)
+    assert "calibration.biases has 1 values; it should have one for each of the 2" in message
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainSettings().seed = 1  # type: ignore[misc]

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resized_crop
 from lesioncam.settings import ModelSettings
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.vision.cam import choose_map, normalize_map
+from lesioncam.vision.classifier import combine
 from lesioncam.vision.crop import canvas_bounds, crop_boxes, lesion_boxes
 from lesioncam.vision.network import VGGGAP, build_network
 
@@ -68,5 +69,5 @@ def cut(canvases: Tensor, boxes: Tensor, side: int) -> Tensor:
 
 def decide(stage1: Tensor, stage2: Tensor, settings: ModelSettings) -> tuple[list[str], Tensor]:
     """The predictions, and the final probabilities (B, K)."""
-    final = torch.lerp(stage1, stage2, settings.stage2_weight)
+    final = combine(stage1, stage2, settings)
     return [settings.classes[k] for k in final.argmax(dim=1).tolist()], final

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lesioncam.vision.metrics import sample_weights
+from lesioncam.vision.metrics import equal_mass_bins, sample_weights
 
-CALIBRATION_BINS = 10
 _CONFIDENCE = 0.95
 # False-positive rates that an ROC curve is given at.
 _RATES = np.linspace(0, 1, 101)
@@ -64,13 +63,12 @@ def calibration(probabilities: np.ndarray, positive: np.ndarray) -> Figures:
         `bins`, each with `mean` probability, `fraction` of positives with its 95 % Wilson interval
         (`low`, `high`), and `n`; and `expected_error`, the mean distance of the two, weighted by n.
     """
-    order = np.argsort(probabilities, kind="stable")
     bins, distance = [], 0.0
-    for members in np.array_split(order, min(CALIBRATION_BINS, len(order))):
+    for members in equal_mass_bins(probabilities):
         mean, found = float(probabilities[members].mean()), int(positive[members].sum())
         bins.append({"mean": mean, **fraction(found, len(members))})
         distance += len(members) * abs(mean - found / len(members))
-    return {"bins": bins, "expected_error": distance / len(order)}
+    return {"bins": bins, "expected_error": distance / len(probabilities)}
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

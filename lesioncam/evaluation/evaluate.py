@@ -6,12 +6,13 @@ Reads the rows that have a label, and of those the columns that are asked for.
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from lesioncam.columns import (
     BOX_COLUMNS,
@@ -19,9 +20,11 @@ from lesioncam.columns import (
     Status,
     check_classes,
     classes_of,
+    flag_column,
     probability_columns,
 )
 from lesioncam.errors import InputError
+from lesioncam.evaluation.curves import at_flag
 from lesioncam.evaluation.localization import localization
 from lesioncam.evaluation.overlays import overlay_pages
 from lesioncam.storage.labels import LabelColumns, Labels, match, read_labels
@@ -29,7 +32,12 @@ from lesioncam.storage.masks import find_masks
 from lesioncam.storage.results import SUCCESS, Results
 from lesioncam.storage.store import Store
 from lesioncam.storage.uris import open_store
-from lesioncam.vision.metrics import decision_table, evaluate_stages, markdown_table
+from lesioncam.vision.metrics import (
+    decision_table,
+    evaluate_stages,
+    markdown_table,
+    with_interval,
+)
 from lesioncam.vision.overlap import overlap_table
 
 log = logging.getLogger("lesioncam")
@@ -80,12 +88,16 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     columns = LabelColumns(request.id_column, request.class_column)
     labels = read_labels_of(request.labels, request.rest_class, columns, classes)
     more = _MAP_COLUMNS if request.overlays or request.masks is not None else ()
-    rows, counts = read_labeled(results, labels, classes, more)
+    flags = flag_columns(results, classes)
+    rows, counts = read_labeled(results, labels, classes, [*more, *flags.values()])
 
     stages = stage_probabilities(rows, classes)
     figures = evaluate_stages(stages, rows["label"].to_numpy(), classes, labels.target_classes)
     content: dict[str, Any] = {**figures, "images": counts}
     lines = ["# Evaluation", "", *markdown_table(figures), "", *decision_table(figures), ""]
+    content["flags"] = flag_figures(rows, classes, flags)
+    if content["flags"]:
+        lines += [*_flag_table(content["flags"]), ""]
     lines += [f"{count:,} {name.replace('_', ' ')}  " for name, count in counts.items()]
     if request.masks is not None:
         content["localization"], _ = localization(rows, request.masks)
@@ -193,6 +205,53 @@ def read_labeled(
         "failed_images": totals[Status.FAILED],
     }
     return labeled.reset_index(drop=True), counts
+
+
+def column_types(results: Results) -> dict[str, pa.DataType]:
+    """The type of each column: one that was kept from a list can have any name, and is text."""
+    schema = results.schema()
+    return {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
+
+
+def flag_columns(results: Results, classes: tuple[str, ...]) -> dict[str, str]:
+    """Class -> its `flag_` column, of the classes that have one."""
+    types = column_types(results)
+    names = {name: flag_column(name) for name in classes}
+    return {name: column for name, column in names.items() if types.get(column) == pa.bool_()}
+
+
+def flag_figures(
+    rows: pd.DataFrame, classes: tuple[str, ...], flags: Mapping[str, str]
+) -> dict[str, Any]:
+    """What flags find and miss in the rows of `read_labeled`, as `at_flag` gives it, by class.
+
+    Args:
+        rows: with the columns of `flags`.
+        classes: the class order.
+        flags: class -> its column; one that is null in all rows is left out: the model has no
+            operating point for that class.
+    """
+    truth = rows["label"].to_numpy()
+    return {
+        name: at_flag(rows[column].to_numpy(bool, na_value=False), truth == classes.index(name))
+        for name, column in flags.items()
+        if rows[column].notna().any()
+    }
+
+
+def _flag_table(flags: Mapping[str, Any]) -> list[str]:
+    """The figures of `flag_figures` as lines of Markdown."""
+    lines = [
+        "Flags, at the model's operating points, with 95 % Wilson interval:",
+        "",
+        "| | flagged | sensitivity | specificity |",
+        "|---|---|---|---|",
+    ]
+    for name, found in flags.items():
+        flagged = found["true_positives"] + found["false_positives"]
+        rates = [with_interval(found[key], "fraction") for key in ("sensitivity", "specificity")]
+        lines.append(f"| {name} | {flagged:,} | {' | '.join(rates)} |")
+    return lines
 
 
 def stage_probabilities(rows: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, np.ndarray]:

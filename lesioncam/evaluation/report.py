@@ -5,7 +5,6 @@ The page opens from disk without a network. Both have the same figures; the JSON
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,12 +21,15 @@ from lesioncam.columns import (
     STAGES,
     TRANSIENT_KINDS,
     Status,
-    flag_column,
     probability_columns,
+    risk_class,
 )
 from lesioncam.evaluation import survey
-from lesioncam.evaluation.curves import at_flag, calibration, confusion, roc_band
+from lesioncam.evaluation.curves import calibration, confusion, roc_band
 from lesioncam.evaluation.evaluate import (
+    column_types,
+    flag_columns,
+    flag_figures,
     read_classes,
     read_labeled,
     read_labels_of,
@@ -48,7 +50,6 @@ JSON_FILE = "report.json"
 _MAX_BYTES = 24_000  # of a thumbnail,
 _MAX_TOTAL = 6_000_000  # and of all of them
 _MISTAKES = 20  # that are listed
-_RISK = re.compile(r"mel(anoma)?|malignant", re.IGNORECASE)
 
 Figures = dict[str, Any]
 
@@ -130,13 +131,13 @@ def report(request: ReportRequest) -> tuple[Figures, str]:
 
 def _columns(results: Results, classes: tuple[str, ...]) -> Columns:
     """The columns to survey; images are ranked by melanoma, else by the first class."""
-    schema = results.schema()
-    # By their types: a column that was kept from a list can have such a name, and is text.
-    types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
-    flags = {name: flag_column(name) for name in classes}
-    flags = {name: column for name, column in flags.items() if types.get(column) == pa.bool_()}
-    risk = next((name for name in classes if _RISK.fullmatch(name)), classes[0])
-    return Columns(classes, risk, flags, types.get("quality") == pa.list_(pa.string()))
+    types = column_types(results)
+    return Columns(
+        classes,
+        risk_class(classes) or classes[0],
+        flag_columns(results, classes),
+        has_quality=types.get("quality") == pa.list_(pa.string()),
+    )
 
 
 def _labeled_figures(rows: pd.DataFrame, labels: Labels, columns: Columns) -> Figures:
@@ -152,10 +153,7 @@ def _labeled_figures(rows: pd.DataFrame, labels: Labels, columns: Columns) -> Fi
             name: calibration(final[:, k], truth == k) for k, name in enumerate(classes)
         },
         "confusion": confusion(truth, predicted, len(classes)).tolist(),
-        "flags": {
-            name: at_flag(rows[column].to_numpy(bool, na_value=False), truth == classes.index(name))
-            for name, column in columns.flags.items()
-        },
+        "flags": flag_figures(rows, classes, columns.flags),
     }
 
 

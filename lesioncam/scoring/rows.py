@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lesioncam import __version__
-from lesioncam.columns import Status, probability_columns
+from lesioncam.columns import Status, flag_column, probability_columns
 from lesioncam.schema import STRINGS, scores_schema
+from lesioncam.settings import ModelSettings
 from lesioncam.storage.store import StoreError
 from lesioncam.vision.decode import Decoded, DecodeError
 
@@ -97,6 +98,19 @@ def probability_arrays(
     """A stage's columns by name, from its (N, K) probabilities."""
     names = probability_columns(classes, stage)
     return {name: pa.array(probabilities[:, k], pa.float32()) for k, name in enumerate(names)}
+
+
+def flag_arrays(final: np.ndarray, settings: ModelSettings) -> dict[str, pa.Array]:
+    """The flags' columns by name, from the (N, K) final probabilities.
+
+    Null for a class without an operating point.
+    """
+    return {
+        flag_column(name): pa.array(final[:, k] >= settings.thresholds[name])
+        if name in settings.thresholds
+        else pa.nulls(len(final), pa.bool_())
+        for k, name in enumerate(settings.classes)
+    }
 
 
 def finish(

@@ -15,6 +15,7 @@ from lesioncam.columns import BOX_COLUMNS, Quality, probability_columns
 from lesioncam.schema import STRINGS
 from lesioncam.scoring.rows import (
     append_scattered,
+    flag_arrays,
     good_rows,
     pixel_column,
     pixels_of,
@@ -103,11 +104,12 @@ class Classify:
         stage2 = self._classifier(batch)[: len(rows)].cpu()
         stage1_columns = probability_columns(settings.classes, "stage1")
         stage1 = torch.from_numpy(np.stack([good[name].to_numpy() for name in stage1_columns], 1))
-        final = combine(stage1, stage2, settings.stage2_weight)
+        final = combine(stage1, stage2, settings).float()
         names = np.array(settings.classes, dtype=object)
         columns = {
-            **probability_arrays(final.float().numpy(), settings.classes, "final"),
+            **probability_arrays(final.numpy(), settings.classes, "final"),
             **probability_arrays(stage2.float().numpy(), settings.classes, "stage2"),
+            **flag_arrays(final.numpy(), settings),
             "prediction": pa.array(names[final.argmax(dim=1).numpy()], pa.string()),
         }
         return append_scattered(table.drop_columns("crop"), rows, columns)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, deserialize
 
 from lesioncam.errors import InputError
 from lesioncam.settings import BACKBONES, STRICT, ModelSettings, Quantization, parse
-from lesioncam.storage.store import Store, StoreError, refusal
+from lesioncam.storage.store import Store, StoreError, read_if_there, refusal
 from lesioncam.storage.uris import open_store
 
 if TYPE_CHECKING:
@@ -133,6 +133,13 @@ def save_bundle(bundle: Bundle, uri: str, card: str) -> str:
     content["digest"] = _digest(content)
     store.write(BUNDLE_FILE, _render(content))
     return str(content["digest"])
+
+
+def copy_curves(source: Store, target: Store) -> None:
+    """Copy every epoch's metrics, and their curves, of a bundle that has them."""
+    for name in (METRICS_FILE, CURVES_FILE):
+        if (data := read_if_there(source, name)) is not None:
+            target.write(name, data)
 
 
 def bundle_exists(uri: str) -> bool:

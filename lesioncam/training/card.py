@@ -1,8 +1,9 @@
 """Model card: a bundle's README.md, for people who come across the bundle."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from lesioncam.settings import flat
+from lesioncam.settings import ModelSettings, flat
 from lesioncam.storage.bundle import Bundle
 from lesioncam.vision.metrics import decision_table, markdown_table
 from lesioncam.vision.overlap import overlap_table
@@ -83,6 +84,44 @@ def _results(bundle: Bundle) -> list[str]:
         lines += [*markdown_table(figures), "", *decision_table(figures)]
         if "localization" in figures:
             lines += ["", *overlap_table(figures["localization"])]
+    return [*lines, *_calibration(bundle.settings, bundle.training)]
+
+
+def _calibration(settings: ModelSettings, facts: Mapping[str, Any]) -> list[str]:
+    """Calibration and operating points, and how they were derived."""
+    lines: list[str] = []
+    if settings.calibration is not None:
+        found = settings.calibration
+        biases = ", ".join(
+            f"{name} {bias:+.2f}" for name, bias in zip(settings.classes, found.biases, strict=True)
+        )
+        lines += [
+            "",
+            "### Calibration",
+            "",
+            f"Final probabilities are calibrated on {found.images:,} {found.source}: temperature "
+            f"{found.temperature:.2f}, biases {biases}."
+            + (
+                " It was derived after the training: the results above were measured without it."
+                * ("calibrated" in facts)
+            ),
+        ]
+    if settings.operating_points:
+        lines += [
+            "",
+            "### Operating points",
+            "",
+            "An image is flagged for a class from this final probability on.",
+            "",
+            "| class | threshold | chosen for | sensitivity | specificity | on |",
+            "|---|---|---|---|---|---|",
+        ]
+    lines += [
+        f"| {point.name} | {point.threshold:.4f} | {point.criterion} {point.wanted:g} "
+        f"| {point.sensitivity:.3f} | {point.specificity:.3f} "
+        f"| {point.positives:,} of {point.positives + point.negatives:,} {point.source} |"
+        for point in settings.operating_points
+    ]
     return lines
 
 
@@ -94,13 +133,12 @@ def _chosen_on(bundle: Bundle) -> str:
 
 
 def _limits(bundle: Bundle) -> list[str]:
-    balanced = bundle.training["settings"]["balance"] > 0
     return [
         "## Limits",
         "",
-        "- Its probabilities are not calibrated"
-        + (", and training weighted rare classes more" * balanced)
-        + ". Choose a threshold on images of your own.",
+        "- Calibration and thresholds hold for images like those that they were derived on. With "
+        "more or fewer lesions of a class, or another camera, derive them on images of your own: "
+        "`lesioncam calibrate`.",
         f"- It knows {', '.join(bundle.settings.classes)} and nothing else: any other finding, or "
         "a picture without a lesion, gets one of these names.",
         "- It was measured on images of the collections that it was trained on. Other cameras, "
@@ -127,8 +165,9 @@ def _recipe(bundle: Bundle) -> list[str]:
         f"crops from a canvas of {settings.canvas_size} x {settings.canvas_size}. Crop rule: "
         f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
         f"{crop.smallest} of the canvas. Stage 2 sees the box with {crop.context} of the canvas "
-        f"around it. Final probabilities: {1 - settings.stage2_weight:g} x stage 1 + "
-        f"{settings.stage2_weight:g} x stage 2. {rotation}Best epochs: "
+        "around it. Final probabilities: the calibrated mean, "
+        f"{1 - settings.stage2_weight:g} x stage 1 + {settings.stage2_weight:g} x stage 2. "
+        f"{rotation}Best epochs: "
         f"{facts['stage1']['best_epoch']} of {facts['settings']['stage1_epochs']} in stage 1, "
         f"{facts['stage2']['best_epoch']} of {facts['settings']['stage2_epochs']} in stage 2. "
         "Every epoch's metrics are in `metrics.csv` and `curves.png`. SGD with Nesterov momentum, "

@@ -1,6 +1,7 @@
 """The training job, as a sequence of steps; the modules it names hold each step's work.
 
-read inputs -> decode -> split -> stage 1 -> localize -> stage 2 -> evaluate -> calibrate -> bundle
+read inputs -> decode -> split -> stage 1 -> localize -> stage 2 -> calibrate -> evaluate ->
+quantize -> bundle
 """
 
 import hashlib
@@ -28,12 +29,13 @@ from lesioncam.training.dataset import Dataset, make_dataset
 from lesioncam.training.fit import fit, remove_checkpoints
 from lesioncam.training.initial import initial_network
 from lesioncam.training.metrics_file import MetricsFile
-from lesioncam.training.outcome import evaluate, training_facts
-from lesioncam.training.predict import Stage1Predictions, calibrate_all, classify_all, localize_all
+from lesioncam.training.outcome import evaluate, training_facts, with_calibration
+from lesioncam.training.predict import Stage1Predictions, classify_all, localize_all, measure_ranges
 from lesioncam.training.progress import ProgressBoard
 from lesioncam.training.source import (
     Inputs,
     check_counts,
+    flag_classes,
     match_masks,
     match_source,
     match_validation,
@@ -43,7 +45,7 @@ from lesioncam.training.source import (
 from lesioncam.training.stage import Setup, StageState
 from lesioncam.training.stage_jobs import stage1_job, stage2_job
 from lesioncam.training.workers import Workers, check_workers, plan_workers
-from lesioncam.vision.calibrate import CALIBRATION_IMAGES, evenly_spaced
+from lesioncam.vision.ranges import RANGE_IMAGES, evenly_spaced
 
 log = logging.getLogger("lesioncam")
 
@@ -156,6 +158,7 @@ def _run(
     stage2_probabilities[rows] = classify_all(
         dataset.canvases, rows, located.crop_boxes, model, stage2.best, workers
     )
+    model = with_calibration(model, dataset, located, stage2_probabilities, labels, settings)
     with_masks = bool(inputs.mask_uris)
     metrics = evaluate(
         dataset, located, stage2_probabilities, labels, model, localization=with_masks
@@ -186,10 +189,10 @@ def quantize(
 ) -> Quantization:
     """What int8 needs, measured on training images: whole ones for stage 1, crops for stage 2."""
     trained_on = np.flatnonzero(~dataset.held_out)
-    rows = trained_on[evenly_spaced(len(trained_on), CALIBRATION_IMAGES)]
+    rows = trained_on[evenly_spaced(len(trained_on), RANGE_IMAGES)]
     whole = np.tile([0, 0, model.canvas_size, model.canvas_size], (len(dataset.canvases), 1))
     stage1, stage2 = (
-        calibrate_all(dataset.canvases, rows, boxes, model, state.best, workers)
+        measure_ranges(dataset.canvases, rows, boxes, model, state.best, workers)
         for state, boxes in zip(stages, (whole, located.crop_boxes), strict=True)
     )
     return Quantization(stage1, stage2)
@@ -224,6 +227,7 @@ def read_inputs(request: TrainRequest) -> Inputs:
     )
     training = without_groups_of(training, validation)
     check_counts(labels, training.class_indices)
+    flag_classes(request.settings, labels)
     check_workers(request.workers, min(request.settings.batch_size, len(training.uris)))
     return Inputs(labels, training, match_masks(training, request.masks), validation)
 

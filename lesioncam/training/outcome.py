@@ -14,10 +14,11 @@ from lesioncam.settings import ModelSettings, TrainSettings
 from lesioncam.storage.labels import Labels
 from lesioncam.training.dataset import Dataset
 from lesioncam.training.predict import Stage1Predictions
-from lesioncam.training.source import Source
+from lesioncam.training.source import Source, flag_classes
 from lesioncam.training.stage import StageState
 from lesioncam.vision.classifier import combine
 from lesioncam.vision.metrics import Figures, evaluate_stages
+from lesioncam.vision.operating_points import Wanted, recalibrate
 from lesioncam.vision.overlap import compare, mean_overlap
 
 
@@ -37,14 +38,14 @@ def evaluate(
         stage1: its predictions for all canvases, n of them.
         stage2: (n, K), its probabilities; only read of held-out and validation images.
         labels: the classes.
-        model: how the stages are combined.
+        model: how the stages are combined, with its calibration.
         localization: whether to compare maps and boxes with the given masks, too.
     """
 
     def figures(rows: np.ndarray, class_indices: np.ndarray) -> Figures:
         first, second = stage1.probabilities[rows], stage2[rows]
-        final = combine(torch.from_numpy(first), torch.from_numpy(second), model.stage2_weight)
-        stages = {"stage1": first, "stage2": second, "final": final.numpy()}
+        final = combine(torch.from_numpy(first), torch.from_numpy(second), model).numpy()
+        stages = {"stage1": first, "stage2": second, "final": final}
         return evaluate_stages(stages, class_indices, labels.classes, labels.target_classes)
 
     held_out = dataset.held_out_rows
@@ -54,6 +55,41 @@ def evaluate(
     if dataset.validation is not None:
         metrics["validation"] = figures(dataset.validation_rows, dataset.validation.labels)
     return metrics
+
+
+def with_calibration(
+    model: ModelSettings,
+    dataset: Dataset,
+    stage1: Stage1Predictions,
+    stage2: np.ndarray,
+    labels: Labels,
+    settings: TrainSettings,
+) -> ModelSettings:
+    """The model with a calibration and operating points, as the recipe wants them.
+
+    Both are derived on the held-out images, which also chose the epochs: the validation images'
+    metrics show how they hold on others.
+
+    Args:
+        model: without them.
+        dataset: the images.
+        stage1: its predictions for all canvases, n of them.
+        stage2: (n, K), its probabilities; only read of held-out images.
+        labels: the classes.
+        settings: the recipe.
+    """
+    rows = dataset.held_out_rows
+    sensitivity: Wanted = ("sensitivity", settings.flag_sensitivity)
+    wanted = dict.fromkeys(flag_classes(settings, labels), sensitivity)
+    return recalibrate(
+        model,
+        stage1.probabilities[rows],
+        stage2[rows],
+        dataset.images.labels[rows],
+        dataset.known_classes[rows],
+        wanted,
+        "held-out training images",
+    )
 
 
 def _localization(dataset: Dataset, stage1: Stage1Predictions, canvas_size: int) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from lesioncam.cluster import device_here
 from lesioncam.settings import ModelSettings
 from lesioncam.training.canvases import Canvases
 from lesioncam.training.workers import Workers
-from lesioncam.vision.calibrate import activation_ranges, widest_ranges
 from lesioncam.vision.classifier import CropClassifier, Localizer, Network, to_channels_first
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.engine import load_network
 from lesioncam.vision.network import build_network, prepare_for_inference
+from lesioncam.vision.ranges import activation_ranges, widest_ranges
 
 _BATCH = 16
 _RETRIES = 10  # of an actor that was lost, and of its batch
@@ -86,7 +86,7 @@ class _Stage2Predictor:
         return probabilities
 
 
-class _Calibrator:
+class _RangeMeter:
     """An actor that measures the ranges of a stage's activations, in float32."""
 
     def __init__(
@@ -149,7 +149,7 @@ def classify_all(
     return np.concatenate(list(results))
 
 
-def calibrate_all(
+def measure_ranges(
     canvases: Canvases,
     rows: np.ndarray,
     boxes: np.ndarray,
@@ -167,7 +167,7 @@ def calibrate_all(
         weights: the stage's.
         workers: how many actors, and with what.
     """
-    pool, _weights = _pool(_Calibrator, model, weights, canvases, workers)
+    pool, _weights = _pool(_RangeMeter, model, weights, canvases, workers)
     found = pool.map(
         lambda actor, batch: actor.predict.remote(batch, boxes[batch]), list(_batches(rows))
     )
@@ -198,7 +198,7 @@ def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _pool(
-    predictor: type[_Stage1Predictor] | type[_Stage2Predictor] | type[_Calibrator],
+    predictor: type[_Stage1Predictor] | type[_Stage2Predictor] | type[_RangeMeter],
     model: ModelSettings,
     weights: Mapping[str, Tensor],
     canvases: Canvases,

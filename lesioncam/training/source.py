@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lesioncam.columns import check_classes
+from lesioncam.columns import check_classes, risk_class
 from lesioncam.errors import InputError
+from lesioncam.settings import TrainSettings
 from lesioncam.storage.labels import LabelColumns, Labels, match, read_labels
 from lesioncam.storage.listing import Listing, image_id
 from lesioncam.storage.masks import find_masks
@@ -156,6 +157,24 @@ def match_masks(source: Source, masks: str | None) -> Mapping[str, str]:
         raise InputError(f"--masks: none of the masks in {masks} is of an image of {source.flag}")
     log.info("--masks: %s of %s images have a mask", f"{len(of_images):,}", f"{len(names):,}")
     return of_images
+
+
+def flag_classes(settings: TrainSettings, labels: Labels) -> tuple[str, ...]:
+    """The classes that get an operating point.
+
+    Raises:
+        InputError: the recipe names a class that the labels do not have.
+    """
+    if settings.flag_classes is None:
+        name = risk_class(labels.classes)
+        return () if name is None else (name,)
+    for name in settings.flag_classes:
+        if name not in labels.classes:
+            raise InputError(
+                f"--config: flag_classes names {name!r}; the labels have "
+                f"{', '.join(labels.classes)}"
+            )
+    return settings.flag_classes
 
 
 def check_counts(labels: Labels, class_indices: np.ndarray) -> None:

@@ -16,7 +16,9 @@ from lesioncam.training.initial import reinitialize_head
 from lesioncam.training.recipe import epoch_sizes
 from lesioncam.training.stage import Setup, StageJob
 
-# Settings that stage 1 does not depend on.
+# Settings that neither stage depends on,
+_NEITHER_STAGE = ("stage2_weight", "flag_classes", "flag_sensitivity")
+# and those that stage 1 does not depend on.
 _STAGE2_ONLY = ("stage2_epochs", "stage2_start", "stage2_learning_rate", "test_time_rotation")
 
 
@@ -95,7 +97,8 @@ def _fingerprint(
     result. Settings that a stage does not read do not count, so changing them keeps its result.
     """
     settings = asdict(setup.settings)
-    del settings["stage2_weight"]
+    for name in _NEITHER_STAGE:
+        del settings[name]
     if stage == "stage1":
         for name in _STAGE2_ONLY:
             del settings[name]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lesioncam.settings import ModelSettings
+from lesioncam.vision.calibration import calibrate
 from lesioncam.vision.cam import choose_map, class_activation_maps, normalize_map
 from lesioncam.vision.crop import (
     at_border,
@@ -149,12 +150,18 @@ class TwoStageClassifier:
         """Classify (B, 3, S, S) uint8 canvases, on the networks' device."""
         found = self.localize(canvases)
         stage2 = self.classify(found.crops)
-        weight = self.classify.settings.stage2_weight
-        return Prediction(found, stage2, combine(found.probabilities, stage2, weight))
+        final = combine(found.probabilities, stage2, self.classify.settings)
+        return Prediction(found, stage2, final)
 
 
-def combine(stage1: Tensor, stage2: Tensor, stage2_weight: float) -> Tensor:
-    """The final probabilities: the weighted mean of both stages', all (B, K)."""
+def combine(stage1: Tensor, stage2: Tensor, settings: ModelSettings) -> Tensor:
+    """The final probabilities: the calibrated mean of both stages', all (B, K)."""
+    mean = mean_of_stages(stage1, stage2, settings.stage2_weight)
+    return mean if settings.calibration is None else calibrate(mean, settings.calibration)
+
+
+def mean_of_stages(stage1: Tensor, stage2: Tensor, stage2_weight: float) -> Tensor:
+    """The weighted mean of both stages' probabilities, all (B, K)."""
     return (1 - stage2_weight) * stage1 + stage2_weight * stage2
 
 

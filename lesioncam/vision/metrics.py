@@ -1,4 +1,6 @@
-"""Metrics: one-vs-rest AUC with bootstrap intervals, sensitivity and specificity.
+"""Metrics: AUC and calibration error with bootstrap intervals, sensitivity and specificity.
+
+A class is compared with all others.
 
 An undefined figure (a class without positives or negatives) is None, never 0.5 or 1.
 `R` is the number of bootstrap resamples, `n` the number of images, `K` the number of classes.
@@ -13,6 +15,7 @@ from lesioncam.columns import STAGES
 
 RESAMPLES = 2000
 DECISION = 0.5  # an image counts as a class from this probability on
+CALIBRATION_BINS = 10
 _BLOCK = 100  # resamples held in memory at once,
 _WEIGHTS = 10_000_000  # and their weights: some 400 MB
 
@@ -76,7 +79,8 @@ def evaluate_stages(
 
     Returns:
         For each stage: each class's figures by its name, and those of `mean`, among them the
-        `classes` it is taken over. And `gain`, the mean AUC of `final` less that of `stage1`.
+        `classes` it is taken over. `final` has each class's `calibration_error`, over all folds
+        together. And `gain`, the mean AUC of `final` less that of `stage1`.
     """
     random = np.random.default_rng(seed)
     folds = np.zeros(len(labels), int) if folds is None else folds
@@ -107,6 +111,9 @@ def evaluate_stages(
             "classes": list(target_classes),
         }
         result[stage] = figures
+    for k, name in enumerate(classes):
+        error = calibration_error(stages["final"][:, k], labels == k, seed)
+        result["final"][name]["calibration_error"] = error
     gains = aucs["final"] - aucs["stage1"]
     result["gain"] = _percentiles(gains[:, targets].mean(axis=1))
     return result
@@ -133,19 +140,50 @@ def markdown_table(figures: Figures) -> list[str]:
 
 
 def decision_table(figures: Figures) -> list[str]:
-    """Sensitivity and specificity of `evaluate_stages` as lines of Markdown."""
+    """Sensitivity, specificity and calibration of `evaluate_stages` as lines of Markdown."""
     rows = []
     for name, entry in figures["final"].items():
         if "sensitivity" in entry:
-            cells = (format_figure(entry[key]) for key in ("sensitivity", "specificity"))
+            cells = [format_figure(entry[key]) for key in ("sensitivity", "specificity")]
+            cells.append(with_interval(entry["calibration_error"], "error"))
             rows.append(f"| {name} | {' | '.join(cells)} |")
     return [
-        f"Final probabilities at a threshold of {DECISION:g}:",
+        f"Final probabilities: at a threshold of {DECISION:g}, and how far they are from the "
+        f"fraction of images of the class, in ten bins of as many images each:",
         "",
-        "| | sensitivity | specificity |",
-        "|---|---|---|",
+        "| | sensitivity | specificity | expected calibration error |",
+        "|---|---|---|---|",
         *rows,
     ]
+
+
+def equal_mass_bins(probabilities: np.ndarray) -> list[np.ndarray]:
+    """The images of ten bins of as many images each, by (n,) probabilities; lowest bin first."""
+    order = np.argsort(probabilities, kind="stable")
+    return np.array_split(order, max(1, min(CALIBRATION_BINS, len(order))))
+
+
+def calibration_error(probabilities: np.ndarray, positive: np.ndarray, seed: int = 0) -> Figures:
+    """The expected calibration error in ten bins of as many images each, and its interval.
+
+    By chance alone it is above 0, more so in a resample: a small one can be below its interval.
+
+    Args:
+        probabilities: (n,) of one class.
+        positive: (n,) bool, whether an image is of that class.
+        seed: of the resampling.
+
+    Returns:
+        `error`, `low` and `high`; None without images, or where a probability is not finite.
+    """
+    if not len(probabilities) or not np.isfinite(probabilities).all():
+        return {"error": None, "low": None, "high": None}
+    bins, distances = equal_mass_bins(probabilities), probabilities - positive
+    errors = [
+        sum(np.abs(weights[:, members] @ distances[members]) for members in bins)
+        for weights in sample_weights(positive.astype(int), 2, np.random.default_rng(seed))
+    ]
+    return _percentiles(np.concatenate(errors) / len(probabilities), "error")
 
 
 def format_figure(value: float | None, digits: int = 3) -> str:
@@ -215,14 +253,14 @@ def sample_weights(
         yield weights
 
 
-def _percentiles(values: np.ndarray) -> Figures:
-    """The first value, and the interval of the resampled ones after it."""
+def _percentiles(values: np.ndarray, key: str = "auc") -> Figures:
+    """The first value at `key`, and the interval of the resampled ones after it."""
     if np.isnan(values[0]):
-        return {"auc": None, "low": None, "high": None}
+        return {key: None, "low": None, "high": None}
     if np.isnan(values).any():
-        return {"auc": float(values[0]), "low": None, "high": None}
+        return {key: float(values[0]), "low": None, "high": None}
     low, high = np.percentile(values[1:], [2.5, 97.5])
-    return {"auc": float(values[0]), "low": float(low), "high": float(high)}
+    return {key: float(values[0]), "low": float(low), "high": float(high)}
 
 
 def _at_decision(scores: np.ndarray, positive: np.ndarray) -> Figures:

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.compare import common_sets, compare
+from benchmarks.compare import common_sets, compare, within_collections
 from lesioncam.columns import STAGES, probability_columns
 from lesioncam.errors import InputError
-from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.storage.labels import LabelColumns, Labels, read_labels
 
 
 @pytest.fixture
@@ -31,10 +31,29 @@ def test_each_stage_is_compared_with_the_same_one(labels: Labels) -> None:
     one = predictions(labels, stage2=0.8)
     other = predictions(labels, stage2=0.6, final=0.9)
     found = compare(one, other.sample(frac=1, random_state=0), labels)
-    assert [cells[0] for cells in found] == list(STAGES)
-    assert found[0][1:] == ["1.000 (1.000 to 1.000)"] * 2 + ["0.000 (0.000 to 0.000)"]
-    assert [cell[:5] for cell in found[1][1:]] == ["0.800", "0.600", "0.200"]
-    assert [cell[:5] for cell in found[2][1:]] == ["1.000", "0.900", "0.100"]
+    assert [cells[:2] for cells in found] == [
+        [stage, name] for stage in STAGES for name in ("mean", "melanoma")
+    ]
+    assert found[0][2:] == ["1.000 (1.000 to 1.000)"] * 2 + ["0.000 (0.000 to 0.000)"]
+    for name in range(2):  # the mean is of melanoma alone
+        assert [cell[:5] for cell in found[2 + name][2:]] == ["0.800", "0.600", "0.200"]
+        assert [cell[:5] for cell in found[4 + name][2:]] == ["1.000", "0.900", "0.100"]
+
+
+def test_collections_with_all_classes_are_compared_too(labels: Labels, tmp_path: Path) -> None:
+    path = tmp_path / "collections.csv"
+    rows = predictions(labels)
+    # Of melanoma alone; of both classes.
+    rows["collection"] = ["a"] * 5 + ["b"] * 15
+    rows.assign(melanoma=(rows["label"] == "melanoma").astype(int))[
+        ["image_id", "melanoma", "collection"]
+    ].to_csv(path, index=False)
+    known = read_labels(str(path), "nevus", columns=LabelColumns(collection="collection"))
+    pairs = within_collections({"of all folds": (rows, rows)}, known)
+    assert {name: len(one) for name, (one, _) in pairs.items()} == {
+        "of all folds": 20,
+        "of all folds, collections with all classes": 15,
+    }
 
 
 def test_other_images_are_refused(labels: Labels) -> None:
@@ -63,7 +82,7 @@ def test_sets_and_folds_that_both_have_are_compared(labels: Labels, tmp_path: Pa
         "of fold 3": 10,
         "of all folds": 20,
     }
-    final = compare(*pairs["of all folds"], labels)[2]
-    assert [cell[:5] for cell in final[1:]] == ["1.000", "0.500", "0.500"]
+    final = compare(*pairs["of all folds"], labels)[4]
+    assert [cell[:5] for cell in final[2:]] == ["1.000", "0.500", "0.500"]
     with pytest.raises(InputError, match=r"--other: .*/third has none of the sets"):
         common_sets(tmp_path / "one", tmp_path / "third")

@@ -68,10 +68,11 @@ def test_a_fold_is_scored_by_a_model_trained_on_the_others(
 
 def test_folds_of_another_recipe_are_refused(tmp_path: Path) -> None:
     one, same = (TrainSettings(weights=f"/{folder}/w.safetensors") for folder in ("here", "there"))
-    assert record_recipe(tmp_path, TrainSettings(seed=1), "images", masks=True)
-    digest = record_recipe(tmp_path, one, "images", masks=True)  # there is no fold yet
+    assert record_recipe(tmp_path, TrainSettings(seed=1), "images", masks=True, collections=False)
+    # There is no fold yet.
+    digest = record_recipe(tmp_path, one, "images", masks=True, collections=False)
     (tmp_path / "fold0.csv").touch()
-    assert record_recipe(tmp_path, same, "images", masks=True) == digest
+    assert record_recipe(tmp_path, same, "images", masks=True, collections=False) == digest
     other = TrainSettings(weights="w.safetensors", seed=1)
     for settings, images, masks in (
         (other, "images", True),
@@ -79,15 +80,15 @@ def test_folds_of_another_recipe_are_refused(tmp_path: Path) -> None:
         (one, "images", False),
     ):
         with pytest.raises(InputError, match=r"--output: .* has folds of another recipe"):
-            record_recipe(tmp_path, settings, images, masks=masks)
+            record_recipe(tmp_path, settings, images, masks=masks, collections=False)
     (tmp_path / "recipe.json").unlink()
     with pytest.raises(InputError, match="has folds of another recipe"):
-        record_recipe(tmp_path, one, "images", masks=True)
+        record_recipe(tmp_path, one, "images", masks=True, collections=False)
 
 
 def write_recipe(output: Path, settings: TrainSettings) -> None:
     """As the first fold records it."""
-    record_recipe(output / "new", settings, "images", masks=True)
+    record_recipe(output / "new", settings, "images", masks=True, collections=False)
     (output / "new" / "recipe.json").rename(output / "recipe.json")
 
 
@@ -107,7 +108,7 @@ def test_the_summary_is_of_all_folds_in_the_output(labels: Labels, tmp_path: Pat
     )
     text = summarize(labels, tmp_path, forms, None)
     assert text == (tmp_path / "README.md").read_text()
-    assert "2 of 5 folds, 60 images" in text
+    assert "2 folds, 60 images" in text
     assert "not the default: `weights = 'w.pth'`, `seed = 3`." in text
     for fold in (0, 3):
         assert f"| {fold} | 30 | 1.000 (1.000 to 1.000) |" in text

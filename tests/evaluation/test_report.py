@@ -375,7 +375,7 @@ def test_the_most_suspicious_come_first(
 
 
 def with_flags(rows: pd.DataFrame, threshold: float | None = 0.4) -> pa.Table:
-    """The rows as of a model with an operating point for melanoma, and None for nevus.
+    """The rows as of a model with an operating point for melanoma only.
 
     In a pandas frame of this table flags are nullable.
     """
@@ -388,12 +388,8 @@ def with_flags(rows: pd.DataFrame, threshold: float | None = 0.4) -> pa.Table:
     rows = rows.assign(
         quality=pd.Series(quality, rows.index),
         flag_melanoma=flags.astype("boolean").where(is_ok & (threshold is not None)),
-        flag_nevus=pd.array([None] * len(rows), "boolean"),
     )
-    schema = scores_schema(CLASSES)
-    for name in ("flag_melanoma", "flag_nevus"):
-        schema = schema.append(pa.field(name, pa.bool_()))
-    return pa.Table.from_pandas(rows, schema, preserve_index=False)
+    return pa.Table.from_pandas(rows, scores_schema(CLASSES), preserve_index=False)
 
 
 def test_flagged_images_come_first(
@@ -476,7 +472,8 @@ def test_where_nothing_stands_out_the_page_says_so(
 ) -> None:
     rows = frame(tmp_path, 30, failed=0)
     rows[probability_columns(CLASSES, "stage2")] = rows[probability_columns(CLASSES, "stage1")]
-    unflagged = table(rows).append_column("flag_melanoma", pa.array([False] * 30))
+    rows["flag_melanoma"] = False
+    unflagged = table(rows)
     made = lesioncam.report(write(tmp_path / "scores", unflagged))
     assert made["report"]["images"]["flagged"] == 0
     assert "Nothing stands out" in Path(made["output"], HTML_FILE).read_text()
@@ -486,8 +483,9 @@ def test_kept_columns_of_such_names_are_no_flags(
     tmp_path: Path, rows: pd.DataFrame, no_pictures: None, no_plots: None
 ) -> None:
     text = pa.array(["false"] * ROWS)
-    kept = table(rows).append_column("flag_melanoma", text)
-    kept = kept.set_column(kept.schema.get_field_index("quality"), "quality", text)
+    kept = table(rows)
+    for name in ("flag_melanoma", "quality"):
+        kept = kept.set_column(kept.schema.get_field_index(name), name, text)
     report = lesioncam.report(write(tmp_path / "scores", kept))["report"]
     assert report["images"]["flagged"] is None
     assert report["quality"] is None

@@ -13,7 +13,7 @@ from lesioncam.columns import ErrorKind, Quality, probability_columns
 from lesioncam.schema import MANIFEST_SCHEMA
 from lesioncam.scoring.rows import Outcome, with_canvases
 from lesioncam.scoring.stages import Classify, Localize
-from lesioncam.settings import ModelSettings
+from lesioncam.settings import Calibration, ModelSettings, OperatingPoint
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.vision.classifier import (
     CropClassifier,
@@ -97,6 +97,41 @@ def test_a_lesion_at_the_border_is_part_of_the_quality(
     table = classified(classifier(bundle, bundle.settings), [bad, good])
     expected = ["overexposed", "lesion_at_border"] if at_border else ["overexposed"]
     assert table["quality"].to_pylist() == [None, expected]
+
+
+def test_flags_are_set_from_the_threshold_on_and_null_without_one(bundle_uri: str) -> None:
+    bundle = load_bundle(bundle_uri)
+    decoded = [*images(bundle.settings, BATCH - 1), DecodeError(ErrorKind.EMPTY, "no bytes")]
+    calibration = Calibration(0.5, (0.5, 0.0, -0.5), 300, "a test")
+    settings = replace(bundle.settings, calibration=calibration)
+    final = probabilities(classified(classifier(bundle, settings), decoded), settings, "final")
+    threshold = float(np.sort(final[:, 0])[1])  # the middle one of three
+    point = OperatingPoint("melanoma", threshold, "sensitivity", 0.95, 1, 0.5, 50, 50, "a test")
+    settings = replace(settings, operating_points=(point,))
+    table = classified(classifier(bundle, settings), decoded)
+    assert sorted(table["flag_melanoma"].to_pylist()[:-1]) == [False, True, True]
+    expected = final[: BATCH - 1, 0] >= threshold
+    assert table["flag_melanoma"].to_pylist() == [*expected.tolist(), None]
+    for name in ("flag_seborrheic_keratosis", "flag_nevus"):
+        assert table[name].null_count == BATCH
+
+
+def test_final_probabilities_are_calibrated_and_the_stages_are_not(bundle_uri: str) -> None:
+    bundle = load_bundle(bundle_uri)
+    decoded = images(bundle.settings, BATCH)
+    plain = classified(classifier(bundle, bundle.settings), decoded)
+    calibration = Calibration(0.25, (0.0, 3.0, 0.0), 300, "a test")
+    settings = replace(bundle.settings, calibration=calibration)
+    table = classified(classifier(bundle, settings), decoded)
+    for stage in ("stage1", "stage2"):
+        for name in probability_columns(settings.classes, stage):
+            assert table[name].equals(plain[name])
+    mean = probabilities(plain, settings, "final")
+    expected = mean**4 * np.exp([0, 3, 0])
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities(table, settings, "final"), expected, rtol=1e-4)
+    best = [settings.classes[k] for k in expected.argmax(axis=1)]
+    assert table["prediction"].to_pylist() == best
 
 
 def test_failed_rows_keep_their_error_and_have_no_results(bundle_uri: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lesioncam.settings import TrainSettings
+from lesioncam.settings import CropRule, TrainSettings
 from lesioncam.storage.bundle import load_bundle
 from lesioncam.storage.labels import Labels
 from lesioncam.storage.lease import LEASE_FILE, Holder
@@ -32,6 +32,22 @@ SMALL = TrainSettings(
     dropout=0.0,
     val_fraction=0.25,
 )
+# What training says of itself in a bundle.
+FACTS: dict[str, Any] = {
+    "settings": asdict(TrainSettings(weights="w.safetensors", crop=CropRule(threshold=0.45))),
+    "target_classes": list(CLASSES[:2]),
+    "training_images": dict(zip(CLASSES, (1200, 20, 30), strict=True)),
+    "held_out_images": dict(zip(CLASSES, (4, 3, 5), strict=True)),
+    "not_used": {"images_without_label": 7, "skipped_files": 0},
+    "images_of_collections_without_a_class": 0,
+    "masks_given": 900,
+    "masks_estimated": 350,
+    "workers": 2,
+    "stage1": {"best_epoch": 14, "history": []},
+    "stage2": {"best_epoch": 11, "history": []},
+    "lesioncam_version": "1.2.3",
+    "trained_at": "2026-01-02T03:04:05+00:00",
+}
 LABELS = Labels(CLASSES, CLASSES[:2], (), np.zeros(0, np.int64))
 WORKERS = Workers(count=1, gpu=False, cpus=1.0, threads=1, precision="float32")
 

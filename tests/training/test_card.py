@@ -1,16 +1,16 @@
 """The model card's text for different bundles."""
 
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lesioncam.columns import STAGES
-from lesioncam.settings import CropRule, ModelSettings, TrainSettings
+from lesioncam.settings import Calibration, ModelSettings, OperatingPoint
 from lesioncam.storage.bundle import Bundle
 from lesioncam.training.card import model_card
 from lesioncam.vision.metrics import evaluate_stages
+from tests.training.small import FACTS
 
 LABELS = np.repeat([0, 1, 2], [4, 3, 5])
 
@@ -20,23 +20,7 @@ def bundle(model_settings: ModelSettings) -> Bundle:
     classes = model_settings.classes
     probabilities = np.eye(3)[LABELS] * 0.6 + 0.1
     figures = evaluate_stages(dict.fromkeys(STAGES, probabilities), LABELS, classes, classes[:2])
-    settings = TrainSettings(weights="w.safetensors", crop=CropRule(threshold=0.45))
-    facts: dict[str, Any] = {
-        "settings": asdict(settings),
-        "target_classes": list(classes[:2]),
-        "training_images": dict(zip(classes, (1200, 20, 30), strict=True)),
-        "held_out_images": dict(zip(classes, (4, 3, 5), strict=True)),
-        "not_used": {"images_without_label": 7, "skipped_files": 0},
-        "images_of_collections_without_a_class": 0,
-        "masks_given": 900,
-        "masks_estimated": 350,
-        "workers": 2,
-        "stage1": {"best_epoch": 14, "history": []},
-        "stage2": {"best_epoch": 11, "history": []},
-        "lesioncam_version": "1.2.3",
-        "trained_at": "2026-01-02T03:04:05+00:00",
-    }
-    return Bundle(model_settings, {}, {}, training=facts, metrics={"held_out": figures})
+    return Bundle(model_settings, {}, {}, training=FACTS, metrics={"held_out": figures})
 
 
 def test_data_figures_and_recipe(bundle: Bundle) -> None:
@@ -47,7 +31,7 @@ def test_data_figures_and_recipe(bundle: Bundle) -> None:
         "cover the lesion, from 900 given masks and 350 estimated from color.",
         "| seborrheic_keratosis | 3 of 12 | 1.000 (1.000 to 1.000) |",
         "| mean (melanoma, seborrheic_keratosis) |  | 1.000 (1.000 to 1.000) |",
-        "| melanoma | 1.000 | 1.000 |",
+        "| melanoma | 1.000 | 1.000 | 0.167 (0.167 to 0.167) |",
         "Best epochs: 14 of 20 in stage 1, 11 of 15 in stage 2.",
         "Ray Train workers: 2.",
         "| `weights` | w.safetensors |",
@@ -67,3 +51,20 @@ def test_untrained_maps_and_test_time_rotation(bundle: Bundle) -> None:
     assert "Its maps show which region raised stage 1's scores, not why." in card
     assert "given masks" not in card
     assert "averages over the image and the image rotated by 180 degrees." in card
+
+
+def test_calibration_and_operating_points_say_how_they_were_derived(bundle: Bundle) -> None:
+    point = OperatingPoint(
+        "melanoma", 0.12345, "sensitivity", 0.95, 0.96, 0.5, 50, 250, "held-out training images"
+    )
+    calibration = Calibration(1.25, (0.5, -0.25, -0.25), 300, "held-out training images")
+    settings = replace(bundle.settings, calibration=calibration, operating_points=(point,))
+    card = model_card(replace(bundle, settings=settings))
+    assert "calibrated on 300 held-out training images: temperature 1.25" in card
+    assert "biases melanoma +0.50, seborrheic_keratosis -0.25, nevus -0.25." in card
+    assert (
+        "| melanoma | 0.1235 | sensitivity 0.95 | 0.960 | 0.500 "
+        "| 50 of 300 held-out training images |"
+    ) in card
+    assert "derived after the training" not in card
+    assert "### Operating points" not in model_card(bundle)

@@ -10,11 +10,11 @@ import torch
 
 from lesioncam.training.canvases import Canvases, Chunk
 from lesioncam.training.initial import initial_network
-from lesioncam.training.predict import _Calibrator, _Stage1Predictor, _Stage2Predictor
-from lesioncam.vision.calibrate import activation_ranges
+from lesioncam.training.predict import _RangeMeter, _Stage1Predictor, _Stage2Predictor
 from lesioncam.vision.classifier import CropClassifier, Localizer, to_channels_first
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.network import build_network
+from lesioncam.vision.ranges import activation_ranges
 from tests.training.small import LABELS, SMALL, WORKERS
 
 
@@ -68,7 +68,7 @@ def test_ranges_are_those_of_what_the_stage_sees(
     pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
     rows, boxes = np.array([2, 0]), np.array([[0, 0, size, size], [10, 20, 70, 80]])
     canvases: Any = InMemory(pixels)
-    found = _Calibrator(model, state, canvases, WORKERS).predict(rows, boxes)
+    found = _RangeMeter(model, state, canvases, WORKERS).predict(rows, boxes)
     batch = to_channels_first(torch.from_numpy(pixels[rows]))
     crops = sample_boxes(batch, torch.from_numpy(boxes), model.input_size)
     network = build_network(model, state).eval()

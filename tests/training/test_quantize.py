@@ -20,12 +20,12 @@ def test_both_stages_are_measured_on_training_images(monkeypatch: pytest.MonkeyP
     located = Stage1Predictions(np.zeros((5, 3)), crop_boxes, crop_boxes, np.zeros((5, 12, 12)))
     calls: list[tuple[Any, ...]] = []
 
-    def calibrate_all(*arguments: Any) -> tuple[float, ...]:
+    def measure_ranges(*arguments: Any) -> tuple[float, ...]:
         calls.append(arguments)
         return (float(len(calls)),)
 
-    monkeypatch.setattr(job, "calibrate_all", calibrate_all)
-    monkeypatch.setattr(job, "CALIBRATION_IMAGES", 3)
+    monkeypatch.setattr(job, "measure_ranges", measure_ranges)
+    monkeypatch.setattr(job, "RANGE_IMAGES", 3)
     stages = [StageState(best={"stage": torch.tensor(number)}) for number in (1, 2)]
     found = job.quantize(dataset, located, model, (stages[0], stages[1]), WORKERS)
     assert (found.stage1, found.stage2) == ((1.0,), (2.0,))

@@ -14,7 +14,7 @@ from lesioncam.vision.classifier import (
     Localizer,
     Network,
     TwoStageClassifier,
-    combine,
+    mean_of_stages,
     to_channels_first,
     whole_boxes,
 )
@@ -200,7 +200,7 @@ def test_crops_are_classified_by_hand() -> None:
     [(0.0, [0.8, 0.2]), (1.0, [0.4, 0.6]), (0.5, [0.6, 0.4]), (0.25, [0.7, 0.3])],
 )
 def test_combine_by_hand(weight: float, expected: list[float]) -> None:
-    combined = combine(torch.tensor([[0.8, 0.2]]), torch.tensor([[0.4, 0.6]]), weight)
+    combined = mean_of_stages(torch.tensor([[0.8, 0.2]]), torch.tensor([[0.4, 0.6]]), weight)
     torch.testing.assert_close(combined, torch.tensor([expected]))
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from lesioncam.errors import InputError
 from lesioncam.settings import ModelSettings
 from lesioncam.vision import engine, hardware
-from lesioncam.vision.calibrate import activation_ranges
 from lesioncam.vision.engine import load_network
 from lesioncam.vision.hardware import cpu_features, has_openvino
 from lesioncam.vision.network import VGGGAP, build_network
+from lesioncam.vision.ranges import activation_ranges
 from tests.conftest import SHARED, needs_shared
 
 CPU = torch.device("cpu")

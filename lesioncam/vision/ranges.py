@@ -1,4 +1,4 @@
-"""Calibrate: the ranges of a network's activations, which int8 needs beside the weights.
+"""Ranges of a network's activations, which int8 needs beside the weights.
 
 A range goes up to the largest value, as clipping costs more than coarse steps: percentiles and the
 least squared error were worse on a trained VGG-16, and a correction of the biases made no
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lesioncam.vision.network import VGGGAP
 
-CALIBRATION_IMAGES = 300  # that ranges are measured on, where there are so many
+RANGE_IMAGES = 300  # that ranges are measured on, where there are so many
 
 Item = TypeVar("Item")
 

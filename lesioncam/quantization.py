@@ -20,27 +20,26 @@ from lesioncam.errors import InputError, RunFailedError
 from lesioncam.scoring.read import READ_THREADS, read_canvas
 from lesioncam.settings import Quantization
 from lesioncam.storage.bundle import (
-    CURVES_FILE,
-    METRICS_FILE,
     Bundle,
     bundle_exists,
+    copy_curves,
     read_bundle,
     save_bundle,
 )
 from lesioncam.storage.lease import refuse_other_run
 from lesioncam.storage.listing import Listing, describe_skipped
-from lesioncam.storage.store import Entry, read_if_there
+from lesioncam.storage.store import Entry
 from lesioncam.storage.uris import open_store
-from lesioncam.vision.calibrate import (
-    CALIBRATION_IMAGES,
-    activation_ranges,
-    spread,
-    widest_ranges,
-)
 from lesioncam.vision.classifier import Localizer, to_channels_first, whole_boxes
 from lesioncam.vision.crop import sample_boxes
 from lesioncam.vision.decode import Decoded
 from lesioncam.vision.network import build_network, prepare_for_inference
+from lesioncam.vision.ranges import (
+    RANGE_IMAGES,
+    activation_ranges,
+    spread,
+    widest_ranges,
+)
 
 _BATCH = 16
 _FEW = 100  # on fewer images, ranges were too narrow for others
@@ -69,7 +68,7 @@ def quantize(bundle: str, images: str, output: str) -> dict[str, Any]:
     refuse_other_run(target, "--output")
     files = read_bundle(bundle)
     listing = Listing(images)
-    chosen = spread(listing, CALIBRATION_IMAGES)
+    chosen = spread(listing, RANGE_IMAGES)
     if listing.skipped:
         log.info("%s", describe_skipped(listing.skipped))
     target.check_writable()
@@ -84,9 +83,7 @@ def quantize(bundle: str, images: str, output: str) -> dict[str, Any]:
             count,
             _FEW,
         )
-    for name in (METRICS_FILE, CURVES_FILE):
-        if (data := read_if_there(source, name)) is not None:
-            target.write(name, data)
+    copy_curves(source, target)
     training = {**trained.training, "quantized": {"model": trained.digest, "images": count}}
     quantized = replace(trained, training=training, quantization=quantization)
     digest = save_bundle(quantized, output, files.card)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lesioncam.settings import ModelSettings
-from lesioncam.vision.calibrate import activation_ranges, evenly_spaced, spread, widest_ranges
 from lesioncam.vision.network import VGGGAP, build_network
+from lesioncam.vision.ranges import activation_ranges, evenly_spaced, spread, widest_ranges
 
 
 @pytest.fixture
