@@ -101,7 +101,8 @@ def test_a_lesion_at_the_border_is_part_of_the_quality(
 
 def test_flags_are_set_from_the_threshold_on_and_null_without_one(bundle_uri: str) -> None:
     bundle = load_bundle(bundle_uri)
-    decoded = [*images(bundle.settings, BATCH - 1), DecodeError(ErrorKind.EMPTY, "no bytes")]
+    bad = DecodeError(ErrorKind.EMPTY, "no bytes")
+    decoded: list[Outcome] = [*images(bundle.settings, BATCH - 1), bad]
     calibration = Calibration(0.5, (0.5, 0.0, -0.5), 300, "a test")
     settings = replace(bundle.settings, calibration=calibration)
     final = probabilities(classified(classifier(bundle, settings), decoded), settings, "final")
