@@ -35,7 +35,7 @@ def trained_uri(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> st
 
 @pytest.fixture
 def scores(trained_uri: str, tmp_path: Path) -> Path:
-    """Rows of the bundle: image i is of class i % 3, and the mean of two independent stages too modest."""
+    """Rows of the bundle: image i is of class i % 3. The mean of both stages is too modest."""
     return write_scores(tmp_path / "scores", read_bundle(trained_uri).digest)
 
 
