@@ -6,7 +6,7 @@ Knows nothing about images or scores.
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC
 from tempfile import TemporaryFile
@@ -38,8 +38,13 @@ from lesioncam.storage.store import (
 )
 
 if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import OptionalObjectAttributesType
-    from mypy_boto3_s3.type_defs import CopySourceTypeDef, ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import (
+        CopySourceTypeDef,
+        GetObjectRequestTypeDef,
+        ListObjectsV2OutputTypeDef,
+    )
 
 _MAX_LISTINGS = 32  # a prefix is divided until there are so many parts, or after so many requests
 _ARCHIVE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")  # GLACIER_IR can be read at once
@@ -222,14 +227,42 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 
 def read_s3(uri: str, max_bytes: int | None = None) -> bytes:
-    """Read an object of at most `max_bytes` bytes; `StoreError` as in `read_uri`.
+    """Read an object of at most `max_bytes` bytes; `StoreError` as in `read_uri`."""
+    bucket, key = split_s3(uri)
+    return _read(s3_client, {"Bucket": bucket, "Key": key}, max_bytes)
+
+
+def read_public_range(entry: Entry, start: int, end: int) -> bytes:
+    """Read bytes `start` to `end`, the end excluded, of an object; sends no credentials.
+
+    Raises:
+        StoreError: as in `read_uri`, and if the object is not the version that `entry` shows.
+    """
+    if start == end:
+        return b""
+    bucket, key = split_s3(entry.uri)
+    part = f"bytes={start}-{end - 1}"
+    data = _read(
+        _public_client,
+        {"Bucket": bucket, "Key": key, "Range": part, "IfMatch": f'"{entry.etag}"'},
+    )
+    if len(data) != end - start:
+        raise StoreError(ErrorKind.UNREACHABLE, "the store sends other bytes than were requested")
+    return data
+
+
+def _read(
+    client: "Callable[[], S3Client]",
+    request: "GetObjectRequestTypeDef",
+    max_bytes: int | None = None,
+) -> bytes:
+    """The body that answers a request.
 
     The client repeats a failed request; a body that is cut short is requested again here.
     """
-    bucket, key = split_s3(uri)
     for pause in (*RETRY_PAUSES_S, None):
         try:
-            answer = s3_client().get_object(Bucket=bucket, Key=key)
+            answer = client().get_object(**request)
         except (ClientError, BotoCoreError, OSError) as error:
             raise store_error(error) from error
         check_size(answer["ContentLength"], max_bytes)
@@ -263,9 +296,22 @@ def open_s3(uri: str) -> Iterator[BinaryIO]:
 
 def stat_s3(uri: str) -> Entry:
     """The entry of one object; `StoreError` as in `read_uri`."""
+    return _stat(s3_client, uri)
+
+
+def stat_public(uri: str) -> Entry:
+    """The same; sends no credentials."""
+    return _stat(_public_client, uri)
+
+
+def _public_client() -> "S3Client":
+    return s3_client(anonymous=True)
+
+
+def _stat(client: "Callable[[], S3Client]", uri: str) -> Entry:
     bucket, key = split_s3(uri)
     try:
-        head = s3_client().head_object(Bucket=bucket, Key=key)
+        head = client().head_object(Bucket=bucket, Key=key)
     except (ClientError, BotoCoreError) as error:
         raise store_error(error) from error
     modified = head["LastModified"].astimezone(UTC)

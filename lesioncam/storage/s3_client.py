@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RETRY_PAUSES_S = (0.5, 1, 2)  # before a denied request, or the rest of a body, is requested again
 NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_CHANGED = {"412", "PreconditionFailed"}
 
 _MAX_ATTEMPTS, _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 6, 10, 60  # of a request
 _DENIED = {"AccessDenied", "403"}
@@ -41,12 +42,13 @@ _FORBIDDEN = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoes
 _NO_CREDENTIALS = "no AWS credentials found; set them up as for the aws command"
 
 
-@lru_cache(maxsize=2)
-def s3_client(*, quick: bool = False) -> "S3Client":
-    """One client a process; boto3's clients may be used by several threads.
+@lru_cache(maxsize=4)
+def s3_client(*, quick: bool = False, anonymous: bool = False) -> "S3Client":
+    """One client of each kind a process; boto3's clients may be used by several threads.
 
     Args:
         quick: gives up within some 30 s, for requests that are useless when late.
+        anonymous: sends no credentials, whatever the environment says: for public buckets.
     """
     config = Config(
         retries={
@@ -56,11 +58,11 @@ def s3_client(*, quick: bool = False) -> "S3Client":
         connect_timeout=5 if quick else _CONNECT_TIMEOUT_S,
         read_timeout=5 if quick else _READ_TIMEOUT_S,
         max_pool_connections=64,
-        signature_version=UNSIGNED if _unsigned() else None,
+        signature_version=UNSIGNED if anonymous or _unsigned() else None,
     )
     client = boto3.client("s3", region_name=_region(), config=config)
     client.meta.events.register("needs-retry.s3", cast("Any", _retry_denied))
-    if os.environ.get("AWS_REQUEST_PAYER") == "requester":
+    if os.environ.get("AWS_REQUEST_PAYER") == "requester" and not anonymous:
         client.meta.events.register("provide-client-params.s3", cast("Any", _pay))
     return client
 
@@ -165,6 +167,8 @@ def _refused_with(code: str) -> StoreError:
         return StoreError(ErrorKind.NOT_FOUND, "no such object or bucket")
     if code == "InvalidObjectState":
         return StoreError(ErrorKind.ARCHIVED, ARCHIVED)
+    if code in _CHANGED:
+        return StoreError(ErrorKind.UNREACHABLE, "the object was changed while it was read")
     if code in _FORBIDDEN:
         return StoreError(ErrorKind.PERMISSION, f"the store refused: {code}")
     return StoreError(ErrorKind.UNREACHABLE, f"the store answered {code}")
