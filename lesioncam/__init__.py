@@ -1,23 +1,34 @@
 """lesioncam: classifies skin-lesion images in bulk with a two-stage, CAM-guided network.
 
 `load(bundle)` gives a classifier that runs in this process; `score`, `train`, `evaluate`,
-`report`, `calibrate` and `quantize` are the verbs of the command line. Importing the package does
-nothing: what these need, such as torch and Ray, is imported when one of them is used.
+`report`, `calibrate`, `quantize` and `download` are the verbs of the command line. Importing the
+package does nothing: what these need, such as torch and Ray, is imported when one of them is used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lesioncam.api import calibrate, evaluate, quantize, report, score, train
+    from lesioncam.api import calibrate, download, evaluate, quantize, report, score, train
     from lesioncam.predict import load
 
     __version__: str
 
-__all__ = ["__version__", "calibrate", "evaluate", "load", "quantize", "report", "score", "train"]
+__all__ = [
+    "__version__",
+    "calibrate",
+    "download",
+    "evaluate",
+    "load",
+    "quantize",
+    "report",
+    "score",
+    "train",
+]
 
 _MODULES = {
     "calibrate": "lesioncam.api",
+    "download": "lesioncam.api",
     "evaluate": "lesioncam.api",
     "load": "lesioncam.predict",
     "quantize": "lesioncam.api",

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from lesioncam.arguments import check_argument
-from lesioncam.columns import DEFAULT_REST_CLASS, PRECISIONS
+from lesioncam.columns import DATASETS, DEFAULT_REST_CLASS, PRECISIONS
 from lesioncam.errors import InputError, LesioncamError
 
 if TYPE_CHECKING:
@@ -394,6 +394,34 @@ def quantize(bundle: Uri, images: Uri, output: Uri) -> dict[str, Any]:
     from lesioncam.quantization import quantize as run  # noqa: PLC0415
 
     return run(os.fspath(bundle), os.fspath(images), os.fspath(output))
+
+
+@_verb
+def download(dataset: str, directory: Uri) -> dict[str, Any]:
+    """Download public images with labels into the layout that `train` and `score` read.
+
+    Needs no Ray. Repeat the call to continue after a failure, or to check what is there.
+
+    Args:
+        dataset: `isic2017`, all images of ISIC 2017 with labels, masks and metadata; or `sample`,
+            24 of its validation images with labels.
+        directory: a new or empty one, or one that a download of this dataset began.
+
+    Returns:
+        `directory`; `source`, the S3 prefix that it came from; how many `files` it has; how many of
+        them were `downloaded` now, and their `bytes`; and `next_command`, a command line that uses
+        them.
+
+    Raises:
+        lesioncam.errors.InputError: the directory has other files, or changed ones; the source has
+            other objects than before, lacks one, or refuses; or the disk is too small.
+        lesioncam.errors.RunFailedError: the source cannot be reached, or is damaged; repeat the
+            call.
+    """
+    _check(dataset in DATASETS, "dataset", dataset, f"one of {', '.join(DATASETS)}")
+    from lesioncam.downloads import download as run  # noqa: PLC0415
+
+    return run(dataset, os.fspath(directory))
 
 
 def read_settings(path: Uri) -> "TrainSettings":

@@ -12,6 +12,7 @@ from lesioncam.errors import InputError
 
 DEFAULT_REST_CLASS = "nevus"
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")  # of the convolutions
+DATASETS = ("isic2017", "sample")  # that can be downloaded
 
 
 class Status(StrEnum):

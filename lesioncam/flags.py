@@ -60,11 +60,10 @@ class Parser(argparse.ArgumentParser):
                 action.complete = files  # type: ignore[attr-defined]
 
     def set_usage(self) -> None:
-        """Show the required flags only."""
-        required = [
-            f"{one.option_strings[0]} {one.metavar}" for one in self._actions if one.required
-        ]
-        self.usage = " ".join(["%(prog)s", *required, "[flags]"])
+        """Show only what is required: flags, and arguments without one."""
+        required = [one for one in self._actions if one.required]
+        words = [" ".join([*one.option_strings[:1], str(one.metavar)]) for one in required]
+        self.usage = " ".join(["%(prog)s", *words, "[flags]"])
 
 
 def hint(name: str, known: Iterable[str], prog: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lesioncam.columns import DEFAULT_REST_CLASS, PRECISIONS
+from lesioncam.columns import DATASETS, DEFAULT_REST_CLASS, PRECISIONS
 from lesioncam.flags import (
     Parser,
     class_fractions,
@@ -293,6 +293,22 @@ def _report_flags(parser: Parser) -> None:
     )
 
 
+def _download_flags(parser: Parser) -> None:
+    required = parser.add_argument_group("required")
+    required.add_argument(
+        "dataset",
+        metavar="DATASET",
+        choices=DATASETS,
+        help="isic2017: the 2,750 images of ISIC 2017 in three splits, with labels, masks, age and "
+        "sex; sample: 24 of its validation images, with labels",
+    )
+    required.add_argument(
+        "directory",
+        metavar="DIR",
+        help="local directory: a new or empty one, or one of an earlier download",
+    )
+
+
 def _add_scores(group: Any) -> None:
     group.add_argument(
         "--scores", required=True, metavar="URI", help="the --output of 'lesioncam score'"
@@ -445,6 +461,19 @@ def _quantize(flags: Flags) -> int:
     return 0
 
 
+def _download(flags: Flags) -> int:
+    from lesioncam.api import download  # noqa: PLC0415
+
+    done = download(**flags)
+    checked = done["files"] - done["downloaded"]
+    print_result(
+        f"{done['files']:,} files in {done['directory']}: {done['downloaded']:,} downloaded now, "
+        f"{checked:,} were there and are as published"
+    )
+    print_result(f"next:\n  {done['next_command']}")
+    return 0
+
+
 def _take_settings(flags: Flags) -> "TrainSettings":
     """Remove the flags that are training settings; returns `--config` with them over it."""
     from lesioncam.api import read_settings  # noqa: PLC0415
@@ -521,6 +550,15 @@ VERBS = {
         "lesioncam quantize --bundle model --images images/ --output model-int8",
         _quantize_flags,
         _quantize,
+    ),
+    "download": Verb(
+        "get public images with labels",
+        "Download public images with labels into the layout that 'train' and 'score'\n"
+        "read, and print the command to go on with. Run the same command again to\n"
+        "continue after a failure, or to check the files that are there.",
+        "lesioncam download sample isic-sample",
+        _download_flags,
+        _download,
     ),
 }
 

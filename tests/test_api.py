@@ -34,7 +34,9 @@ def test_other_verbs_refuse_bad_values() -> None:
         lesioncam.report("scores", gallery=1001)
 
 
-@pytest.mark.parametrize("verb", ["score", "train", "evaluate", "report", "calibrate", "quantize"])
+@pytest.mark.parametrize(
+    "verb", ["score", "train", "evaluate", "report", "calibrate", "quantize", "download"]
+)
 def test_an_empty_value_of_any_keyword_is_refused(verb: str) -> None:
     function = getattr(lesioncam, verb)
     parameters = inspect.signature(function).parameters.values()

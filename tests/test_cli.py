@@ -63,6 +63,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("train", "--val-fraction", "1"), "--val-fraction: expected a number above 0 and below 1"),
         (("score", "--max-failed-fraction", "2"), "--max-failed-fraction: expected a number"),
         (("score", "--precision", "int4"), "--precision: invalid choice"),
+        (("download",), "DATASET, DIR; see lesioncam download --help"),
+        (("download", "sample"), "required: DIR; see lesioncam download --help"),
+        (("download", "isic2018", "d"), "DATASET: invalid choice: 'isic2018' (choose from"),
+        (("download", "sample", "d", "e"), "unexpected argument 'e'; flags begin with --"),
+        (("download", "sample", ""), "directory: the value is empty; give one"),
+        (("download", "sample", "d", "--dir"), "unknown flag --dir; see lesioncam download --help"),
     ],
 )
 def test_bad_flags_are_one_line(
@@ -88,7 +94,8 @@ def test_an_empty_value_of_any_flag_is_refused(
     """As an unset shell variable gives it; an empty path would be the working directory."""
     parser = Parser(prog="p")
     VERBS[verb].add_flags(parser)
-    flags = [one.option_strings[0] for one in parser._actions if one.nargs != 0]
+    actions = [one for one in parser._actions if one.nargs != 0]
+    flags = [one.option_strings[0] for one in actions if one.option_strings]
     for flag in flags:
         for given in ([flag, value], [f"{flag}={value}"]):
             expected = f"lesioncam: {flag}: the value is empty; give one, or leave it out"
