@@ -143,6 +143,8 @@ def _write_manifest(store: LocalStore, manifest: Manifest) -> None:
 
 
 def _check_space(store: LocalStore, missing: Sequence[RemoteFile]) -> None:
+    if not missing:
+        return
     needed = sum(file.size + _BLOCK_BYTES for file in missing)
     folder = next(path for path in (Path(store.uri), *Path(store.uri).parents) if path.exists())
     free = shutil.disk_usage(folder).free

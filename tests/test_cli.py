@@ -266,6 +266,8 @@ def test_version() -> None:
         (["score", "--max"], {"--max-failed-fraction"}),
         (["score", "--precision", "b"], {"bfloat16"}),
         (["train", "--config", "rec"], {"recipe.toml"}),
+        (["download", "sa"], {"sample"}),
+        (["download", "sample", "rec"], {"recipe.toml"}),
     ],
 )
 def test_bash_completes_verbs_flags_values_and_paths(

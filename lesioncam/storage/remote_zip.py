@@ -60,6 +60,8 @@ class RemoteZip:
             return archive.read(member)
         except (*_DAMAGE, RuntimeError) as error:  # the last: encrypted, or compressed otherwise
             raise ZipError(f"{member.filename}: {error}") from error
+        finally:
+            file.release()
 
     def _open(self) -> tuple[zipfile.ZipFile, "_PartlyHeldFile"]:
         """This thread's own: a ZipFile reads one file at a time."""
@@ -92,6 +94,10 @@ class _PartlyHeldFile(io.RawIOBase):
         """Request a part; what is read within it takes no other request."""
         self._part = read_public_range(self._entry, start, max(start, min(end, self._size)))
         self._start = start
+
+    def release(self) -> None:
+        """Hold nothing."""
+        self._part = b""
 
     def readable(self) -> bool:
         return True
