@@ -7,6 +7,7 @@ import shlex
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,6 @@ from tests.faults.proxy import Proxy, cut_short, from_then_on
 
 TRAINING, VALIDATION = "ISIC-2017_Training_Data.zip", "ISIC-2017_Validation_Data.zip"
 VALIDATION_LABELS = "ISIC-2017_Validation_Part3_GroundTruth.csv"
-SAMPLE = image_ids("Validation")[:9]  # the classes take turns
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,7 @@ def isic2017(bucket_of_challenge: Challenge, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@cache
 def expected() -> dict[str, bytes]:
     """The files of `isic2017`, from the published objects."""
     files = {}
@@ -85,6 +86,13 @@ def expected() -> dict[str, bytes]:
                 elif file.endswith("_metadata.csv") and not name.startswith("__MACOSX"):
                     files[f"{split}-metadata.csv"] = content.read(name)
     return files
+
+
+def sample(count: int = 9) -> dict[str, bytes]:
+    """The files of `sample`; the validation images' classes take turns."""
+    ids = image_ids("Validation")[:count]
+    images = {f"images/{name}.jpg": expected()[f"val/{name}.jpg"] for name in ids}
+    return {"labels.csv": labels(ids), **images}
 
 
 def found(folder: Path) -> dict[str, bytes]:
@@ -147,9 +155,7 @@ def test_a_sample_transfers_a_fraction_of_the_zip(
     assert main(["download", "sample", str(tmp_path)]) == 0
     assert sum(transferred) < len(published()[VALIDATION]) / 8
 
-    sample = image_ids("Validation")[:24]
-    images = {f"images/{name}.jpg": expected()[f"val/{name}.jpg"] for name in sample}
-    assert found(tmp_path) == {"labels.csv": labels(sample), **images}
+    assert found(tmp_path) == sample(24)
     classes = read_labels(f"{tmp_path}/labels.csv", "nevus").class_indices
     assert np.bincount(classes).tolist() == [8, 8, 8]
     command = shlex.split(capsys.readouterr().out.partition("next:\n")[2])
@@ -170,7 +176,7 @@ def test_the_function_can_be_called_again(challenge: Challenge, tmp_path: Path) 
 def test_images_and_labels_that_do_not_belong_together_are_reported(
     challenge: Challenge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    challenge.put(VALIDATION_LABELS, labels(["ISIC_0000099", *SAMPLE]))
+    challenge.put(VALIDATION_LABELS, labels(["ISIC_0000099", *image_ids("Validation")]))
     assert main(["download", "sample", str(tmp_path)]) == 0
     assert (
         "labels of the sample: 0 images have none, and 1 have no image" in capsys.readouterr().err
@@ -259,21 +265,20 @@ def test_objects_of_other_content_are_refused(
 
 @pytest.mark.usefixtures("challenge")
 def test_an_interrupted_download_is_continued(proxy: Proxy, tmp_path: Path) -> None:
-    proxy.fault = from_then_on(cut_short, images=0, requests=40)
+    proxy.fault = from_then_on(cut_short, images=0, requests=9)  # 5 before the first file
     with pytest.raises(RunFailedError, match="run the same command again"):
-        lesioncam.download("isic2017", tmp_path)
+        lesioncam.download("sample", tmp_path)
     before = found(tmp_path)
-    assert 0 < len(before) < len(expected())
-    assert before.items() <= expected().items()  # nothing that is cut short
+    assert 0 < len(before) < 10
+    assert before.items() <= sample().items()  # nothing that is cut short
     times_before = times_of(tmp_path)
-    (tmp_path / "train" / ".tmp-1-1").write_bytes(b"half of a file")  # of a process that was killed
+    (tmp_path / "images" / ".tmp-1-1").write_bytes(b"half a file")  # of a process that was killed
 
     proxy.fault = None
-    done = lesioncam.download("isic2017", tmp_path)
-    assert done["downloaded"] == len(expected()) - len(before)
-    assert found(tmp_path) == expected()
+    assert lesioncam.download("sample", tmp_path)["downloaded"] == 10 - len(before)
+    assert found(tmp_path) == sample()
     assert times_before.items() <= times_of(tmp_path).items()
-    assert manifest(tmp_path)["files"].keys() == expected().keys()
+    assert manifest(tmp_path)["files"].keys() == sample().keys()
 
 
 @pytest.mark.usefixtures("challenge")
@@ -347,8 +352,7 @@ def test_a_damaged_image_is_reported_and_not_written(challenge: Challenge, tmp_p
     with pytest.raises(RunFailedError, match=r"Data\.zip is damaged: .*ISIC_0000105\.jpg: Bad CRC"):
         lesioncam.download("sample", tmp_path)
     assert not (tmp_path / "images" / "ISIC_0000105.jpg").exists()
-    images = {f"images/{name}.jpg": expected()[f"val/{name}.jpg"] for name in SAMPLE}
-    assert found(tmp_path).items() <= {"labels.csv": labels(SAMPLE), **images}.items()
+    assert found(tmp_path).items() <= sample().items()
 
 
 @pytest.mark.parametrize(

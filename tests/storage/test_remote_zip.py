@@ -20,7 +20,7 @@ from tests.faults.proxy import Proxy, times
 if TYPE_CHECKING:
     from mypy_boto3_s3.literals import ObjectCannedACLType
 
-FILES = {f"folder/{number:02d}.bin": bytes([number]) * 3000 for number in range(12)}
+FILES = {f"folder/{number:02d}.bin": bytes([number]) * 3000 for number in range(8)}
 
 
 def zip_of(files: dict[str, bytes], kind: int = zipfile.ZIP_STORED, comment: bytes = b"") -> bytes:
@@ -57,8 +57,9 @@ def read_all(entry: Entry) -> dict[str, bytes]:
     return {member.filename: remote.read(member) for member in remote.members()}
 
 
-@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("comment", [b"", b"a comment"])
+@pytest.mark.parametrize(
+    ("kind", "comment"), [(zipfile.ZIP_STORED, b""), (zipfile.ZIP_DEFLATED, b"a comment")]
+)
 def test_each_file_is_read(bucket: str, kind: int, comment: bytes) -> None:
     assert read_all(put(bucket, zip_of(FILES, kind, comment))) == FILES
 
@@ -71,9 +72,9 @@ def test_a_file_takes_one_request_of_its_own_bytes(
     members = remote.members()
     assert entry.size is not None
     assert requests == [(entry.size - 2000, entry.size)]
-    remote.read(members[7])
+    remote.read(members[3])
     ((start, end),) = requests[1:]
-    assert start == members[7].header_offset
+    assert start == members[3].header_offset
     assert end - start == 3000 + 1024
 
 
@@ -141,10 +142,9 @@ def test_a_damaged_file_is_reported_and_others_are_read(bucket: str) -> None:
     assert remote.read(members[6]) == FILES["folder/06.bin"]
 
 
-@pytest.mark.parametrize(
-    "name", ["../a.jpg", "/a.jpg", "folder/../../a.jpg", "folder\\..\\..\\a.jpg", "C:\\a.jpg"]
-)
-def test_a_name_that_points_out_of_the_zip_is_refused(bucket: str, name: str) -> None:
-    remote = RemoteZip(put(bucket, zip_of({**FILES, name: b"1"})))
-    with pytest.raises(ZipError, match="points out of it"):
-        remote.members()
+def test_a_name_that_points_out_of_the_zip_is_refused(bucket: str) -> None:
+    names = ["../a.jpg", "/a.jpg", "b/../../a.jpg", "b\\..\\..\\a.jpg", "C:\\a.jpg", "..\\a.jpg"]
+    for name in names:
+        remote = RemoteZip(put(bucket, zip_of({**FILES, name: b"1"})))
+        with pytest.raises(ZipError, match="points out of it"):
+            remote.members()
