@@ -3,6 +3,7 @@
 An undefined figure is None. `n` is the number of images, `K` the number of classes.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,22 @@ def fraction(found: int, count: int) -> Figures:
         "high": float(interval.high),
         "n": count,
     }
+
+
+def difference(one: Figures, other: Figures) -> Figures:
+    """The fraction of some images less that of other images, with its 95 % interval.
+
+    The interval is Newcombe's hybrid score interval for independent groups (Statistics in Medicine
+    17, 1998, method 10): it is made from the two Wilson intervals.
+
+    Args:
+        one: of at least one image, as `fraction` gives it.
+        other: likewise, of none of the same images.
+
+    Returns:
+        `difference`, `low` and `high`.
+    """
+    value = one["fraction"] - other["fraction"]
+    below = math.hypot(one["fraction"] - one["low"], other["high"] - other["fraction"])
+    above = math.hypot(one["high"] - one["fraction"], other["fraction"] - other["low"])
+    return {"difference": value, "low": value - below, "high": value + above}

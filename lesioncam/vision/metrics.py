@@ -82,16 +82,7 @@ def evaluate_stages(
         `classes` it is taken over. `final` has each class's `calibration_error`, over all folds
         together. And `gain`, the mean AUC of `final` less that of `stage1`.
     """
-    random = np.random.default_rng(seed)
-    folds = np.zeros(len(labels), int) if folds is None else folds
-    numbers = np.unique(folds) if len(folds) else [0]
-    by_fold = [
-        _aucs(
-            {stage: stages[stage][folds == fold] for stage in STAGES}, labels[folds == fold], random
-        )
-        for fold in numbers
-    ]
-    aucs = {stage: np.mean([fold[stage] for fold in by_fold], axis=0) for stage in STAGES}
+    aucs = resample_aucs(stages, labels, np.random.default_rng(seed), folds)
     targets = [list(classes).index(name) for name in target_classes]
     result: Figures = {}
     for stage in STAGES:
@@ -99,13 +90,13 @@ def evaluate_stages(
         for k, name in enumerate(classes):
             positive = labels == k
             figures[name] = {
-                **_percentiles(aucs[stage][:, k]),
+                **percentiles(aucs[stage][:, k]),
                 "n": len(labels),
                 "positives": int(positive.sum()),
                 **_at_decision(stages[stage][:, k], positive),
             }
         figures["mean"] = {
-            **_percentiles(aucs[stage][:, targets].mean(axis=1)),
+            **percentiles(aucs[stage][:, targets].mean(axis=1)),
             "n": len(labels),
             "positives": int(np.isin(labels, targets).sum()),
             "classes": list(target_classes),
@@ -115,8 +106,38 @@ def evaluate_stages(
         error = calibration_error(stages["final"][:, k], labels == k, seed)
         result["final"][name]["calibration_error"] = error
     gains = aucs["final"] - aucs["stage1"]
-    result["gain"] = _percentiles(gains[:, targets].mean(axis=1))
+    result["gain"] = percentiles(gains[:, targets].mean(axis=1))
     return result
+
+
+def resample_aucs(
+    stages: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    random: np.random.Generator,
+    folds: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Each class's AUC, of all images and of each resample of them, as `evaluate_stages` says.
+
+    Args:
+        stages: (n, K) probabilities by stage; all are resampled alike.
+        labels: (n,) int, class indices.
+        random: of the resampling; its next use draws other resamples.
+        folds: as for `evaluate_stages`.
+
+    Returns:
+        By stage (1 + R, K); the first row is of all images. NaN where undefined.
+    """
+    folds = np.zeros(len(labels), int) if folds is None else folds
+    numbers = np.unique(folds) if len(folds) else [0]
+    by_fold = [
+        _aucs(
+            {stage: each[folds == fold] for stage, each in stages.items()},
+            labels[folds == fold],
+            random,
+        )
+        for fold in numbers
+    ]
+    return {stage: np.mean([fold[stage] for fold in by_fold], axis=0) for stage in stages}
 
 
 def markdown_table(figures: Figures) -> list[str]:
@@ -183,7 +204,7 @@ def calibration_error(probabilities: np.ndarray, positive: np.ndarray, seed: int
         sum(np.abs(weights[:, members] @ distances[members]) for members in bins)
         for weights in sample_weights(positive.astype(int), 2, np.random.default_rng(seed))
     ]
-    return _percentiles(np.concatenate(errors) / len(probabilities), "error")
+    return percentiles(np.concatenate(errors) / len(probabilities), "error")
 
 
 def format_figure(value: float | None, digits: int = 3) -> str:
@@ -226,8 +247,8 @@ def _aucs(
     stages: Mapping[str, np.ndarray], labels: np.ndarray, random: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """By stage (1 + R, K): each class's AUC, of all images and of each resample; NaN: undefined."""
-    classes = stages["final"].shape[1]
-    found: dict[str, list[np.ndarray]] = {stage: [] for stage in STAGES}
+    classes = next(iter(stages.values())).shape[1]
+    found: dict[str, list[np.ndarray]] = {stage: [] for stage in stages}
     for weights in sample_weights(labels, classes, random):
         for stage, blocks in found.items():
             columns = [
@@ -253,8 +274,13 @@ def sample_weights(
         yield weights
 
 
-def _percentiles(values: np.ndarray, key: str = "auc") -> Figures:
-    """The first value at `key`, and the interval of the resampled ones after it."""
+def percentiles(values: np.ndarray, key: str = "auc") -> Figures:
+    """The first value at `key`, and the interval of the resampled ones after it.
+
+    Args:
+        values: (1 + R,), such as those of `resample_aucs`; NaN where undefined.
+        key: of the figure.
+    """
     if np.isnan(values[0]):
         return {key: None, "low": None, "high": None}
     if np.isnan(values).any():

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from lesioncam.evaluation.curves import at_flag, calibration, confusion, fraction, roc_band
+from lesioncam.evaluation.curves import (
+    at_flag,
+    calibration,
+    confusion,
+    difference,
+    fraction,
+    roc_band,
+)
 
 
 def test_an_roc_curve_worked_by_hand() -> None:
@@ -61,3 +68,12 @@ def test_a_flag_at_its_operating_point() -> None:
     assert fraction(0, 0) == {"fraction": None, "low": None, "high": None, "n": 0}
     of_ten = fraction(9, 10)
     assert (of_ten["low"], of_ten["high"]) == pytest.approx((0.596, 0.982), abs=1e-3)  # Wilson
+
+
+def test_a_difference_is_newcombes_example() -> None:
+    """56 of 70 and 48 of 80, of the paper's table II."""
+    found = difference(fraction(56, 70), fraction(48, 80))
+    assert found["difference"] == pytest.approx(0.2)
+    assert (found["low"], found["high"]) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    opposite = difference(fraction(48, 80), fraction(56, 70))
+    assert (opposite["low"], opposite["high"]) == pytest.approx((-found["high"], -found["low"]))
