@@ -133,14 +133,14 @@ def read_labels(
     """
     where, columns = f"{flag}: {uri}", columns or LabelColumns()
     frame = _with_header(read_text_table(uri, where), columns, where)
-    id_column = _id_column(frame, columns.image_id, where)
-    ids = frame[id_column].str.strip()
-    _refuse_rows(ids == "", "no image id", "fill it in", where)
-    _refuse_rows(ids.duplicated(), "an id seen before", "keep one row per image", where)
+    id_name = id_column(frame, columns.image_id, where)
+    ids = frame[id_name].str.strip()
+    refuse_rows(ids == "", "no image id", "fill it in", where)
+    refuse_rows(ids.duplicated(), "an id seen before", "keep one row per image", where)
     groups = _text_column(frame, columns.group, "--group-column", where)
     collections = _text_column(frame, columns.collection, "--collection-column", where)
     others = {name for name in (columns.group, columns.collection) if name is not None}
-    candidates = frame.drop(columns=[id_column, *others])
+    candidates = frame.drop(columns=[id_name, *others])
     if candidates.empty:
         raise InputError(f"{where}: expected an id column and at least one column of classes")
     chosen = _class_columns(candidates, columns.class_name, where)
@@ -231,7 +231,12 @@ def _known_ids(header: Iterable[str]) -> list[str]:
     return [name for name in header if name.strip().lower() in ID_COLUMNS]
 
 
-def _id_column(frame: pd.DataFrame, named: str | None, where: str) -> str:
+def id_column(frame: pd.DataFrame, named: str | None, where: str) -> str:
+    """The name of the column of image ids: the one that is named, else the one of `ID_COLUMNS`.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
     if named is not None:
         return _named_column(frame, named, "--id-column", where)
     found = _known_ids(frame.columns)
@@ -317,7 +322,7 @@ def _marked_classes(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes of 0/1 columns, and each row's as an index into them."""
     ones = values.sum(axis=1)
-    _refuse_rows(ones > 1, "more than one class", "mark one", where)
+    refuse_rows(ones > 1, "more than one class", "mark one", where)
     rest, classes = ones == 0, tuple(frame.columns)
     if rest.any():
         if rest_class in classes:
@@ -334,7 +339,7 @@ def _named_classes(cells: "pd.Series[str]", where: str) -> tuple[tuple[str, ...]
     """The class names of a column, and each row's as an index into them; -1 where it is empty."""
     text = cells.str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
-    _refuse_rows(
+    refuse_rows(
         text.str.lower().isin(_NO_VALUE) | (numbers % 1 > 0),
         "no class name",
         "write the name, or leave the cell empty",
@@ -359,7 +364,15 @@ def _class_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "_", plain).strip("_") or text
 
 
-def _refuse_rows(wrong: "pd.Series[bool]", problem: str, fix: str, where: str) -> None:
+def refuse_rows(wrong: "pd.Series[bool]", problem: str, fix: str, where: str) -> None:
+    """Raise an `InputError` that says which lines have a problem, if any have.
+
+    Args:
+        wrong: whether a row has it; the index plus 1 is the line in the file.
+        problem: what they have.
+        fix: what to do.
+        where: the beginning of the message.
+    """
     if wrong.any():
         raise InputError(f"{where}: {shown_lines(wrong.index[wrong])} have {problem}; {fix}")
 
