@@ -219,6 +219,9 @@ def evaluate(
     class_column: str | None = None,
     masks: Uri | None = None,
     overlays: int = 0,
+    metadata: Uri | None = None,
+    by: Sequence[str] = (),
+    submission: Uri | None = None,
 ) -> dict[str, Any]:
     """Compare scores with labels; writes `evaluation.json` and `evaluation.md`. Needs no Ray.
 
@@ -232,15 +235,23 @@ def evaluate(
         masks: lesion masks, as for `train`, to compare maps and boxes with.
         overlays: how many images to draw with their map, box and mask, 24 a page, in
             `overlays.png`, `overlays-002.png` and so on.
+        metadata: a table of facts about the images, such as age and sex, with a column of image
+            ids as in `labels`.
+        by: columns of `metadata`: the labeled images of each value, or of each band of numbers, are
+            compared.
+        submission: a `.csv` file to write the probabilities of the labeled images to, for the
+            scorer of the ISIC challenges; None for none.
 
     Returns:
         `metrics`, the content of `evaluation.json`; `markdown`, that of `evaluation.md`; and
         `output`, the URI they were written to.
 
     Raises:
-        lesioncam.errors.InputError: no scores, labels of other classes, or no image with a label.
+        lesioncam.errors.InputError: no scores, labels of other classes, no image with a label,
+            or bad metadata.
     """
     _check(overlays >= 0, "overlays", overlays, "at least 0")
+    _check(not isinstance(by, str), "by", by, "a list of names")
     from lesioncam.evaluation.evaluate import EvaluateRequest  # noqa: PLC0415
     from lesioncam.evaluation.evaluate import evaluate as run  # noqa: PLC0415
 
@@ -254,6 +265,9 @@ def evaluate(
             overlays=overlays,
             id_column=id_column,
             class_column=class_column,
+            metadata=_optional(metadata),
+            by=tuple(by),
+            submission=_optional(submission),
         )
     )
     return {"metrics": metrics, "markdown": markdown, "output": written}
@@ -269,6 +283,8 @@ def report(
     rest_class: str = DEFAULT_REST_CLASS,
     id_column: str | None = None,
     class_column: str | None = None,
+    metadata: Uri | None = None,
+    by: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write one HTML page to look at, `report.html`, and its figures, `report.json`. Needs no Ray.
 
@@ -282,14 +298,18 @@ def report(
         rest_class: as for `evaluate`.
         id_column: as for `train`.
         class_column: as for `train`.
+        metadata: as for `evaluate`, where there are labels.
+        by: as for `evaluate`.
 
     Returns:
         `report`, the content of `report.json`; and `output`, the URI both were written to.
 
     Raises:
-        lesioncam.errors.InputError: no scores, labels of other classes, or no image with a label.
+        lesioncam.errors.InputError: no scores, labels of other classes, no image with a label,
+            or bad metadata.
     """
     _check(0 <= gallery <= 1000, "--gallery", gallery, "from 0 to 1000")
+    _check(not isinstance(by, str), "by", by, "a list of names")
     from lesioncam.evaluation.report import ReportRequest  # noqa: PLC0415
     from lesioncam.evaluation.report import report as run  # noqa: PLC0415
 
@@ -302,6 +322,8 @@ def report(
             rest_class=rest_class,
             id_column=id_column,
             class_column=class_column,
+            metadata=_optional(metadata),
+            by=tuple(by),
         )
     )
     return {"report": content, "output": written}

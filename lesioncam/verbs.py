@@ -210,6 +210,7 @@ def _evaluate_flags(parser: Parser) -> None:
     optional = parser.add_argument_group("optional")
     _add_rest_class(optional)
     _add_label_columns(optional)
+    _add_metadata(optional)
     optional.add_argument(
         "--masks",
         metavar="URI",
@@ -222,6 +223,12 @@ def _evaluate_flags(parser: Parser) -> None:
         metavar="N",
         help="also draw N images with their CAM, box and mask, 24 a page: overlays.png, "
         "overlays-002.png and so on (default: 0)",
+    )
+    optional.add_argument(
+        "--submission",
+        metavar="CSV",
+        help="also write the probabilities of the labeled images to this file, for the scorer of "
+        "the ISIC challenges",
     )
     optional.add_argument(
         "--output",
@@ -279,6 +286,7 @@ def _report_flags(parser: Parser) -> None:
     _add_labels(optional, required=False)
     _add_rest_class(optional)
     _add_label_columns(optional)
+    _add_metadata(optional)
     optional.add_argument(
         "--gallery",
         type=natural,
@@ -347,6 +355,22 @@ def _add_label_columns(group: Any) -> None:
         metavar="NAME",
         help="column of class names, such as dx, or of 0 and 1 (default: the only one, or a 0/1 "
         "column per class)",
+    )
+
+
+def _add_metadata(group: Any) -> None:
+    group.add_argument(
+        "--metadata",
+        metavar="CSV",
+        help="table of facts about the images, such as age and sex, with a column of image ids as "
+        "in --labels",
+    )
+    group.add_argument(
+        "--by",
+        type=names,
+        metavar="NAME[,NAME]",
+        help="columns of --metadata: compare the labeled images of each value, or of each band of "
+        "numbers",
     )
 
 
@@ -421,6 +445,8 @@ def _evaluate(flags: Flags) -> int:
     evaluation = evaluate(**flags)
     print_result(evaluation["markdown"])
     print_result(f"evaluation: {evaluation['output']}")
+    if "submission" in flags:
+        print_result(f"submission: {flags['submission']}")
     return 0
 
 
@@ -518,7 +544,8 @@ VERBS = {
     ),
     "evaluate": Verb(
         "compare scores with labels",
-        "Compare scores with labels: AUCs with confidence intervals, as JSON and\nMarkdown.",
+        "Compare scores with labels: AUCs with confidence intervals, also of subgroups such\n"
+        "as age and sex, as JSON and Markdown.",
         "lesioncam evaluate --scores scores --labels labels.csv",
         _evaluate_flags,
         _evaluate,

@@ -27,6 +27,8 @@ from lesioncam.errors import InputError
 from lesioncam.evaluation.curves import at_flag
 from lesioncam.evaluation.localization import localization
 from lesioncam.evaluation.overlays import overlay_pages
+from lesioncam.evaluation.subgroups import GroupBy, Images, subgroup_tables, subgroups
+from lesioncam.evaluation.submission import check_submission, write_submission
 from lesioncam.storage.labels import LabelColumns, Labels, match, read_labels
 from lesioncam.storage.masks import find_masks
 from lesioncam.storage.results import SUCCESS, Results
@@ -60,8 +62,11 @@ class EvaluateRequest:
         rest_class: the class of label rows with no 1.
         masks: a directory or prefix of lesion masks, or None.
         overlays: of how many images to draw the CAM and box.
-        id_column: of the labels, as `LabelColumns.image_id`.
-        class_column: likewise, as `LabelColumns.class_name`.
+        id_column: of labels and metadata, as `LabelColumns.image_id`.
+        class_column: of the labels, as `LabelColumns.class_name`.
+        metadata: a table of facts about the images, or None.
+        by: its columns to group the images by.
+        submission: a CSV file to write for the scorer of the ISIC challenges, or None.
     """
 
     scores: str
@@ -72,6 +77,9 @@ class EvaluateRequest:
     overlays: int = 0
     id_column: str | None = None
     class_column: str | None = None
+    metadata: str | None = None
+    by: tuple[str, ...] = ()
+    submission: str | None = None
 
 
 def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
@@ -81,8 +89,11 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
         the content of `evaluation.json`, the same as Markdown, and where they were written.
 
     Raises:
-        InputError: no scores, labels of other classes, or no image with a label.
+        InputError: no scores, labels of other classes, no image with a label, or bad metadata.
     """
+    group_by = GroupBy.of(request.metadata, request.by, request.id_column)
+    if request.submission is not None:
+        check_submission(request.submission)
     results = Results(request.scores)
     classes = read_classes(results)
     columns = LabelColumns(request.id_column, request.class_column)
@@ -90,6 +101,10 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     more = _MAP_COLUMNS if request.overlays or request.masks is not None else ()
     flags = flag_columns(results, classes)
     rows, counts = read_labeled(results, labels, classes, [*more, *flags.values()])
+    by_group = None
+    if group_by is not None:  # first: a column that is not there is reported at once
+        images = Images.of(rows, classes, labels.target_classes, flags)
+        by_group = subgroups(images, rows["image_id"], group_by)
 
     stages = stage_probabilities(rows, classes)
     figures = evaluate_stages(stages, rows["label"].to_numpy(), classes, labels.target_classes)
@@ -102,8 +117,14 @@ def evaluate(request: EvaluateRequest) -> tuple[dict[str, Any], str, str]:
     if request.masks is not None:
         content["localization"], _ = localization(rows, request.masks)
         lines += ["", *overlap_table(content["localization"])]
+    if by_group is not None:
+        content["subgroups"] = by_group
+        lines += ["", *subgroup_tables(by_group)]
     markdown = "\n".join(lines) + "\n"
 
+    if request.submission is not None:
+        missing = counts["labels_without_image"]
+        write_submission(request.submission, rows, labels.target_classes, missing)
     store = open_store(request.output or f"{results.store.uri}/_evaluation")
     store.write(MARKDOWN_FILE, markdown.encode())
     store.write(JSON_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -24,6 +24,7 @@ from lesioncam.columns import (
     probability_columns,
     risk_class,
 )
+from lesioncam.errors import InputError
 from lesioncam.evaluation import survey
 from lesioncam.evaluation.curves import calibration, confusion, roc_band
 from lesioncam.evaluation.evaluate import (
@@ -37,6 +38,7 @@ from lesioncam.evaluation.evaluate import (
 )
 from lesioncam.evaluation.page import render
 from lesioncam.evaluation.pictures import load_pictures
+from lesioncam.evaluation.subgroups import GroupBy, Images, subgroups
 from lesioncam.evaluation.survey import Choice, Columns
 from lesioncam.storage.labels import LabelColumns, Labels
 from lesioncam.storage.results import SUCCESS, Results
@@ -64,8 +66,10 @@ class ReportRequest:
         gallery: how many images to show.
         output: where the report goes; None for `_report` under the scores.
         rest_class: the class of label rows with no 1.
-        id_column: of the labels, as `LabelColumns.image_id`.
-        class_column: likewise, as `LabelColumns.class_name`.
+        id_column: of labels and metadata, as `LabelColumns.image_id`.
+        class_column: of the labels, as `LabelColumns.class_name`.
+        metadata: a table of facts about the images, or None.
+        by: its columns to group the labeled images by.
     """
 
     scores: str
@@ -75,6 +79,8 @@ class ReportRequest:
     rest_class: str = DEFAULT_REST_CLASS
     id_column: str | None = None
     class_column: str | None = None
+    metadata: str | None = None
+    by: tuple[str, ...] = ()
 
 
 def report(request: ReportRequest) -> tuple[Figures, str]:
@@ -87,23 +93,30 @@ def report(request: ReportRequest) -> tuple[Figures, str]:
         the content of `report.json`, and where both were written.
 
     Raises:
-        InputError: no scores, labels of other classes, or no image with a label.
+        InputError: no scores, labels of other classes, no image with a label, or bad metadata.
     """
+    group_by = GroupBy.of(request.metadata, request.by, request.id_column)
+    if group_by is not None and request.labels is None:
+        raise InputError("--metadata: groups are compared with labels; name them as --labels")
     results = Results(request.scores)
     classes = read_classes(results)
     columns = _columns(results, classes)
-    labels, labeled, mistakes = None, None, pd.DataFrame({"uri": []})
+    labels, labeled, by_group, mistakes = None, None, None, pd.DataFrame({"uri": []})
     if request.labels is not None:
         named = LabelColumns(request.id_column, request.class_column)
         labels = read_labels_of(request.labels, request.rest_class, named, classes)
         rows, counts = read_labeled(results, labels, classes, [*columns.flags.values()])
         mistakes = _confident_mistakes(rows, classes)
+        if group_by is not None:
+            images = Images.of(rows, classes, labels.target_classes, columns.flags)
+            by_group = subgroups(images, rows["image_id"], group_by)
     chosen_mistakes = mistakes["uri"][: request.gallery].tolist()
     found, choices = survey.survey(results, columns, request.gallery, chosen_mistakes)
     columns, figures = found.columns, found.figures()
     if labels is not None:
         labeled = {"images": counts, **_labeled_figures(rows, labels, columns)}
         labeled["mistakes"] = mistakes[:_MISTAKES].to_dict("records")
+        labeled["subgroups"] = by_group
     rows_shown = _read_rows(results, choices, columns)
     log.info("reading %d images for the gallery", len(choices))
     budget = min(_MAX_BYTES, _MAX_TOTAL // max(1, len(choices)))

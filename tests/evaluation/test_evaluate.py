@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -311,6 +313,120 @@ def test_a_mask_of_another_frame_is_refused(tmp_path: Path) -> None:
     Image.new("1", (300, 900)).save(tmp_path / "000.png")
     with pytest.raises(InputError, match="has 300 x 900 pixels, its image 320 x 240"):
         localization(score_rows(tmp_path, 1).to_pandas(), str(tmp_path))
+
+
+def write_metadata(path: Path, numbers: list[int]) -> str:
+    """Sex by turns, and ages in fives; every tenth is unknown."""
+    sexes = ["female", "male"] * (len(numbers) // 2 + 1)
+    frame = pd.DataFrame({"image_id": [f"{number:03d}" for number in numbers]})
+    frame["sex"] = sexes[: len(numbers)]
+    frame["age"] = [str(20 + 5 * (n % 15)) if n % 10 else "unknown" for n in numbers]
+    frame.to_csv(path, index=False)
+    return str(path)
+
+
+def test_subgroups_are_written(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    plain = evaluate(request(scores, labels))[0]
+    metadata = write_metadata(tmp_path / "metadata.csv", list(range(28)))
+    asked = request(scores, labels, metadata=metadata, by=("sex", "age"))
+    content, markdown, _ = evaluate(asked)
+    by_group = content.pop("subgroups")
+    assert content == plain
+    written = json.loads((scores / "_evaluation" / "evaluation.json").read_text())
+    assert written["subgroups"] == by_group
+    assert by_group["images_without_metadata"] == 2
+    groups = by_group["columns"]["sex"]["groups"]
+    assert {name: one["n"] for name, one in groups.items()} == {
+        "female": 14,
+        "male": 14,
+        "unknown": 2,
+    }
+    assert groups["female"]["classes"]["melanoma"]["positives"] == 5  # 0, 6, 12, 18 and 24
+    ages = by_group["columns"]["age"]["groups"]
+    assert [*ages] == [f"{age} to {age + 9}" for age in range(20, 100, 10)] + ["unknown"]
+    assert ages["unknown"]["n"] == 5
+    assert sum(one["n"] for one in ages.values()) == 30
+    assert by_group["decisions"]["nevus"] == "p_nevus >= 0.5"
+    assert "| male | melanoma | 5 of 14 (few) |" in markdown
+
+
+def test_flags_decide_in_subgroups(scores: Path, tmp_path: Path) -> None:
+    for name in ("part-a.parquet", "part-b.parquet"):
+        table = pq.read_table(scores / name)
+        flags = pa.array([True, None] * (len(table) // 2), pa.bool_())
+        index = table.schema.get_field_index("flag_melanoma")
+        pq.write_table(table.set_column(index, "flag_melanoma", flags), scores / name)
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    metadata = write_metadata(tmp_path / "metadata.csv", list(range(30)))
+    content = evaluate(request(scores, labels, metadata=metadata, by=("sex",)))[0]["subgroups"]
+    assert content["decisions"] == {
+        "melanoma": "flag_melanoma",
+        "seborrheic_keratosis": "p_seborrheic_keratosis >= 0.5",
+        "nevus": "p_nevus >= 0.5",
+    }
+    sensitivities = [
+        one["classes"]["melanoma"]["sensitivity"]["fraction"]
+        for one in content["columns"]["sex"]["groups"].values()
+    ]
+    assert sensitivities == [1.0, 0.0]  # every other image is flagged
+
+
+def test_one_table_can_have_labels_and_metadata(scores: Path, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"file": [f"{number:03d}" for number in range(30)]})
+    frame["dx"] = [CLASSES[number % 3] for number in range(30)]
+    frame["site"] = ["back", "arm"] * 15
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    table = f"{tmp_path}/table.csv"
+    asked = request(scores, table, id_column="file", metadata=table, by=("site",))
+    groups = evaluate(asked)[0]["subgroups"]["columns"]["site"]["groups"]
+    assert [*groups] == ["arm", "back"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"by": ("sex",)}, "--by: its columns are those of a table; name the table as --metadata"),
+        ({"metadata": "metadata.csv"}, "--metadata: name its columns"),
+        ({"metadata": "metadata.csv", "by": ("gender",)}, "has no column 'gender'; check --by"),
+        ({"metadata": "nothing.csv", "by": ("sex",)}, "--metadata: nothing.csv: no such file"),
+        ({"submission": "submission"}, "--submission: submission should be a .csv file"),
+    ],
+)
+def test_bad_metadata_and_submissions_are_refused(
+    scores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    write_metadata(tmp_path / "metadata.csv", list(range(30)))
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluate(request(scores, labels, **changes))
+    assert not (scores / "_evaluation").exists()
+
+
+def test_a_submission_is_of_the_labeled_images(
+    scores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = write_labels(tmp_path / "labels.csv", [*range(12), 900])
+    evaluate(request(scores, labels, submission=f"{tmp_path}/submission.csv"))
+    written = pd.read_csv(tmp_path / "submission.csv", dtype={"image": str})
+    assert written.columns.tolist() == ["image", "melanoma", "seborrheic_keratosis"]
+    assert written["image"].tolist() == [f"{number:03d}" for number in range(12)]
+    rows = pd.read_parquet(scores).sort_values("image_id")[:12]
+    assert written["melanoma"].to_numpy(np.float32).tolist() == rows["p_melanoma"].tolist()
+    assert "--submission: 1 of the 13 labeled images" in caplog.text
+
+
+def test_a_submission_that_cannot_be_written_leaves_nothing(scores: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labels.csv", list(range(30)))
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(InputError, match="cannot write to"):
+        evaluate(request(scores, labels, submission=f"{tmp_path}/folder.csv"))
+    assert not (scores / "_evaluation").exists()
 
 
 def test_importing_evaluation_is_cheap() -> None:

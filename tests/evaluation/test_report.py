@@ -27,6 +27,7 @@ from lesioncam.schema import scores_schema
 from lesioncam.storage import uris
 from lesioncam.storage.results import Results
 from lesioncam.storage.store import StoreError
+from lesioncam.vision.metrics import with_interval
 from tests.conftest import CLASSES
 from tests.evaluation.test_evaluate import score_rows, write_labels
 from tests.messy import lesion
@@ -534,6 +535,51 @@ def test_labels_add_figures_and_mistakes(
     assert text.count('aria-label="Calibration of ') == 3
 
 
+def test_subgroups_are_shown(
+    tmp_path: Path,
+    rows: pd.DataFrame,
+    no_pictures: None,
+    no_plots: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lesioncam.evaluation.subgroups.SMALL", 5)
+    scores = write(tmp_path / "scores", with_flags(rows))
+    labels = write_labels(tmp_path / "labels.csv", list(range(54)))
+    metadata = tmp_path / "metadata.csv"
+    sites = pd.DataFrame({"image_id": rows["image_id"][:50], "site": [HOSTILE, "arm"] * 25})
+    sites.to_csv(metadata, index=False)
+    made = lesioncam.report(scores, labels=labels, metadata=metadata, by=["site"])
+    found = made["report"]["labeled"]["subgroups"]
+    same = lesioncam.evaluate(scores, labels, metadata=metadata, by=["site"])["metrics"]
+    assert found == same["subgroups"]
+    page = Page(Path(made["output"], HTML_FILE).read_text())
+    assert (page.tags["script"], page.tags["img"]) == (1, 0)
+    text = " ".join(page.text.split())
+    assert "an image is positive by flag_melanoma , p_seborrheic_keratosis >= 0.5 , p_nevus" in text
+    assert "4 images have no row in the metadata; they are unknown ." in text
+    between = found["columns"]["site"]["largest_difference"]["mean_auc"]
+    assert f"difference in mean AUC: {with_interval(between, 'difference')}, " in text
+    arm = found["columns"]["site"]["groups"]["arm"]["classes"]["melanoma"]
+    cells = [
+        f"{arm['positives']} of 25",
+        with_interval(arm),
+        *(with_interval(arm[name], "fraction") for name in ("sensitivity", "specificity")),
+        with_interval(arm["calibration_error"], "error"),
+    ]
+    assert f"arm melanoma {' '.join(cells)} " in text
+    assert f"{HOSTILE} melanoma" in text
+    assert "unknown melanoma 1 of 4 (few)" in text
+
+
+def test_without_metadata_there_are_no_subgroups(
+    scores: str, tmp_path: Path, no_pictures: None, no_plots: None
+) -> None:
+    labels = write_labels(tmp_path / "labels.csv", list(range(54)))
+    made = lesioncam.report(scores, labels=labels)
+    assert made["report"]["labeled"]["subgroups"] is None
+    assert "Subgroups" not in Path(made["output"], HTML_FILE).read_text()
+
+
 def test_undefined_figures_are_said(
     scores: str, tmp_path: Path, no_pictures: None, no_plots: None
 ) -> None:
@@ -590,6 +636,10 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert "lesioncam: --gallery is 1001; it should be from 0 to 1000" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"^scores: no Parquet in"):
         lesioncam.report(tmp_path / "nothing")
+    assert main(["report", "--scores", scores, "--metadata", "m.csv", "--by", "sex"]) == 2
+    assert "--metadata: groups are compared with labels; name them as" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"^by is 'sex'; it should be a list of names"):
+        lesioncam.report(scores, metadata="m.csv", by="sex")
     labels = write_labels(tmp_path / "labels.csv", [900])
     with pytest.raises(InputError, match=r"^labels: none of its 1 ids is an image_id"):
         lesioncam.report(scores, labels=labels)
