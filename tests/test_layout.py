@@ -76,6 +76,7 @@ def test_vision_imports_neither_ray_nor_storage_libraries() -> None:
         ("lesioncam.evaluation.evaluate", {"torch", "ray"}),
         ("lesioncam.evaluation.report", {"torch", "ray"}),
         ("lesioncam.downloads", {"torch", "ray", "pandas"}),
+        ("lesioncam.evaluation.drift", {"torch", "ray", "scipy"}),
         ("lesioncam.cluster", {"torch"}),
         ("lesioncam.scoring.pipeline", {"torch", "ray"}),
         ("lesioncam.scoring.stream", {"torch"}),
