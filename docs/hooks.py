@@ -6,6 +6,8 @@ A page asks for generated text with an HTML comment on a line of its own:
     <!-- settings: TrainSettings --> the fields of a settings class
     <!-- columns -->                 adds each column's type to the table that follows
     <!-- error kinds -->             checks the table that follows
+    <!-- notebook: examples/x.ipynb --> the cells of a notebook; also replaces the next line, which
+                                     links to it for readers on GitHub
     <!-- include: CHANGELOG.md -->   another Markdown file of the repository; also replaces the
                                      next line, which links to it for readers on GitHub
 
@@ -15,6 +17,7 @@ and where an included file links to nothing.
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -41,7 +44,7 @@ PAGES = {
     "cluster/monitoring/README.md": "monitoring.md",
 }
 
-_MARKER = re.compile(r"^<!-- (help|settings|include): (.+) -->$(?:\n\[.+$)?", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- (help|settings|notebook|include): (.+) -->$(?:\n\[.+$)?", re.MULTILINE)
 _TABLE = re.compile(r"^<!-- (columns|error kinds) -->\n\n((?:\|.*\n)+)", re.MULTILINE)
 _SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 _COMMAND = re.compile(
@@ -58,7 +61,12 @@ def on_pre_build(**_: Any) -> None:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the comments of one page; called by MkDocs."""
     markdown = _TABLE.sub(lambda found: _checked_table(found[1], found[2]), markdown)
-    generators = {"help": verb_help, "settings": settings_table, "include": included}
+    generators = {
+        "help": verb_help,
+        "settings": settings_table,
+        "notebook": notebook,
+        "include": included,
+    }
     markdown = _MARKER.sub(lambda found: generators[found[1]](found[2]), markdown)
     check_commands(markdown)
     return markdown
@@ -102,6 +110,14 @@ def settings_table(name: str) -> str:
         values = ", ".join(settings.BACKBONES) if field == "backbone" else _values(known)
         lines.append(f"| `{field}` | {default} | {values} | {meaning} |")
     return "\n".join(lines)
+
+
+def notebook(path: str) -> str:
+    """The cells of a notebook, as a page of `docs/guide`: text, and code without its output."""
+    cells = json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"]
+    texts = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    blocks = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in texts]
+    return "\n\n".join(blocks).replace("](../docs/", "](../")
 
 
 def included(path: str) -> str:
