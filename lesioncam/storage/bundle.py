@@ -25,6 +25,7 @@ BUNDLE_FILE = "bundle.json"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
+EVENTS_FOLDER = "tensorboard"
 STAGES = ("stage1", "stage2")
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
@@ -14,18 +14,17 @@ from pyarrow.fs import FileSelector
 from lesioncam.errors import InputError, RunFailedError
 from lesioncam.storage.uris import open_store
 from lesioncam.training.failures import MAX_FAILURES, FailurePolicy, stage_error
-from lesioncam.training.metrics_file import MetricsFile
 from lesioncam.training.progress import EpochReport, stage_name
 from lesioncam.training.stage import StageJob, StageState, read_state, train_stage
 
 
-def fit(job: StageJob, checkpoint_dir: str, metrics_file: MetricsFile) -> StageState:
+def fit(job: StageJob, checkpoint_dir: str, record: Callable[[EpochReport], None]) -> StageState:
     """Run one stage on Ray Train.
 
     Args:
         job: the stage; one with the same fingerprint resumes from its last checkpoint.
         checkpoint_dir: where checkpoints go.
-        metrics_file: gets the metrics of every epoch.
+        record: takes the metrics of every epoch.
 
     Raises:
         RunFailedError: workers failed too often, another run has the bundle's lease, or a GPU has
@@ -57,7 +56,7 @@ def fit(job: StageJob, checkpoint_dir: str, metrics_file: MetricsFile) -> StageS
         ),
     )
     try:
-        with board.logged(job.stage, metrics_file.update), _own_interrupts():
+        with board.logged(job.stage, record), _own_interrupts():
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise stage_error(job.stage, error) from error
@@ -67,7 +66,7 @@ def fit(job: StageJob, checkpoint_dir: str, metrics_file: MetricsFile) -> StageS
         )
     state = read_state(result.checkpoint)
     # The last epoch's report may be lost with the board's node.
-    metrics_file.update(EpochReport(job.stage, job.epochs, state.history, seconds_remaining=0.0))
+    record(EpochReport(job.stage, job.epochs, state.history, seconds_remaining=0.0))
     if state.diverged:
         setting = "learning_rate" if job.stage == "stage1" else "stage2_learning_rate"
         raise InputError(

@@ -28,8 +28,12 @@ from lesioncam.training.card import model_card
 from lesioncam.training.dataset import Dataset, make_dataset
 from lesioncam.training.fit import fit, remove_checkpoints
 from lesioncam.training.initial import initial_network
-from lesioncam.training.metrics_file import MetricsFile
-from lesioncam.training.outcome import evaluate, training_facts, with_calibration
+from lesioncam.training.outcome import (
+    evaluate,
+    recipe_facts,
+    training_facts,
+    with_calibration,
+)
 from lesioncam.training.predict import Stage1Predictions, classify_all, localize_all, measure_ranges
 from lesioncam.training.progress import ProgressBoard
 from lesioncam.training.source import (
@@ -44,6 +48,7 @@ from lesioncam.training.source import (
 )
 from lesioncam.training.stage import Setup, StageState
 from lesioncam.training.stage_jobs import stage1_job, stage2_job
+from lesioncam.training.tracking import Tracking
 from lesioncam.training.workers import Workers, check_workers, plan_workers
 from lesioncam.vision.ranges import RANGE_IMAGES, evenly_spaced
 
@@ -115,9 +120,13 @@ def train(request: TrainRequest) -> dict[str, Any]:
     with connected():
         try:
             workers = plan_workers(request.workers, request.gpu)
-            with Lease(open_store(request.bundle), new_run_id(), "--bundle") as lease:
+            bundle = open_store(request.bundle)
+            with (
+                Lease(bundle, new_run_id(), "--bundle") as lease,
+                Tracking(bundle.uri, recipe_facts(request.settings)) as tracking,
+            ):
                 refuse_finished(request.bundle)  # by a run that had the lease until now
-                return _run(request, inputs, model, initial, workers, lease)
+                return _run(request, inputs, model, initial, workers, lease, tracking)
         except (ray.exceptions.RayError, StoreError, OSError) as error:
             failure = as_run_error(error)
             if failure is None:
@@ -132,6 +141,7 @@ def _run(
     initial: Mapping[str, Tensor],
     workers: Workers,
     lease: Lease,
+    tracking: Tracking,
 ) -> dict[str, Any]:
     """The steps that need the cluster and the bundle's lease."""
     settings, labels = request.settings, inputs.labels
@@ -143,15 +153,17 @@ def _run(
     check_workers(workers.count, min(settings.batch_size, int((~dataset.held_out).sum())))
 
     targets = tuple(labels.classes.index(name) for name in labels.target_classes)
-    board, metrics_file = ProgressBoard.create(), MetricsFile(bundle)
+    board = ProgressBoard.create()
     setup = Setup(settings, model, targets, workers, board, bundle, lease.run_id)
-    stage1 = fit(stage1_job(setup, dataset, initial), checkpoints, metrics_file)
+    job = stage1_job(setup, dataset, initial)
+    tracking.begin(job.fingerprint)
+    stage1 = fit(job, checkpoints, tracking.update)
 
     located = localize_all(dataset.canvases, model, stage1.best, workers)
 
     crop_boxes = located.crop_boxes[: len(dataset.images)]
     job = stage2_job(setup, dataset, initial, stage1.best, crop_boxes)
-    stage2 = fit(job, checkpoints, metrics_file)
+    stage2 = fit(job, checkpoints, tracking.update)
 
     rows = np.concatenate([dataset.held_out_rows, dataset.validation_rows])
     stage2_probabilities = np.zeros_like(located.probabilities)
@@ -177,6 +189,7 @@ def _run(
         quantization=quantization,
     )
     digest = save(trained, bundle, checkpoints)
+    tracking.finish(digest, metrics)
     return {"model": digest, "bundle": bundle, "metrics": metrics}
 
 

@@ -101,6 +101,14 @@ def _localization(dataset: Dataset, stage1: Stage1Predictions, canvas_size: int)
     )
 
 
+def recipe_facts(settings: TrainSettings) -> dict[str, Any]:
+    """The settings, without the path of the weights."""
+    recipe = asdict(settings)
+    if recipe["weights"] is not None:
+        recipe["weights"] = Path(recipe["weights"]).name
+    return recipe
+
+
 def training_facts(
     dataset: Dataset,
     source: Source,
@@ -118,11 +126,8 @@ def training_facts(
     masks, trained_on = dataset.lesion_masks, ~dataset.held_out
     # An empty mask, and one without weight in the loss, trains nothing.
     used = trained_on & (masks.weights > 0) & masks.grid.any(axis=(1, 2))
-    recipe = asdict(settings)
-    if recipe["weights"] is not None:
-        recipe["weights"] = Path(recipe["weights"]).name
     return {
-        "settings": recipe,
+        "settings": recipe_facts(settings),
         "target_classes": list(labels.target_classes),
         "training_images": counts(trained_on),
         "held_out_images": counts(dataset.held_out),

@@ -151,6 +151,15 @@ def figures(report: EpochReport) -> dict[str, float | None]:
     }
 
 
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What can be drawn of metrics: the finite numbers, without that of the epoch."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if name != "epoch" and isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
 def line(report: EpochReport) -> str:
     """One line for a report: its last epoch's metrics, or which checkpoint is resumed."""
     stage = stage_name(report.stage)

@@ -76,6 +76,8 @@ def test_one_command_writes_a_bundle_with_metrics_and_facts(
     ]
     assert (metrics["waited_seconds"] <= metrics["seconds"]).all()
     assert metrics["prepared_seconds"].between(0, metrics["seconds"], inclusive="neither").all()
+    events = [len(list(folder.glob(f"tensorboard/{stage}/*"))) for stage in ("stage1", "stage2")]
+    assert events == [2, 1]  # a file an epoch
 
 
 def test_a_finished_bundle_is_refused(
@@ -93,7 +95,7 @@ def test_two_workers_train_on_the_same_batches_as_one(
     )
     hold_lease(tmp_path / "model", setup.run_id)
     job = stage1_job(setup, prepared.dataset, prepared.initial)
-    two = fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle))
+    two = fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle).update)
     first = change(load_bundle(str(trained[0])).stage1, prepared.initial)
     assert (change(two.best, prepared.initial) - first).norm() < 0.2 * first.norm()
     for name, tolerance in (("loss", 0.02), ("mean_auc", 0.1)):  # each evaluated half the images
@@ -121,7 +123,7 @@ def test_a_loss_that_is_not_a_number_is_bad_input(prepared: Prepared, tmp_path: 
     job = stage1_job(setup, prepared.dataset, nan)
     message = "stage 1 diverged: the loss of epoch 1 is not a number; set a lower learning_rate"
     with pytest.raises(InputError, match=message):
-        fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle))
+        fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle).update)
 
 
 def test_a_run_without_the_lease_writes_no_checkpoint(
@@ -131,7 +133,7 @@ def test_a_run_without_the_lease_writes_no_checkpoint(
     hold_lease(tmp_path / "model", "another run")
     job = stage1_job(setup, prepared.dataset, prepared.initial)
     with pytest.raises(RunFailedError, match=r"stage 1 failed: run .* no longer holds "):
-        fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle))
+        fit(job, f"{tmp_path}/checkpoints", MetricsFile(setup.bundle).update)
     assert "worker 0 failed" not in caplog.text  # it is not retried
     assert not list(tmp_path.glob("checkpoints/stage1-*/checkpoint*/*"))
     assert json.loads((tmp_path / "model" / LEASE_FILE).read_text())["run_id"] == "another run"
