@@ -88,7 +88,7 @@ class Collection:
             return np.asarray(fractions / fractions.sum())
 
         def of_risk(logit: float) -> np.ndarray:
-            return logit * np.eye(len(self.classes))[risk]
+            return np.asarray(logit * np.eye(len(self.classes))[risk])
 
         nothing = of_risk(0)
         return [
