@@ -62,12 +62,10 @@ def failed_rows(run: str, **kinds: str) -> pd.DataFrame:
                        error="it ends early", model="model", run_id=run)  # fmt: skip
 
 
-def write_output(folder: Path, rows: pd.DataFrame, *, flags: bool) -> None:
+def write_output(folder: Path, rows: pd.DataFrame) -> None:
     schema = scores_schema(CLASSES)
     columns = rows.reindex(columns=schema.names).astype(object)
     table = pa.Table.from_pandas(columns, schema, preserve_index=False)
-    if flags:
-        table = table.append_column("flag_melanoma", pa.array(rows["flag_melanoma"], pa.bool_()))
     results = Results(str(folder))
     results.write_part("part-0.parquet", table)
     for run in rows["run_id"].unique():
@@ -114,7 +112,7 @@ def rows() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def folder(rows: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("morning")
-    write_output(folder / "scores", rows, flags=False)
+    write_output(folder / "scores", rows)
     (folder / "hospital.csv").write_text(HOSPITAL)
     return folder
 
@@ -159,7 +157,7 @@ def test_flagged_images_are_the_suspicious_ones(
     folder: Path, rows: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flagged = rows.assign(flag_melanoma=(rows["p_melanoma"] > 0.5).where(rows["status"] == "ok"))
-    write_output(tmp_path / "scores", flagged, flags=True)
+    write_output(tmp_path / "scores", flagged)
     (tmp_path / "hospital.csv").write_text(HOSPITAL)
     found = run_notebook(tmp_path, capsys).names["suspicious"]
     expected = rows[(rows["run_id"] == LAST) & (rows["p_melanoma"] > 0.5)]
@@ -170,8 +168,8 @@ def test_flagged_images_are_the_suspicious_ones(
 def test_the_first_run_has_nothing_to_compare_with(
     rows: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_run = rows[(rows["run_id"] == FIRST)].assign(flag_melanoma=None)
-    write_output(tmp_path / "scores", one_run, flags=True)  # no operating point: null
+    one_run = rows[rows["run_id"] == FIRST]
+    write_output(tmp_path / "scores", one_run)
     (tmp_path / "scores" / "_SUCCESS").unlink()
     (tmp_path / "scores" / "_lesioncam" / "runs" / FIRST / "summary.json").unlink()
     (tmp_path / "hospital.csv").write_text(HOSPITAL)
