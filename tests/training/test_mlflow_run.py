@@ -1,6 +1,7 @@
 """MLflow: what a run has after a training, read back from a local store."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def test_a_training_is_a_run(client: Any, tmp_path: Path) -> None:
     assert steps(client, run, "held_out.final.a_b.n") == [(0, 9)]
     assert "stage1.mean_auc" not in run.data.metrics  # undefined
     assert str(tmp_path) not in str(run.data.to_dictionary())
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"  # jobs log JSON lines
 
 
 @pytest.mark.parametrize(
