@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from lesioncam.settings import CropRule, ModelSettings, TrainSettings
 from lesioncam.storage.bundle import Bundle, load_bundle
 from lesioncam.storage.labels import read_labels
 from lesioncam.training.job import TrainRequest, train
-from lesioncam.training.metrics_file import MetricsFile
 from lesioncam.training.progress import EpochReport
 from lesioncam.training.stage import StageJob, StageState
 
@@ -68,11 +68,13 @@ def test_its_figures_are_of_the_images_that_training_held_out(
     weights = load_bundle(f"{tmp_path}/other").stage1  # whose probabilities differ by image
     facts = ("mean_auc", "images_per_second", "seconds", "waited_seconds", "prepared_seconds")
 
-    def fit(job: StageJob, checkpoint_dir: str, metrics_file: MetricsFile) -> StageState:
+    def fit(
+        job: StageJob, checkpoint_dir: str, record: Callable[[EpochReport], None]
+    ) -> StageState:
         held_out.append(ray.get(job.examples).held_out.copy())
         epoch = {"epoch": 1, "size": 96, "loss": 1.0, **dict.fromkeys(facts, 0.5)}
         history = [{**epoch, "held_out_seconds": 0.5}]
-        metrics_file.update(EpochReport(job.stage, 1, history, 0.0))
+        record(EpochReport(job.stage, 1, history, 0.0))
         return StageState(epoch=1, best=dict(weights), best_epoch=1, history=history)
 
     monkeypatch.setattr("lesioncam.training.job.fit", fit)
