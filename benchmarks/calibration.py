@@ -1,7 +1,7 @@
 r"""Calibration and operating points of a recipe, on the folds of its cross-validation.
 
     python -m benchmarks.calibration --folds docs/cross-validation \
-        --labels isic/train.csv --collection-column collection
+        --labels isic/train-collections.csv --collection-column collection
 
 Both are fitted to the predictions of four folds and applied to the fifth, as to images that were
 not seen. With `--collection-column` only images of collections that have all classes count: in the
@@ -19,7 +19,7 @@ from benchmarks.predictions import of_complete_collections, read_folds
 from lesioncam.columns import DEFAULT_REST_CLASS, STAGES, risk_class
 from lesioncam.evaluation.curves import at_flag
 from lesioncam.evaluation.evaluate import stage_probabilities
-from lesioncam.settings import CropRule, ModelSettings
+from lesioncam.settings import DEFAULT_SENSITIVITY, CropRule, ModelSettings
 from lesioncam.storage.labels import LabelColumns, Labels, read_labels
 from lesioncam.vision.classifier import combine, mean_of_stages
 from lesioncam.vision.metrics import (
@@ -124,7 +124,9 @@ def main() -> None:
     parser.add_argument("--labels", required=True)
     parser.add_argument("--collection-column", help="where an image comes from, as for train")
     parser.add_argument("--rest-class", default=DEFAULT_REST_CLASS)
-    parser.add_argument("--sensitivity", type=float, default=0.95, help="wanted of flags (0.95)")
+    parser.add_argument(
+        "--sensitivity", type=float, default=DEFAULT_SENSITIVITY, help="wanted of flags (0.95)"
+    )
     flags = parser.parse_args()
     columns = LabelColumns(collection=flags.collection_column)
     labels = read_labels(flags.labels, flags.rest_class, columns=columns)

@@ -1,7 +1,7 @@
 r"""Two runs on the same images: their mean AUCs, stage by stage, and the paired difference.
 
     python -m benchmarks.compare --one OUTPUT --other docs/cross-validation \
-        --labels isic/train.csv --collection-column collection
+        --labels isic/train-collections.csv --collection-column collection
 
 `--one` and `--other` are outputs of `benchmarks.headline`, or both of `benchmarks.crossvalidate`. A
 set or fold that only one of them has is named and not compared, nor is one whose images differ, as

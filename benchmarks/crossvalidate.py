@@ -101,6 +101,7 @@ def record_recipe(
         InputError: it holds folds of another recipe, or of other images.
     """
     recipe = {**asdict(settings), "weights": Path(settings.weights or "").name}
+    del recipe["flag_classes"], recipe["flag_sensitivity"]  # which change no probability
     given = {"images": images, "masks": masks, "collections": collections}
     text = json.dumps({**recipe, **given}, indent=2) + "\n"
     path = output / "recipe.json"
@@ -240,14 +241,8 @@ def main() -> None:
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = read_settings(flags)
-    labels, reported = (
-        read_labels(
-            flags.labels,
-            settings.rest_class,
-            columns=LabelColumns(group=flags.group_column, collection=column),
-        )
-        for column in (flags.collection_column, flags.by or flags.collection_column)
-    )
+    columns = LabelColumns(group=flags.group_column, collection=flags.by or flags.collection_column)
+    labels = read_labels(flags.labels, settings.rest_class, columns=columns)
     forms = None
     if flags.forms is not None:
         forms = pd.read_csv(flags.forms, dtype=str).set_index("image_id")["form"]
@@ -257,7 +252,7 @@ def main() -> None:
         if flags.leave_out is None:
             folds = assign_folds(images["label"].to_numpy(), images["group"].to_numpy())
         else:
-            folds = leave_out(images, reported, flags.leave_out.split(","))
+            folds = leave_out(images, labels, flags.leave_out.split(","))
             digest += f" {flags.leave_out}"
         images["fold"] = folds
         recipe = record_recipe(
@@ -267,9 +262,10 @@ def main() -> None:
             masks=flags.masks is not None,
             collections=flags.collection_column is not None,
         )
+        known = labels if flags.collection_column else replace(labels, collections=None)
         for fold in chosen:
-            run_fold(fold, images, labels, settings, flags, Path(flags.work, recipe, f"fold{fold}"))
-    print(summarize(reported, flags.output, forms, flags.masks))
+            run_fold(fold, images, known, settings, flags, Path(flags.work, recipe, f"fold{fold}"))
+    print(summarize(labels, flags.output, forms, flags.masks))
 
 
 if __name__ == "__main__":

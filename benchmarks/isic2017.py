@@ -9,10 +9,10 @@ form instead of the lesion. Here every class has the same fraction of its traini
 form. Copies of one picture have the same form, because they are recognized by their pixels.
 Training images that show the same picture as a validation image are not used.
 
-Writes `train/` and `masks/` (each image's in its own form), `train.csv` with a column `collection`
-made from the images' numbers, `forms.csv` (the form of each training image); `val/` and `val.csv`,
-all validation images in the first form, of which there are no masks; and `val-512/` with
-`masks-512/`, those that have the second form.
+Writes `train/` and `masks/` (each image's in its own form), `train.csv`, `train-collections.csv`
+(the same with a column `collection`, made from the images' numbers), `forms.csv` (the form of each
+training image); `val/` and `val.csv`, all validation images in the first form, of which there are
+no masks; and `val-512/` with `masks-512/`, those that have the second form.
 """
 
 import argparse
@@ -85,7 +85,8 @@ def lay_out(source: Path, output: Path) -> pd.Series:
     forms = forms.drop([labels.ids[index] for index in copies])
     truth = pd.read_csv(output / "train.csv", dtype=str).set_index("image_id")
     truth = truth.loc[forms.index]
-    truth.assign(collection=collections_of(truth.index)).to_csv(output / "train.csv")
+    truth.to_csv(output / "train.csv")
+    truth.assign(collection=collections_of(truth.index)).to_csv(output / "train-collections.csv")
     for form in FORMS:
         names = list(forms.index[forms == form])
         _copy(source / f"images_{form}" / "train", output / "train", names, ".jpg")

@@ -171,8 +171,8 @@ def train(
         checkpoint_dir: where to write checkpoints; None for `<bundle>-checkpoints`.
 
     Returns:
-        `bundle`, the model's URI; `model`, its digest; and `metrics`, by set of images (`held_out`,
-        `validation`) and stage.
+        `bundle`, the model's URI; `model`, its digest; `metrics`, by set of images (`held_out`,
+        `validation`) and stage; and `operating_points`, as `bundle.json` has them.
 
     Raises:
         lesioncam.errors.InputError: bad images, labels, settings or weights; a finished bundle is
@@ -351,9 +351,9 @@ def calibrate(
         scores: the `output` of `score` with it, of images that it was not trained on.
         labels: as for `train`.
         output: where to write the bundle; must not hold one yet.
-        sensitivity: class -> the sensitivity that its flags have on these images; without it and
-            `specificity`, what the bundle's flags were chosen for, and if it has none, 0.95 for
-            melanoma or malignant.
+        sensitivity: class -> the sensitivity that its flags have on these images. For classes that
+            neither it nor `specificity` names, what the bundle's flags were chosen for, and if it
+            has none, 0.95 for melanoma or malignant.
         specificity: class -> likewise; not of a class in `sensitivity`.
         rest_class: as for `evaluate`.
         id_column: as for `train`.

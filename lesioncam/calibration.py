@@ -19,17 +19,14 @@ from lesioncam.evaluation.evaluate import (
     read_labels_of,
     stage_probabilities,
 )
-from lesioncam.settings import ModelSettings
+from lesioncam.settings import DEFAULT_SENSITIVITY, ModelSettings
 from lesioncam.storage.bundle import bundle_exists, copy_curves, read_bundle, save_bundle
 from lesioncam.storage.labels import LabelColumns
 from lesioncam.storage.lease import refuse_other_run
 from lesioncam.storage.results import Results
 from lesioncam.storage.uris import open_store
 from lesioncam.training.card import model_card
-from lesioncam.vision.operating_points import Wanted, recalibrate
-
-_SENSITIVITY = 0.95  # of the class that people look for first, where nothing is wanted
-_FEW = 20  # images of a class, below which a threshold can be far off on others
+from lesioncam.vision.operating_points import Wanted, concerns, recalibrate
 
 log = logging.getLogger("lesioncam")
 
@@ -44,8 +41,9 @@ class CalibrateRequest:
         labels: a table of labels.
         output: where the bundle goes; must not hold one yet.
         rest_class: the class of label rows with no 1.
-        wanted: class -> what its operating point is chosen for; empty for what the bundle's were
-            chosen for, or where it has none, a sensitivity of 0.95 for melanoma or malignant.
+        wanted: class -> what its operating point is chosen for. Of other classes it is what the
+            bundle's were chosen for, or where it has none, a sensitivity of 0.95 for melanoma or
+            malignant.
         id_column: of the labels, as `LabelColumns.image_id`.
         class_column: likewise, as `LabelColumns.class_name`.
     """
@@ -77,7 +75,7 @@ def calibrate(request: CalibrateRequest) -> dict[str, Any]:
     target = open_store(request.output)
     refuse_other_run(target, "--output")
     files = read_bundle(request.bundle)
-    wanted = request.wanted or _present(files.settings)
+    wanted = {**_default_wanted(files.settings), **request.wanted}
     for name in wanted:
         if name not in files.settings.classes:
             raise InputError(
@@ -89,11 +87,14 @@ def calibrate(request: CalibrateRequest) -> dict[str, Any]:
     settings = recalibrate(
         files.settings, stage1, stage2, truth, np.ones(stage1.shape, bool), wanted, "labeled images"
     )
+    for line in concerns(settings, wanted):
+        log.warning("--labels: %s", line)
     bundle = files.load()
     training = {**bundle.training, "calibrated": {"model": files.digest, "images": len(truth)}}
     bundle = replace(bundle, settings=settings, training=training)
+    card = model_card(bundle)
     copy_curves(open_store(request.bundle), target)
-    digest = save_bundle(bundle, request.output, model_card(bundle))
+    digest = save_bundle(bundle, request.output, card)
     return {
         "bundle": request.output,
         "model": digest,
@@ -102,13 +103,12 @@ def calibrate(request: CalibrateRequest) -> dict[str, Any]:
     }
 
 
-def _present(settings: ModelSettings) -> dict[str, Wanted]:
+def _default_wanted(settings: ModelSettings) -> dict[str, Wanted]:
     """What the bundle's operating points were chosen for, or the default where it has none."""
-    present: dict[str, Wanted] = {
-        point.name: (point.criterion, point.wanted) for point in settings.operating_points
-    }
+    if settings.operating_points:
+        return {point.name: (point.criterion, point.wanted) for point in settings.operating_points}
     name = risk_class(settings.classes)
-    return present or ({} if name is None else {name: ("sensitivity", _SENSITIVITY)})
+    return {} if name is None else {name: ("sensitivity", DEFAULT_SENSITIVITY)}
 
 
 def _read_scores(
@@ -124,16 +124,19 @@ def _read_scores(
         raise InputError(f"--scores: {request.scores} has other classes than the bundle")
     columns = LabelColumns(request.id_column, request.class_column)
     labels = read_labels_of(request.labels, request.rest_class, columns, classes)
-    rows, _ = read_labeled(results, labels, classes, ["model"])
+    rows, counts = read_labeled(results, labels, classes, ["model"])
     if set(rows["model"]) != {model}:
         raise InputError(
             f"--scores: {request.scores} was not scored with --bundle; score the images with it"
         )
     truth = rows["label"].to_numpy()
-    for name, count in zip(classes, np.bincount(truth, minlength=len(classes)), strict=True):
+    of_class = dict(zip(classes, np.bincount(truth, minlength=len(classes)).tolist(), strict=True))
+    for name, count in of_class.items():
         if not count:
             raise InputError(f"--labels: no scored image is of class {name}; add some")
-        if count < _FEW:
-            log.warning("--labels: %d images of %s; its threshold can be far off", count, name)
+    log.info("%s", ", ".join(f"{count:,} {name}" for name, count in of_class.items()))
+    for name in ("images_without_label", "labels_without_image", "failed_images"):
+        if counts[name]:
+            log.info("not used: %s %s", f"{counts[name]:,}", name.replace("_", " "))
     stages = stage_probabilities(rows, classes)
     return stages["stage1"], stages["stage2"], truth

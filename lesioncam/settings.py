@@ -155,6 +155,7 @@ class Calibration:
     source: str
 
 
+DEFAULT_SENSITIVITY = 0.95  # of flags for the class that people look for first
 Criterion = Literal["sensitivity", "specificity"]
 
 
@@ -352,7 +353,7 @@ class TrainSettings:
     canvas_scale: Annotated[float, Field(ge=1, le=2)] = 2.0
     stage2_weight: Fraction = 0.5
     flag_classes: tuple[str, ...] | None = None
-    flag_sensitivity: Between0And1 = 0.95
+    flag_sensitivity: Between0And1 = DEFAULT_SENSITIVITY
     test_time_rotation: bool = False
     rest_class: str = DEFAULT_REST_CLASS
     seed: NonNegativeInt = 0

@@ -257,8 +257,9 @@ def _calibrate_flags(parser: Parser) -> None:
         "--sensitivity",
         type=class_fractions,
         metavar="CLASS=F[,CLASS=F]",
-        help="flag images of a class at the highest threshold with this sensitivity (default: what "
-        "the model's flags were chosen for; if it has none, melanoma=0.95 or malignant=0.95)",
+        help="flag images of a class at the highest threshold with this sensitivity (default for "
+        "classes that are not named: what the model's flags were chosen for; if it has none, "
+        "melanoma=0.95 or malignant=0.95)",
     )
     optional.add_argument(
         "--specificity",
@@ -402,6 +403,7 @@ def _train(flags: Flags) -> int:
             for stage in ("stage1", "stage2", "final")
         )
         print_result(f"{name.replace('_', '-')} images: mean AUC {means}")
+    _print_points(trained["operating_points"])
     print_result(f"bundle: {trained['bundle']} (model {trained['model'][:12]})")
     return 0
 
@@ -469,11 +471,7 @@ def _calibrate(flags: Flags) -> int:
 
     done = calibrate(**flags)
     print_result(f"calibrated on {done['images']:,} images")
-    for point in done["operating_points"]:
-        print_result(
-            f"flag_{point['name']}: from p_{point['name']} {point['threshold']:.4f} on; "
-            f"sensitivity {point['sensitivity']:.3f}, specificity {point['specificity']:.3f}"
-        )
+    _print_points(done["operating_points"])
     print_result(f"bundle: {done['bundle']} (model {done['model'][:12]})")
     return 0
 
@@ -588,6 +586,15 @@ VERBS = {
         _download,
     ),
 }
+
+
+def _print_points(points: list[dict[str, Any]]) -> None:
+    for point in points:
+        print_result(
+            f"flag_{point['name']}: from p_{point['name']} {point['threshold']:.3g} on; "
+            f"sensitivity {point['sensitivity']:.3f}, specificity {point['specificity']:.3f} on "
+            f"the {point['source']}"
+        )
 
 
 def _shown(figure: float | None) -> str:

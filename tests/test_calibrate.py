@@ -13,12 +13,13 @@ import pytest
 
 import lesioncam
 from lesioncam.cli import main
-from lesioncam.columns import probability_columns
+from lesioncam.columns import STAGES, probability_columns
 from lesioncam.errors import InputError
 from lesioncam.schema import scores_schema
 from lesioncam.storage.bundle import load_bundle, read_bundle, save_bundle
 from lesioncam.storage.lease import LEASE_FILE
 from lesioncam.storage.results import Results
+from lesioncam.vision.metrics import evaluate_stages
 from tests.conftest import CLASSES
 from tests.training.small import FACTS, hold_lease
 
@@ -29,7 +30,14 @@ COUNT = 90
 def trained_uri(bundle_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The tiny bundle with the facts that a training leaves."""
     uri = str(tmp_path_factory.mktemp("bundle") / "trained")
-    save_bundle(replace(load_bundle(bundle_uri), training=FACTS), uri, "# A tiny bundle\n")
+    probabilities = np.eye(3)[[0, 0, 1, 2]]
+    figures = evaluate_stages(
+        dict.fromkeys(STAGES, probabilities), np.array([0, 1, 1, 2]), CLASSES, CLASSES[:2]
+    )
+    for name in CLASSES:
+        del figures["final"][name]["calibration_error"]  # as of an earlier version
+    bundle = replace(load_bundle(bundle_uri), training=FACTS, metrics={"held_out": figures})
+    save_bundle(bundle, uri, "# A tiny bundle\n")
     return uri
 
 
@@ -83,7 +91,8 @@ def test_a_bundle_gets_calibration_and_the_default_operating_point(
     assert point.sensitivity >= 0.95
     assert done["operating_points"][0]["threshold"] == point.threshold
     assert after.load().training["calibrated"] == {"model": before.digest, "images": COUNT}
-    assert "the results above were measured without it" in after.card
+    assert "The results above are those of the training" in after.card
+    assert "| melanoma | 1.000 | 0.667 | not measured |" in after.card
 
 
 def test_thresholds_are_chosen_for_what_is_wanted_and_again_for_the_same(
@@ -95,20 +104,34 @@ def test_thresholds_are_chosen_for_what_is_wanted_and_again_for_the_same(
     again = write_scores(tmp_path / "again", done["model"])
     repeated = lesioncam.calibrate(first, again, labels, second)
     assert repeated["operating_points"] == done["operating_points"]
-    found = {
+    assert wanted_of(done) == {"melanoma": ("sensitivity", 0.8), "nevus": ("specificity", 0.7)}
+    assert all(point[point["criterion"]] >= point["wanted"] for point in done["operating_points"])
+
+
+def wanted_of(done: dict[str, Any]) -> dict[str, tuple[str, float]]:
+    return {
         point["name"]: (point["criterion"], point["wanted"]) for point in done["operating_points"]
     }
-    assert found == {"melanoma": ("sensitivity", 0.8), "nevus": ("specificity", 0.7)}
-    assert all(point[point["criterion"]] >= point["wanted"] for point in done["operating_points"])
+
+
+def test_a_class_that_is_not_named_keeps_its_threshold(
+    trained_uri: str, labels: Path, scores: Path, tmp_path: Path
+) -> None:
+    done = lesioncam.calibrate(
+        trained_uri, scores, labels, tmp_path / "out", sensitivity={"nevus": 0.9}
+    )
+    assert wanted_of(done) == {"melanoma": ("sensitivity", 0.95), "nevus": ("sensitivity", 0.9)}
 
 
 def test_few_images_of_a_class_are_reported(
     trained_uri: str, scores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = write_labels(tmp_path / "few.csv", range(30))
-    with caplog.at_level(logging.WARNING, "lesioncam"):
+    with caplog.at_level(logging.INFO, "lesioncam"):
         assert lesioncam.calibrate(trained_uri, scores, few, tmp_path / "out")["images"] == 30
-    assert "labels: 10 images of melanoma; its threshold can be far off" in caplog.text
+    assert "10 melanoma, 10 seborrheic_keratosis, 10 nevus" in caplog.text
+    assert f"not used: {COUNT - 30} images without label" in caplog.text
+    assert "the threshold for melanoma was chosen on 10 images of it and 20 others" in caplog.text
 
 
 def test_the_verb_prints_the_thresholds(
@@ -127,8 +150,8 @@ def test_the_verb_prints_the_thresholds(
     assert printed[0] == f"calibrated on {COUNT} images"
     for line, point in zip(printed[1:3], settings.operating_points, strict=True):
         assert line == (
-            f"flag_{point.name}: from p_{point.name} {point.threshold:.4f} on; sensitivity "
-            f"{point.sensitivity:.3f}, specificity {point.specificity:.3f}"
+            f"flag_{point.name}: from p_{point.name} {point.threshold:.3g} on; sensitivity "
+            f"{point.sensitivity:.3f}, specificity {point.specificity:.3f} on the labeled images"
         )
 
 

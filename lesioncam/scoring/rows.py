@@ -106,7 +106,7 @@ def flag_arrays(final: np.ndarray, settings: ModelSettings) -> dict[str, pa.Arra
     Null for a class without an operating point.
     """
     return {
-        flag_column(name): pa.array(final[:, k] >= settings.thresholds[name])
+        flag_column(name): pa.array(final[:, k].astype(np.float64) >= settings.thresholds[name])
         if name in settings.thresholds
         else pa.nulls(len(final), pa.bool_())
         for k, name in enumerate(settings.classes)

@@ -100,11 +100,11 @@ def _calibration(settings: ModelSettings, facts: Mapping[str, Any]) -> list[str]
             "### Calibration",
             "",
             f"Final probabilities are calibrated on {found.images:,} {found.source}: temperature "
-            f"{found.temperature:.2f}, biases {biases}."
-            + (
-                " It was derived after the training: the results above were measured without it."
-                * ("calibrated" in facts)
-            ),
+            f"{found.temperature:.2f}, biases {biases}.",
+            "The results above are those of the training, before it was calibrated anew."
+            if "calibrated" in facts
+            else "Calibration and thresholds were fitted to the held-out images: how they hold on "
+            "others, results on validation images show.",
         ]
     if settings.operating_points:
         lines += [
@@ -117,7 +117,7 @@ def _calibration(settings: ModelSettings, facts: Mapping[str, Any]) -> list[str]
             "|---|---|---|---|---|---|",
         ]
     lines += [
-        f"| {point.name} | {point.threshold:.4f} | {point.criterion} {point.wanted:g} "
+        f"| {point.name} | {point.threshold:.3g} | {point.criterion} {point.wanted:g} "
         f"| {point.sensitivity:.3f} | {point.specificity:.3f} "
         f"| {point.positives:,} of {point.positives + point.negatives:,} {point.source} |"
         for point in settings.operating_points
@@ -158,6 +158,7 @@ def _recipe(bundle: Bundle) -> list[str]:
         if settings.test_time_rotation
         else ""
     )
+    calibrated = "" if settings.calibration is None else "the calibrated mean, "
     return [
         "## Recipe",
         "",
@@ -165,7 +166,7 @@ def _recipe(bundle: Bundle) -> list[str]:
         f"crops from a canvas of {settings.canvas_size} x {settings.canvas_size}. Crop rule: "
         f"{crop.map} map, threshold {crop.threshold}, padding {crop.padding}, smallest side "
         f"{crop.smallest} of the canvas. Stage 2 sees the box with {crop.context} of the canvas "
-        "around it. Final probabilities: the calibrated mean, "
+        f"around it. Final probabilities: {calibrated}"
         f"{1 - settings.stage2_weight:g} x stage 1 + {settings.stage2_weight:g} x stage 2. "
         f"{rotation}Best epochs: "
         f"{facts['stage1']['best_epoch']} of {facts['settings']['stage1_epochs']} in stage 1, "

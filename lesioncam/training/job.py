@@ -7,7 +7,7 @@ quantize -> bundle
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,12 @@ def _run(
     )
     digest = save(trained, bundle, checkpoints)
     tracking.finish(digest, metrics)
-    return {"model": digest, "bundle": bundle, "metrics": metrics}
+    return {
+        "model": digest,
+        "bundle": bundle,
+        "metrics": metrics,
+        "operating_points": [asdict(point) for point in model.operating_points],
+    }
 
 
 def quantize(

@@ -1,5 +1,6 @@
 """Outcome: the figures both stages reach, and the facts of their training, for the bundle."""
 
+import logging
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,8 +19,10 @@ from lesioncam.training.source import Source, flag_classes
 from lesioncam.training.stage import StageState
 from lesioncam.vision.classifier import combine
 from lesioncam.vision.metrics import Figures, evaluate_stages
-from lesioncam.vision.operating_points import Wanted, recalibrate
+from lesioncam.vision.operating_points import Wanted, concerns, recalibrate
 from lesioncam.vision.overlap import compare, mean_overlap
+
+log = logging.getLogger("lesioncam")
 
 
 def evaluate(
@@ -81,7 +84,7 @@ def with_calibration(
     rows = dataset.held_out_rows
     sensitivity: Wanted = ("sensitivity", settings.flag_sensitivity)
     wanted = dict.fromkeys(flag_classes(settings, labels), sensitivity)
-    return recalibrate(
+    model = recalibrate(
         model,
         stage1.probabilities[rows],
         stage2[rows],
@@ -90,6 +93,9 @@ def with_calibration(
         wanted,
         "held-out training images",
     )
+    for line in concerns(model, wanted):
+        log.warning("%s", line)
+    return model
 
 
 def _localization(dataset: Dataset, stage1: Stage1Predictions, canvas_size: int) -> dict[str, Any]:

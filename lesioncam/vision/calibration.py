@@ -48,7 +48,8 @@ def fit_calibration(
 
     fitted = minimize(loss, np.zeros(1 + probabilities.shape[1]), method="BFGS").x
     biases = tuple(round(float(bias), 6) for bias in fitted[1:])
-    return Calibration(round(math.exp(fitted[0]), 6), biases, len(labels), source)
+    said = int((known_classes.sum(axis=1) > 1).sum())  # images of one possible class say nothing
+    return Calibration(round(math.exp(fitted[0]), 6), biases, max(1, said), source)
 
 
 def _scale(probabilities: Tensor, temperature: float, biases: Tensor) -> Tensor:

@@ -166,7 +166,8 @@ def decision_table(figures: Figures) -> list[str]:
     for name, entry in figures["final"].items():
         if "sensitivity" in entry:
             cells = [format_figure(entry[key]) for key in ("sensitivity", "specificity")]
-            cells.append(with_interval(entry["calibration_error"], "error"))
+            error = entry.get("calibration_error")  # bundles of earlier versions have none
+            cells.append("not measured" if error is None else with_interval(error, "error"))
             rows.append(f"| {name} | {' | '.join(cells)} |")
     return [
         f"Final probabilities: at a threshold of {DECISION:g}, and how far they are from the "
@@ -181,7 +182,7 @@ def decision_table(figures: Figures) -> list[str]:
 def equal_mass_bins(probabilities: np.ndarray) -> list[np.ndarray]:
     """The images of ten bins of as many images each, by (n,) probabilities; lowest bin first."""
     order = np.argsort(probabilities, kind="stable")
-    return np.array_split(order, max(1, min(CALIBRATION_BINS, len(order))))
+    return np.array_split(order, min(CALIBRATION_BINS, len(order)))
 
 
 def calibration_error(probabilities: np.ndarray, positive: np.ndarray, seed: int = 0) -> Figures:

@@ -4,7 +4,7 @@ Shapes: `n` images, `K` classes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from lesioncam.settings import Criterion, ModelSettings, OperatingPoint
 from lesioncam.vision.calibration import fit_calibration
 from lesioncam.vision.classifier import combine, mean_of_stages
+
+_FEW = 20  # images of a class, or of the others, below which a threshold is unsure
 
 Wanted = tuple[Criterion, float]  # sensitivity or specificity, and how much of it
 
@@ -69,7 +71,7 @@ def choose_operating_points(
     points = []
     for k, name in enumerate(classes):
         rows = known_classes[:, k]
-        scores, positive = probabilities[rows, k], labels[rows] == k
+        scores, positive = probabilities[rows, k].astype(np.float64), labels[rows] == k
         if name not in wanted or positive.all() or not positive.any():
             continue
         criterion, fraction = wanted[name]
@@ -89,6 +91,23 @@ def choose_operating_points(
             )
         )
     return tuple(points)
+
+
+def concerns(settings: ModelSettings, wanted: Mapping[str, Wanted]) -> Iterator[str]:
+    """What to say of thresholds that could not be chosen well, a line each."""
+    points = {point.name: point for point in settings.operating_points}
+    for name in wanted:
+        if name not in points:
+            yield f"no threshold for {name}: it takes images of it, and images of other classes"
+            continue
+        point = points[name]
+        if min(point.positives, point.negatives) < _FEW:
+            yield (
+                f"the threshold for {name} was chosen on {point.positives:,} images of it and "
+                f"{point.negatives:,} others; on other images it can be far off"
+            )
+        if getattr(point, point.criterion) < point.wanted:
+            yield f"no threshold for {name} has a {point.criterion} of {point.wanted:g}"
 
 
 def _threshold(

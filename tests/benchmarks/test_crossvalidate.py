@@ -1,5 +1,6 @@
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from PIL import Image
 
 from benchmarks import crossvalidate
-from benchmarks.crossvalidate import FOLDS, assign_folds, record_recipe, summarize
+from benchmarks.crossvalidate import FOLDS, assign_folds, leave_out, record_recipe, summarize
 from benchmarks.predictions import OVERLAP
 from lesioncam.errors import InputError
 from lesioncam.settings import TrainSettings
-from lesioncam.storage.labels import Labels, read_labels
+from lesioncam.storage.labels import LabelColumns, Labels, read_labels
 
 
 @pytest.fixture
@@ -138,3 +139,40 @@ def test_the_summary_is_of_all_folds_in_the_output(labels: Labels, tmp_path: Pat
         assert f"\n| {part} | {' | '.join(['0.250'] * 5)} |" in text
     with pytest.raises(InputError, match=r"--output: .*/empty has no folds"):
         summarize(labels, tmp_path / "empty", None, None)
+
+
+def test_a_fold_can_be_a_collection(labels: Labels, tmp_path: Path) -> None:
+    (tmp_path / "collections.csv").write_text(
+        "image_id,melanoma,clinic\nA,1,north\nB,0,south\nC,0,east\nD,1,south\n"
+    )
+    columns = LabelColumns(collection="clinic")
+    known = read_labels(f"{tmp_path}/collections.csv", "nevus", columns=columns)
+    images = pd.DataFrame({"image_id": ["B", "A", "D", "C"]})
+    assert leave_out(images, known, ["south", "north"]).tolist() == [0, 1, 0, -1]
+    with pytest.raises(InputError, match="--leave-out: no image is of collection 'west'"):
+        leave_out(images, known, ["west"])
+
+
+def test_collections_are_summarized_without_training_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "labels.csv", tmp_path / "folds"
+    names, clinics = [f"I{number}" for number in range(12)], ["a"] * 4 + ["b"] * 8
+    melanoma = [0] * 4 + [0, 1] * 4  # clinic a has none
+    table = pd.DataFrame({"image_id": names, "melanoma": melanoma, "clinic": clinics})
+    table.to_csv(path, index=False)
+    write_recipe(tmp_path, TrainSettings())
+    output.mkdir()
+    (tmp_path / "recipe.json").rename(output / "recipe.json")
+    rows = pd.DataFrame({"image_id": names})
+    rows["label"] = np.where(melanoma, "melanoma", "nevus")
+    for prefix in ("stage1_p_", "stage2_p_", "p_"):
+        rows[f"{prefix}melanoma"], rows[f"{prefix}nevus"] = melanoma, 1 - np.array(melanoma)
+    rows.to_csv(output / "fold0.csv", index=False)
+    flags = ["--images", "images", "--labels", f"{path}", "--output", f"{output}"]
+    monkeypatch.setattr(sys, "argv", ["crossvalidate", *flags, "--by", "clinic"])
+    crossvalidate.main()
+    text = capsys.readouterr().out
+    assert "| all that have all classes | 8 | 1.000" in text
+    assert "| a | 4 | undefined" in text
+    assert "| b | 8 | 1.000" in text

@@ -1,11 +1,14 @@
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
-from benchmarks.isic2017 import draw_forms, lay_out
+from benchmarks.isic2017 import collections_of, draw_forms, lay_out, main
+from lesioncam.storage.labels import LabelColumns, read_labels
 
 CLASSES = ("melanoma", "seborrheic_keratosis", "nevus")
 
@@ -88,3 +91,25 @@ def test_every_image_is_there_once_with_the_mask_of_its_form(tmp_path: Path) -> 
     assert widths == [256, 512]
     assert (output / "masks-512" / "val00.png").read_text() == "512 val00"
     assert len(pd.read_csv(output / "val.csv")) == 3
+
+
+def test_labels_are_read_with_and_without_collections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.mkdir()
+    write_source(source)
+    monkeypatch.setattr(sys, "argv", ["isic2017", "--source", f"{source}", "--output", f"{output}"])
+    main()
+    assert "melanoma" in capsys.readouterr().out
+    assert len(read_labels(f"{output}/train.csv", "nevus").ids) == 30
+    columns = LabelColumns(collection="collection")
+    labels = read_labels(f"{output}/train-collections.csv", "nevus", columns=columns)
+    assert labels.collections == ("to 999",) * 30  # train00 to train29
+
+
+def test_collections_are_ranges_of_numbers() -> None:
+    names = pd.Index([f"ISIC_{number:07d}" for number in (0, 999, 1000, 12_000, 13_499, 13_500)])
+    assert collections_of(names).tolist() == [
+        *("to 999", "to 999", "to 11999", "to 13499", "to 13499", "from 13500")
+    ]

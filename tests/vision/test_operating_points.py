@@ -8,7 +8,11 @@ import torch
 
 from lesioncam.settings import Criterion, ModelSettings
 from lesioncam.vision.classifier import combine
-from lesioncam.vision.operating_points import choose_operating_points, recalibrate
+from lesioncam.vision.operating_points import (
+    choose_operating_points,
+    concerns,
+    recalibrate,
+)
 
 CLASSES = ("malignant", "benign")
 SCORES = [0.9, 0.8, 0.5, 0.3, 0.7, 0.4, 0.2, 0.1]  # of four malignant and four benign images
@@ -72,6 +76,39 @@ def test_a_class_without_positives_or_negatives_has_none(label: int) -> None:
     assert not choose_operating_points(
         two_columns(SCORES), labels, known, wanted, CLASSES, "a test"
     )
+
+
+def test_what_could_not_be_chosen_well_is_said(model_settings: ModelSettings) -> None:
+    random = np.random.default_rng(0)
+    labels = np.array([0] * 5 + [1] * 40)
+    stages = random.dirichlet([1, 1, 1], (2, 45))
+    wanted: dict[str, tuple[Criterion, float]] = {
+        "melanoma": ("sensitivity", 0.95),
+        "seborrheic_keratosis": ("sensitivity", 0.9),
+        "nevus": ("sensitivity", 0.9),
+    }
+    known = np.ones((45, 3), bool)
+    found = recalibrate(model_settings, stages[0], stages[1], labels, known, wanted, "a test")
+    assert list(concerns(found, wanted)) == [
+        "the threshold for melanoma was chosen on 5 images of it and 40 others; on other images "
+        "it can be far off",
+        "the threshold for seborrheic_keratosis was chosen on 40 images of it and 5 others; on "
+        "other images it can be far off",
+        "no threshold for nevus: it takes images of it, and images of other classes",
+    ]
+
+
+def test_a_specificity_that_no_threshold_has_is_said(model_settings: ModelSettings) -> None:
+    certain = np.tile([1.0, 0.0, 0.0], (60, 1))
+    labels, known = np.arange(60) % 2, np.ones((60, 3), bool)
+    wanted: dict[str, tuple[Criterion, float]] = {"melanoma": ("specificity", 0.9)}
+    (point,) = choose_operating_points(
+        certain, labels, known, wanted, model_settings.classes, "a test"
+    )
+    settings = replace(model_settings, operating_points=(point,))
+    assert list(concerns(settings, wanted)) == [
+        "no threshold for melanoma has a specificity of 0.9"
+    ]
 
 
 def test_thresholds_are_of_calibrated_probabilities(model_settings: ModelSettings) -> None:
