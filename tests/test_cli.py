@@ -178,7 +178,7 @@ def test_flags_override_the_config(here: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def train(**flags: Any) -> dict[str, Any]:
         calls.append(flags)
-        return {"bundle": "b", "model": "0" * 64, "metrics": {}}
+        return {"bundle": "b", "model": "0" * 64, "metrics": {}, "operating_points": []}
 
     monkeypatch.setattr(api, "train", train)
     given = ("--config", "recipe.toml", "--backbone", "tiny", "--epochs", "3,2", "--no-gpu")

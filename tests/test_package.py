@@ -26,5 +26,6 @@ def test_the_wheel_holds_the_library_alone(tmp_path: Path) -> None:
     files = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(source)) for path in (source / "lesioncam").rglob("*.py")}
     own = {name for name in files if ".dist-info/" not in name}
-    page = {f"lesioncam/evaluation/page_files/report.{kind}" for kind in ("css", "html", "js")}
+    names = ("report.css", "report.html", "report.js", "subgroups.html")
+    page = {f"lesioncam/evaluation/page_files/{name}" for name in names}
     assert own == modules | page | {"lesioncam/py.typed"}
