@@ -99,7 +99,10 @@ def table(results: Iterable[Result]) -> str:
 
 def _cells(results: Sequence[Result]) -> str:
     codes = Counter(result.exit_code for result in results)
-    shown = ", ".join(f"{code} ({count} times)" for code, count in sorted(codes.items()))
+    shown = ", ".join(
+        f"{code} ({'once' if count == 1 else f'{count} times'})"
+        for code, count in sorted(codes.items())
+    )
     if incomplete := sum(not result.complete for result in results):
         shown += f"; {incomplete} never complete"
     sums = [sum(getattr(one, name) for one in results) for name in _DIFFERENCES]
