@@ -105,9 +105,10 @@ def flag_arrays(final: np.ndarray, settings: ModelSettings) -> dict[str, pa.Arra
 
     Null for a class without an operating point.
     """
+    thresholds = settings.thresholds
     return {
-        flag_column(name): pa.array(final[:, k].astype(np.float64) >= settings.thresholds[name])
-        if name in settings.thresholds
+        flag_column(name): pa.array(final[:, k].astype(np.float64) >= thresholds[name])
+        if name in thresholds
         else pa.nulls(len(final), pa.bool_())
         for k, name in enumerate(settings.classes)
     }
